@@ -1,0 +1,60 @@
+# Two commands do everything: `make demo` trains and evaluates on the starter world, `make test` checks the project.
+# Each sets up a virtual environment in .venv the first time, and again only when pyproject.toml changes.
+
+VENV ?= .venv
+PY := $(VENV)/bin/python
+# A Python of your choice: make demo PYTHON=/path/to/python3
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean
+
+help:
+	@echo "make demo    set up, then train and evaluate on the embedded starter world (Swahili, LilT)"
+	@echo "make test    set up, then run every check: format, lint, types, imports, tests with coverage"
+	@echo "make lint    the checks without the tests"
+	@echo "make format  put the code into the project's format"
+	@echo "make clean   remove the virtual environment and caches (runs and results stay)"
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/polyalign train --lang sw --strategy lilt
+
+test: lint
+	$(PY) -m pytest --cov --cov-report=term
+
+lint: $(VENV)/.installed-dev
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* dist build
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
+	@echo "Installing polyalign and what it needs (with PyTorch about 6 GB; some minutes the first time) ..."
+	$(PY) -m pip install --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/pip
+	@echo "Installing polyalign and the developers' tools (with PyTorch about 6 GB; some minutes the first time) ..."
+	$(PY) -m pip install --disable-pip-version-check --editable '.[dev]'
+	@touch $@ $(VENV)/.installed
+
+# pip comes last when a virtual environment is made, so that one broken off half-way is made again.
+# A candidate is run, not only looked up: a version manager's stand-in may exist and yet refuse to start.
+$(VENV)/bin/pip:
+	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python); do \
+	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	        echo "Making $(VENV) with $$("$$python" --version)"; \
+	        "$$python" -m venv $(VENV) && exit 0; \
+	        echo "$$python cannot make a virtual environment (on Debian and Ubuntu: apt install python3-venv)" >&2; \
+	        exit 1; \
+	    fi; \
+	done; \
+	echo "polyalign needs Python 3.11 or newer, and none was found." >&2; \
+	echo "Install one, or name it: make demo PYTHON=/path/to/python3" >&2; \
+	exit 1
