@@ -1,0 +1,1 @@
+"""One file an evaluator: what is measured of an aligner."""

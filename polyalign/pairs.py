@@ -1,0 +1,138 @@
+"""Images, captions and which belong together: the one form that every source gives and everything else takes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+Origin = Literal["human", "machine", "generated"]
+Split = Literal["train", "dev", "test"]
+
+
+class ImageRef(Protocol):
+    """Something that can be opened as an image, any number of times, with the same result."""
+
+    def open(self) -> Image.Image:
+        """Decode the image to RGB."""
+        ...
+
+    def key(self) -> str:
+        """Name the content for caches: equal keys mean equal pixels."""
+        ...
+
+
+@runtime_checkable
+class EncodedImage(ImageRef, Protocol):
+    """An image decoded from bytes: it can be missing or corrupt, and a small version of it costs less."""
+
+    def open_small(self, px: int) -> Image.Image:
+        """Decode to RGB at the smallest scale that the format offers with sides of at least ``px``."""
+        ...
+
+
+def decode(source: Path | BinaryIO, px: int | None = None) -> Image.Image:
+    """Decode to RGB, turned as its EXIF orientation says; with ``px`` as ``EncodedImage.open_small``.
+
+    Only JPEG has smaller scales. All of the file is read in any case, so that a truncated one is an error.
+    """
+    with Image.open(source) as image:
+        if px is not None:
+            image.draft(None, (px, px))
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+
+def open_small(image: ImageRef, px: int) -> Image.Image:
+    """Decode with sides of at least ``px`` if the image has them, as cheaply as can be."""
+    return image.open_small(px) if isinstance(image, EncodedImage) else image.open()
+
+
+@dataclass(frozen=True)
+class FileImage:
+    """An image in a file."""
+
+    path: Path
+
+    def open(self) -> Image.Image:
+        """Decode the file to RGB, turned as its EXIF orientation says."""
+        return decode(self.path)
+
+    def open_small(self, px: int) -> Image.Image:
+        """Decode at a reduced scale, see ``EncodedImage``."""
+        return decode(self.path, px)
+
+    def key(self) -> str:
+        """Name the file by its path, size and time of change."""
+        stat = self.path.stat()
+        return f"{self.path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """Images and their captions in one language, for training or as a retrieval gallery.
+
+    ``image_of[c]`` is the index of caption ``c``'s image, so ``(images[image_of[c]], captions[c])`` is pair ``c``.
+    An image may have several captions; in a gallery every image has at least one.
+    ``image_ids`` are the dataset's own ids: two tables that share an id share the image.
+    """
+
+    name: str
+    lang: str
+    origin: Origin
+    image_ids: tuple[str, ...]
+    images: tuple[ImageRef, ...]
+    captions: tuple[str, ...]
+    image_of: npt.NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        """Check that the columns fit together; a mismatch is a bug of the source."""
+        if len(self.image_ids) != len(self.images):
+            raise ValueError(f"{len(self.image_ids)} ids for {len(self.images)} images")
+        if len(set(self.image_ids)) != len(self.image_ids):
+            raise ValueError("image ids repeat")
+        if len(self.captions) != len(self.image_of):
+            raise ValueError(f"{len(self.captions)} captions for {len(self.image_of)} image indices")
+        if len(self.image_of) and not (0 <= self.image_of.min() and self.image_of.max() < len(self.images)):
+            raise ValueError("image_of points outside the images")
+
+    def __len__(self) -> int:
+        """Count the pairs, which is to say the captions."""
+        return len(self.captions)
+
+    def take_pairs(self, pairs: Sequence[int] | npt.NDArray[np.int64]) -> PairTable:
+        """Keep these captions in this order, and the images they need in their old order."""
+        index = np.asarray(pairs, dtype=np.int64)
+        kept = np.unique(self.image_of[index])
+        return replace(
+            self,
+            image_ids=tuple(self.image_ids[i] for i in kept),
+            images=tuple(self.images[i] for i in kept),
+            captions=tuple(self.captions[c] for c in index),
+            image_of=np.searchsorted(kept, self.image_of[index]),
+        )
+
+    def take_images(self, images: Sequence[int] | npt.NDArray[np.int64]) -> PairTable:
+        """Keep these images with all their captions."""
+        return self.take_pairs(np.flatnonzero(np.isin(self.image_of, np.asarray(images, dtype=np.int64))))
+
+    def without_images(self, ids: Iterable[str]) -> PairTable:
+        """Leave out these images with all their captions; ids that are not in the table are no matter."""
+        out = set(ids)
+        return self.take_images([i for i, image_id in enumerate(self.image_ids) if image_id not in out])
+
+    def without_empty_captions(self) -> PairTable:
+        """Leave out captions of white space alone, and images that have no others."""
+        return self.take_pairs([c for c, caption in enumerate(self.captions) if caption.strip()])
+
+    def caption_ranks(self) -> npt.NDArray[np.int64]:
+        """Give for every caption which of its image's captions it is, from 0: shape ``(C,)``."""
+        order = np.argsort(self.image_of, kind="stable")
+        grouped = self.image_of[order]
+        ranks = np.empty(len(order), dtype=np.int64)
+        ranks[order] = np.arange(len(order)) - np.searchsorted(grouped, grouped)
+        return ranks

@@ -1,0 +1,1 @@
+"""One file a source: where images and captions come from."""

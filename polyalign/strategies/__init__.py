@@ -1,0 +1,1 @@
+"""One file a strategy: what it inserts into the towers and what it trains."""

@@ -1,0 +1,1 @@
+"""Towers trained alone: any timm vision model, any Hugging Face text encoder."""
