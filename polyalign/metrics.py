@@ -1,0 +1,255 @@
+"""Retrieval metrics: ranks with pessimistic ties, hit rates at K, bootstrap intervals and paired tests.
+
+What the field calls recall@K is a hit rate: the share of queries with at least one right answer among the top K.
+Values are fractions of one; percent is for display. Embeddings are rows of unit length, so a score is a cosine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from polyalign.errors import UserError
+
+Floats = npt.NDArray[np.floating]
+Ints = npt.NDArray[np.int64]
+
+RECALL_AT = (1, 5, 10)
+"""The K of recall@K."""
+
+_SCORES_PER_BLOCK = 2**23
+_GRID_BITS = 25
+_MAX_SCORE = 8.0
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """How well each query found its answer.
+
+    ``rank`` (Q,) is the place of the best right key, 1 being first; ``tied`` (Q,) is true where a wrong key
+    scored exactly as high as that right key, and was therefore placed ahead of it.
+    """
+
+    rank: Ints
+    tied: npt.NDArray[np.bool_]
+
+
+def ranks(
+    queries: Floats, keys: Floats, query_image: Ints, key_image: Ints, *, block_rows: int | None = None
+) -> Ranked:
+    """Rank the best right key of each query by counting the wrong keys that score at least as high.
+
+    A key is right when it belongs to the query's image. Equal scores rank ahead of the right key, so a collapsed
+    model is last, not first. The result does not depend on ``block_rows`` or on the processor: embeddings are put on
+    a grid of 2**-25, on which float64 sums are exact in any order, and each score is rounded once to float32.
+
+    Args:
+        queries: (Q, D), rows of unit length.
+        keys: (K, D), rows of unit length.
+        query_image: (Q,) image index of each query.
+        key_image: (K,) image index of each key.
+        block_rows: queries scored at once; the default keeps a block near 100 MB whatever K is.
+
+    Raises:
+        UserError: an embedding is NaN or infinite.
+        ValueError: the shapes do not fit, rows are far from unit length, or a query has no right key.
+    """
+    _check_shapes(queries, keys, query_image, key_image)
+    on_grid = _to_grid(keys)
+    by_image = np.argsort(key_image, kind="stable")
+    sorted_images = key_image[by_image]
+    rank = np.empty(len(queries), dtype=np.int64)
+    tied = np.empty(len(queries), dtype=np.bool_)
+    step = block_rows or max(1, _SCORES_PER_BLOCK // len(keys))
+    for start in range(0, len(queries), step):
+        block = slice(start, start + step)
+        rows = _to_grid(queries[block])
+        first = np.searchsorted(sorted_images, query_image[block], side="left")
+        count = np.searchsorted(sorted_images, query_image[block], side="right") - first
+        best, at_best = _best_right(rows, on_grid, by_image, first, count)
+        scores = (rows @ on_grid.T).astype(np.float32)
+        above = np.count_nonzero(scores > best[:, None], axis=1)
+        equal = np.count_nonzero(scores == best[:, None], axis=1) - at_best
+        rank[block] = 1 + above + equal
+        tied[block] = equal > 0
+    return Ranked(rank, tied)
+
+
+def both_directions(image_emb: Floats, caption_emb: Floats, image_of: Ints) -> tuple[Ranked, Ranked]:
+    """Rank text-to-image (one query a caption) and image-to-text (one query an image), in this order.
+
+    Args:
+        image_emb: (I, D).
+        caption_emb: (C, D).
+        image_of: (C,) the image each caption belongs to; every image has a caption.
+    """
+    own = np.arange(len(image_emb), dtype=np.int64)
+    return ranks(caption_emb, image_emb, image_of, own), ranks(image_emb, caption_emb, own, image_of)
+
+
+def _best_right(rows: Floats, keys: Floats, by_image: Ints, first: Ints, count: Ints) -> tuple[Floats, Ints]:
+    """Give each row's best score (Q,) over its right keys, and how many right keys reach it (Q,)."""
+    if not count.all():
+        raise ValueError(f"{np.count_nonzero(count == 0)} queries have no right key")
+    starts = np.concatenate([[0], np.cumsum(count)[:-1]])
+    row_of = np.repeat(np.arange(len(rows)), count)
+    key_of = by_image[first[row_of] + np.arange(len(row_of)) - starts[row_of]]
+    scores = np.einsum("pd,pd->p", rows[row_of], keys[key_of]).astype(np.float32)
+    best = np.maximum.reduceat(scores, starts)
+    return best, np.add.reduceat((scores == best[row_of]).astype(np.int64), starts)
+
+
+def _to_grid(rows: Floats) -> npt.NDArray[np.float64]:
+    """Round to multiples of 2**-25: products are multiples of 2**-50, and sums of them up to 8 fit 53 bits."""
+    grid: npt.NDArray[np.float64] = np.ldexp(np.rint(np.ldexp(rows.astype(np.float64), _GRID_BITS)), -_GRID_BITS)
+    return grid
+
+
+def _check_shapes(queries: Floats, keys: Floats, query_image: Ints, key_image: Ints) -> None:
+    if queries.ndim != 2 or keys.ndim != 2 or queries.shape[1] != keys.shape[1]:
+        raise ValueError(f"embeddings of shapes {queries.shape} and {keys.shape} cannot be compared")
+    if len(queries) != len(query_image) or len(keys) != len(key_image):
+        raise ValueError("every embedding needs the index of its image")
+    if not len(queries) or not len(keys):
+        raise ValueError("there is nothing to rank")
+    longest = [float(np.linalg.norm(rows, axis=1).max()) for rows in (queries, keys)]
+    if not all(map(math.isfinite, longest)):
+        raise UserError("the embeddings hold NaN or infinity: the training diverged; lower the learning rate")
+    if longest[0] * longest[1] > _MAX_SCORE:
+        raise ValueError(f"embeddings must have unit length, these have up to {longest[0]:.3g} and {longest[1]:.3g}")
+
+
+def chance(captions_per_image: Ints) -> npt.NDArray[np.float64]:
+    """Give the expected hit rates (6,) of a random ordering, in the column order of ``Hits``.
+
+    Args:
+        captions_per_image: (I,) how many captions each image of the gallery has.
+    """
+    images, captions = len(captions_per_image), int(captions_per_image.sum())
+    text_to_image = [min(k, images) / images for k in RECALL_AT]
+    image_to_text = []
+    for k in RECALL_AT:
+        # P(no right caption in the top k) = prod_j (C - n - j) / (C - j), drawing without replacement.
+        places = np.arange(min(k, captions))
+        left = np.clip(captions - captions_per_image[:, None] - places, 0, None) / (captions - places)
+        image_to_text.append(1.0 - float(left.prod(axis=1).mean()))
+    return np.array(text_to_image + image_to_text)
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Hits gathered by image, the unit that is resampled: a caption belongs to its image.
+
+    ``hits`` and ``queries`` are (I, 6): columns text-to-image at 1, 5, 10, then image-to-text at 1, 5, 10.
+    """
+
+    hits: npt.NDArray[np.float64]
+    queries: npt.NDArray[np.float64]
+
+
+def gather_hits(text_to_image: Ints, image_to_text: Ints, image_of: Ints) -> Hits:
+    """Count hits by image.
+
+    Args:
+        text_to_image: (C,) rank of each caption's image.
+        image_to_text: (I,) rank of each image's best caption.
+        image_of: (C,) the image of each caption.
+    """
+    images = len(image_to_text)
+    captions = np.bincount(image_of, minlength=images)
+    columns = len(RECALL_AT)
+    hits, queries = np.ones((2, images, 2 * columns))
+    for column, k in enumerate(RECALL_AT):
+        hits[:, column] = np.bincount(image_of, weights=text_to_image <= k, minlength=images)
+        hits[:, columns + column] = image_to_text <= k
+    queries[:, :columns] = captions[:, None]
+    return Hits(hits, queries)
+
+
+def recalls(seeds: Sequence[Hits]) -> npt.NDArray[np.float64]:
+    """Give the six recalls and, last, their mean (mean recall), averaged over the seeds: (7,)."""
+    pooled = np.mean([run.hits.sum(axis=0) for run in seeds], axis=0)
+    return _with_mean(pooled / _same_queries(seeds).sum(axis=0))
+
+
+def resample(seeds: Sequence[Hits], *, resamples: int = 1000, seed: int = 0) -> npt.NDArray[np.float64]:
+    """Bootstrap the recalls over images, and over seeds where there are several: (R, 7), columns as ``recalls``.
+
+    Images and seeds are drawn independently (they are crossed: each seed answers for the same images). Two calls with
+    as many images and seeds and the same ``seed`` draw alike, so their difference is a paired bootstrap.
+
+    Args:
+        seeds: one ``Hits`` a training seed, all on the same gallery.
+        resamples: R.
+        seed: of the draws.
+    """
+    queries = _same_queries(seeds)
+    rng = np.random.default_rng(seed)
+    chosen = _draw(rng, resamples, len(seeds)) / len(seeds)
+    out = np.empty((resamples, queries.shape[1] + 1))
+    for rows, weights in _image_weights(rng, resamples, len(queries)):
+        # Sums of whole numbers, exact in any order: the same bits on every machine.
+        by_seed = np.stack([weights @ run.hits for run in seeds], axis=1)
+        pooled = np.einsum("rs,rsm->rm", chosen[rows], by_seed)
+        out[rows] = _with_mean(pooled / (weights @ queries))
+    return out
+
+
+def interval(samples: npt.NDArray[np.float64], confidence: float = 0.95) -> npt.NDArray[np.float64]:
+    """Give the percentile interval of each column of ``resample``: (2, M), low and high."""
+    tail = (1 - confidence) / 2
+    bounds: npt.NDArray[np.float64] = np.quantile(samples, [tail, 1 - tail], axis=0)
+    return bounds
+
+
+def paired_p_value(samples_a: npt.NDArray[np.float64], samples_b: npt.NDArray[np.float64]) -> float:
+    """Give the two-sided bootstrap p-value for A and B being equally good.
+
+    Args:
+        samples_a: (R,) one column of ``resample`` for A.
+        samples_b: (R,) the same column for B, of the same draws on the same gallery.
+    """
+    difference = samples_a - samples_b
+    tail = min(np.count_nonzero(difference <= 0), np.count_nonzero(difference >= 0))
+    return min(1.0, 2 * (1 + tail) / (1 + len(difference)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for several comparisons (Holm, 1979), in the order given."""
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for position, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - position) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def _with_mean(six: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.concatenate([six, six.mean(axis=-1, keepdims=True)], axis=-1)
+
+
+def _same_queries(seeds: Sequence[Hits]) -> npt.NDArray[np.float64]:
+    first = seeds[0].queries
+    if not all(np.array_equal(run.queries, first) for run in seeds):
+        raise ValueError("the runs were not tested on the same gallery")
+    return first
+
+
+def _draw(rng: np.random.Generator, resamples: int, items: int) -> npt.NDArray[np.float64]:
+    """Draw ``items`` of ``items`` with replacement and count how often each came: (R, items)."""
+    drawn = rng.integers(items, size=(resamples, items)) + np.arange(resamples)[:, None] * items
+    return np.bincount(drawn.ravel(), minlength=resamples * items).reshape(resamples, items).astype(np.float64)
+
+
+def _image_weights(
+    rng: np.random.Generator, resamples: int, images: int
+) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
+    """Draw image weights in blocks of resamples, so that memory does not grow with their number."""
+    step = max(1, _SCORES_PER_BLOCK // images)
+    for start in range(0, resamples, step):
+        rows = slice(start, min(start + step, resamples))
+        yield rows, _draw(rng, rows.stop - start, images)

@@ -1,0 +1,160 @@
+"""The records of results: what a run measured and everything needed to believe it, as JSON and back.
+
+Values are fractions of one, seconds and bytes. Records are made from these fields alone, so that tables can be
+drawn again, and runs tested against each other, long after the models are gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from polyalign import metrics
+from polyalign.errors import UserError
+from polyalign.lang import describe
+from polyalign.pairs import Origin
+
+DirectionName = Literal["text_to_image", "image_to_text"]
+_NUMBER_LIST = re.compile(r"\[\s*(-?\d[\d.eE+-]*(?:,\s*-?\d[\d.eE+-]*)*)\s*\]")
+
+
+class Record(BaseModel):
+    """A record that cannot change and takes no unknown field."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def save_json(self, path: Path) -> None:
+        """Write the record, readable and with one line a list of numbers; a reader never sees half a file."""
+        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+        text = _NUMBER_LIST.sub(lambda found: "[" + ", ".join(re.split(r",\s*", found[1].strip())) + "]", text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text + "\n")
+            Path(partial).replace(path)
+        except BaseException:
+            Path(partial).unlink(missing_ok=True)
+            raise
+
+    @classmethod
+    def load_json(cls, path: Path) -> Self:
+        """Read a record back.
+
+        Raises:
+            UserError: the file is missing, is not JSON or is not such a record; the message says where.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        except ValidationError as error:
+            raise UserError(f"{path} is not a {cls.__name__.lower()} result: {describe(error)}") from error
+
+
+class Score(Record):
+    """A value and its 95 % interval, as fractions."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Direction(Record):
+    """Retrieval in one direction.
+
+    ``recall`` is the hit rate at 1, 5 and 10. ``ties`` counts the queries whose right answer scored exactly like a
+    wrong one. ``ranks`` is the rank of each query's best right answer, in the order of the gallery.
+    """
+
+    direction: DirectionName
+    recall: dict[int, Score]
+    median_rank: float
+    mean_rank: float
+    queries: int
+    ties: int
+    ranks: tuple[int, ...]
+
+
+class Retrieval(Record):
+    """Retrieval in both directions over one gallery.
+
+    ``fingerprint`` names the gallery's image ids, captions and their order: two results with the same one answer the
+    same queries. ``image_of`` is the image of each caption. ``mean_recall`` is the mean of the six recalls.
+    """
+
+    gallery: str
+    lang: str
+    origin: Origin
+    fingerprint: str
+    images: int
+    captions: int
+    image_of: tuple[int, ...]
+    tie_rule: Literal["pessimistic"] = "pessimistic"
+    text_to_image: Direction
+    image_to_text: Direction
+    mean_recall: Score
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> Self:
+        if not self.captions == len(self.image_of) == len(self.text_to_image.ranks):
+            raise ValueError("the captions, their images and their ranks differ in number")
+        if self.images != len(self.image_to_text.ranks):
+            raise ValueError("the images and their ranks differ in number")
+        return self
+
+    def captions_per_image(self) -> npt.NDArray[np.int64]:
+        """Count the captions of each image (I,)."""
+        return np.bincount(np.array(self.image_of), minlength=self.images).astype(np.int64)
+
+    def hits(self) -> metrics.Hits:
+        """Gather the hits by image, to resample and to test against another run."""
+        return metrics.gather_hits(
+            np.array(self.text_to_image.ranks), np.array(self.image_to_text.ranks), np.array(self.image_of)
+        )
+
+    def chance(self) -> npt.NDArray[np.float64]:
+        """Give the six recalls (6,) that a random ordering of this gallery would have on average."""
+        return metrics.chance(self.captions_per_image())
+
+
+class Run(Record):
+    """One training run and its test.
+
+    ``recipe`` is the resolved recipe, from which the run can be repeated. ``untrained`` is the test of the same
+    towers with the projections as initialised. ``pairs`` and ``images`` are what the budget gave, ``pairs_seen`` counts
+    repeats. ``checkpoint_bytes`` is the size of what was saved.
+    """
+
+    schema_version: Literal[1] = 1
+    recipe: dict[str, Any]
+    lang: str
+    strategy: str
+    towers: Literal["both", "vision", "text"]
+    budget: str
+    seed: int
+    pairs: int
+    images: int
+    pairs_seen: int
+    steps: int
+    epochs: float
+    stopped_early: bool
+    trainable: int
+    total: int
+    seconds: float
+    peak_memory_bytes: int
+    checkpoint_bytes: int
+    device: str
+    threads: int
+    caption_origin: Origin
+    versions: dict[str, str]
+    untrained: Retrieval
+    test: tuple[Retrieval, ...]

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from polyalign.errors import UserError
+from polyalign.evaluators import retrieval
+from tests.unit.test_results import a_gallery, embeddings
+
+
+def test_score_says_everything() -> None:
+    gallery = a_gallery(np.array([1, 3, 2, 4]))
+    got = retrieval.score(*embeddings(gallery, noise=0.01), gallery)
+    assert (got.gallery, got.lang, got.origin, got.images, got.captions) == ("toy", "sw", "human", 4, 10)
+    assert got.image_of == (0, 1, 1, 1, 2, 2, 3, 3, 3, 3)
+    assert (got.text_to_image.queries, got.image_to_text.queries) == (10, 4)
+    assert got.mean_recall.value == 1.0
+    assert got.text_to_image.median_rank == got.image_to_text.mean_rank == 1.0
+    assert list(got.text_to_image.recall) == [1, 5, 10]
+
+
+def test_intervals_hold_their_values() -> None:
+    gallery = a_gallery(np.full(60, 2))
+    got = retrieval.score(*embeddings(gallery, noise=1.5), gallery)
+    for score in (*got.text_to_image.recall.values(), *got.image_to_text.recall.values(), got.mean_recall):
+        assert score.low <= score.value <= score.high
+    assert 0 < got.text_to_image.recall[1].low < got.text_to_image.recall[1].high < 1
+
+
+def test_captions_in_any_order_give_the_same_recall() -> None:
+    gallery = a_gallery(np.full(30, 3))
+    images, captions = embeddings(gallery, noise=1.5)
+    shuffled = np.random.default_rng(1).permutation(len(gallery))
+    other = replace(gallery, captions=tuple(gallery.captions[c] for c in shuffled), image_of=gallery.image_of[shuffled])
+    one, two = retrieval.score(images, captions, gallery), retrieval.score(images, captions[shuffled], other)
+    assert one.mean_recall == two.mean_recall
+    assert one.fingerprint != two.fingerprint
+
+
+def test_collapse_is_zero_and_every_query_tied() -> None:
+    gallery = a_gallery(np.full(40, 5))
+    got = retrieval.score(np.full((40, 16), 0.25), np.full((200, 16), 0.25), gallery)
+    assert got.mean_recall.value == got.mean_recall.high == 0.0
+    assert (got.text_to_image.ties, got.image_to_text.ties) == (200, 40)
+
+
+def test_an_empty_gallery_is_an_error() -> None:
+    with pytest.raises(UserError, match="no captions in"):
+        retrieval.check_gallery(a_gallery(np.array([0, 0])))
+
+
+def test_an_image_without_caption_is_named() -> None:
+    with pytest.raises(UserError, match=r'1 images .* "img2" is the first'):
+        retrieval.check_gallery(a_gallery(np.array([1, 2, 0])))
+
+
+def test_fingerprint_changes_with_any_part() -> None:
+    gallery = a_gallery(np.array([2, 1]))
+    others = [
+        replace(gallery, image_ids=("img0", "other")),
+        replace(gallery, captions=(*gallery.captions[:2], "other")),
+        replace(gallery, image_of=np.array([0, 1, 1])),
+        replace(gallery, captions=("neno 0\0neno 1", *gallery.captions[1:])),
+    ]
+    prints = {retrieval.fingerprint(g) for g in (gallery, *others)}
+    assert len(prints) == 5
+    assert retrieval.fingerprint(a_gallery(np.array([2, 1]))) in prints

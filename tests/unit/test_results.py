@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyalign.errors import UserError
+from polyalign.evaluators import retrieval
+from polyalign.pairs import FileImage, PairTable
+from polyalign.results import Retrieval, Run, Score
+
+
+def a_gallery(captions: np.ndarray) -> PairTable:
+    ids = tuple(f"img{i}" for i in range(len(captions)))
+    image_of = np.repeat(np.arange(len(captions)), captions)
+    return PairTable(
+        name="toy",
+        lang="sw",
+        origin="human",
+        image_ids=ids,
+        images=tuple(FileImage(Path(name)) for name in ids),
+        captions=tuple(f"neno {c}" for c in range(len(image_of))),
+        image_of=image_of,
+    )
+
+
+def embeddings(gallery: PairTable, noise: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    images = rng.standard_normal((len(gallery.images), 32))
+    captions = images[gallery.image_of] + noise * rng.standard_normal((len(gallery), 32))
+    images, captions = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, captions))
+    return images.astype(np.float32), captions.astype(np.float32)
+
+
+def a_retrieval(noise: float = 2.0, seed: int = 0, captions: np.ndarray | None = None) -> Retrieval:
+    gallery = a_gallery(np.full(40, 3) if captions is None else captions)
+    return retrieval.score(*embeddings(gallery, noise, seed), gallery, resamples=200)
+
+
+def a_run(**changes: object) -> Run:
+    fields: dict[str, object] = {
+        "recipe": {"optim": {"lr": 3e-4, "betas": [0.9, 0.98]}, "name": "starter", "none": None},
+        "lang": "sw",
+        "strategy": "lilt",
+        "towers": "both",
+        "budget": "10k-pairs",
+        "seed": 0,
+        "pairs": 10_000,
+        "images": 10_000,
+        "pairs_seen": 120_000,
+        "steps": 940,
+        "epochs": 12,
+        "stopped_early": True,
+        "trainable": 211_204,
+        "total": 3_047_681,
+        "seconds": 93.4,
+        "peak_memory_bytes": 900_000_000,
+        "checkpoint_bytes": 850_000,
+        "device": "cpu",
+        "threads": 2,
+        "caption_origin": "generated",
+        "versions": {"torch": "2.14.1"},
+        "untrained": a_retrieval(noise=50),
+        "test": (a_retrieval(),),
+    }
+    return Run.model_validate(fields | changes)
+
+
+def test_a_run_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
+    run = a_run()
+    path = tmp_path / "deep" / "run.json"
+    run.save_json(path)
+    assert Run.load_json(path) == run
+    assert [p.name for p in path.parent.iterdir()] == ["run.json"]
+
+
+def test_json_has_a_list_of_numbers_on_one_line(tmp_path: Path) -> None:
+    result = a_retrieval()
+    result.save_json(tmp_path / "r.json")
+    text = (tmp_path / "r.json").read_text()
+    assert f'"image_of": {json.dumps(result.image_of)}'.replace("(", "[") in text
+    assert len(text.splitlines()) < 100
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    value=st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=3),
+        max_leaves=12,
+    )
+)
+def test_any_recipe_survives_the_round_trip(value: object, tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    run = RUN.model_copy(update={"recipe": {"value": value}})
+    run.save_json(path)
+    assert Run.load_json(path) == run
+
+
+RUN = a_run()
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "score.json"
+    Score(value=0.5, low=0.4, high=0.6).save_json(path)
+    with pytest.raises(ValueError, match="Out of range"):
+        Score(value=math.nan, low=0, high=1).save_json(path)
+    assert Score.load_json(path).value == 0.5
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "not a run result"),
+        ("{", "not a run result"),
+        ("{}", "recipe: Field required"),
+        ('{"recal": 1}', "recal: Extra inputs"),
+    ],
+)
+def test_a_bad_file_is_a_clear_error(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        Run.load_json(path)
+    assert "bad.json" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read .*none.json: No such file"):
+        Run.load_json(tmp_path / "none.json")
+
+
+def test_records_do_not_change() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        RUN.seed = 2  # type: ignore[misc]
+
+
+def test_counts_that_disagree_are_refused() -> None:
+    fields = a_retrieval().model_dump() | {"image_of": [0]}
+    with pytest.raises(ValueError, match="differ in number"):
+        Retrieval.model_validate(fields)
+
+
+def test_hits_and_chance_come_from_the_record_alone() -> None:
+    result = Retrieval.model_validate_json(a_retrieval().model_dump_json())
+    hits = result.hits()
+    assert hits.hits.sum(axis=0)[0] / 120 == pytest.approx(result.text_to_image.recall[1].value)
+    assert hits.hits.mean(axis=0)[5] == pytest.approx(result.image_to_text.recall[10].value)
+    assert result.captions_per_image().tolist() == [3] * 40
+    assert result.chance()[0] == pytest.approx(1 / 40)

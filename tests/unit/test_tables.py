@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import csv
+import io
+
+import numpy as np
+import pytest
+from rich.console import Console, RenderableType
+
+from polyalign import tables
+from polyalign.results import Retrieval, Score
+from tests.unit.test_results import a_retrieval, a_run
+
+
+def show(renderable: RenderableType, width: int = 100) -> str:
+    console = Console(width=width, file=io.StringIO(), record=True, force_terminal=False)
+    console.print(renderable)
+    return console.export_text()
+
+
+def test_percent_shows_the_interval() -> None:
+    assert tables.percent(Score(value=0.3119, low=0.284, high=0.34)) == "31.2 [28.4, 34.0]"
+    assert tables.percent(1.0) == "100.0"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (59.6, "1 min 00 s"), (725, "12 min 05 s"), (12_000, "3 h 20 min")]
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert tables.duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(512, "512 B"), (9_856_614, "9.4 MiB"), (3 * 2**30, "3.0 GiB"), (5000 * 2**30, "5000.0 GiB")]
+)
+def test_sizes(count: int, text: str) -> None:
+    assert tables.size(count) == text
+
+
+def test_share_has_count_and_percent() -> None:
+    assert tables.share(211_204, 3_047_681) == "211,204 (6.93 %)"
+
+
+def wide(result: Retrieval) -> Retrieval:
+    """The widest numbers there are."""
+    full = Score(value=1, low=1, high=1)
+    recall = dict.fromkeys((1, 5, 10), full)
+    return result.model_copy(
+        update={
+            "text_to_image": result.text_to_image.model_copy(update={"recall": recall, "median_rank": 999.5}),
+            "image_to_text": result.image_to_text.model_copy(update={"recall": recall}),
+            "mean_recall": full,
+        }
+    )
+
+
+def test_retrieval_table_fits_and_says_all() -> None:
+    text = show(tables.retrieval_table(wide(a_retrieval()), a_retrieval(noise=50)))
+    assert text.count("100.0 [100.0, 100.0]") == 7
+    assert "…" not in text
+    for word in ("chance", "untrained projection", "trained", "text to image", "image to text", "mean recall"):
+        assert word in text
+    flat = " ".join(text.split())
+    assert "40 images, 120 captions, 3 an image; ties rank ahead (0 tied queries)" in flat
+
+
+def test_retrieval_table_shows_chance_of_this_gallery() -> None:
+    text = show(tables.retrieval_table(a_retrieval()))
+    row = next(line for line in text.splitlines() if "chance" in line)
+    assert row.split()[1:] == ["2.5", "12.5", "25.0"]
+    assert "untrained" not in text
+
+
+def test_overview_of_languages_fits() -> None:
+    text = show(tables.retrieval_overview([wide(a_retrieval())] * 3))
+    assert "…" not in text
+    assert text.count("100.0 ±0.0") == 21
+
+
+def test_run_facts() -> None:
+    text = show(tables.run_facts(a_run()))
+    assert "211,204 (6.93 %) of 3,047,681 parameters" in text
+    assert "stopped early" in " ".join(text.split())
+
+
+def test_captions_of_different_number_are_a_range() -> None:
+    result = a_retrieval(captions=np.array([1, 3, 2]))
+    assert "1 to 3 an image" in tables.gallery_line(result)
+
+
+def test_markdown() -> None:
+    assert tables.markdown(["a", "b"], [["x|y", "1"]]) == "| a | b |\n| --- | ---: |\n| x\\|y | 1 |\n"
+
+
+def test_csv_round_trip() -> None:
+    text = tables.csv_text(["a", "b"], [['say "x", y', 0.5], ["", None]])
+    assert list(csv.reader(io.StringIO(text))) == [["a", "b"], ['say "x", y', "0.5"], ["", ""]]
