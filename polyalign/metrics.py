@@ -38,69 +38,49 @@ class Ranked:
     tied: npt.NDArray[np.bool_]
 
 
-def ranks(
-    queries: Floats, keys: Floats, query_image: Ints, key_image: Ints, *, block_rows: int | None = None
-) -> Ranked:
-    """Rank the best right key of each query by counting the wrong keys that score at least as high.
+def both_directions(
+    image_emb: Floats, caption_emb: Floats, image_of: Ints, *, block_rows: int | None = None
+) -> tuple[Ranked, Ranked]:
+    """Rank text-to-image (one query a caption) and image-to-text (one query an image), in this order.
 
-    A key is right when it belongs to the query's image. Equal scores rank ahead of the right key, so a collapsed
-    model is last, not first. The result does not depend on ``block_rows`` or on the processor: embeddings are put on
-    a grid of 2**-25, on which float64 sums are exact in any order, and each score is rounded once to float32.
+    A rank counts the wrong answers that score at least as high as the best right one: equal scores rank ahead of it,
+    so a collapsed model is last, not first. Neither ``block_rows`` nor the processor changes a rank: embeddings are
+    put on a grid of 2**-25, on which float64 sums are exact in any order, and each score is rounded once to float32.
 
     Args:
-        queries: (Q, D), rows of unit length.
-        keys: (K, D), rows of unit length.
-        query_image: (Q,) image index of each query.
-        key_image: (K,) image index of each key.
-        block_rows: queries scored at once; the default keeps a block near 100 MB whatever K is.
+        image_emb: (I, D), rows of unit length.
+        caption_emb: (C, D), rows of unit length.
+        image_of: (C,) the image each caption belongs to; every image has a caption.
+        block_rows: captions scored at once; the default keeps a block near 100 MB however many images there are.
 
     Raises:
         UserError: an embedding is NaN or infinite.
-        ValueError: the shapes do not fit, rows are far from unit length, or a query has no right key.
+        ValueError: the shapes do not fit, rows are far from unit length, or an image has no caption.
     """
-    _check_shapes(queries, keys, query_image, key_image)
-    on_grid = _to_grid(keys)
-    by_image = np.argsort(key_image, kind="stable")
-    sorted_images = key_image[by_image]
-    rank = np.empty(len(queries), dtype=np.int64)
-    tied = np.empty(len(queries), dtype=np.bool_)
-    step = block_rows or max(1, _SCORES_PER_BLOCK // len(keys))
-    for start in range(0, len(queries), step):
-        block = slice(start, start + step)
-        rows = _to_grid(queries[block])
-        first = np.searchsorted(sorted_images, query_image[block], side="left")
-        count = np.searchsorted(sorted_images, query_image[block], side="right") - first
-        best, at_best = _best_right(rows, on_grid, by_image, first, count)
-        scores = (rows @ on_grid.T).astype(np.float32)
-        above = np.count_nonzero(scores > best[:, None], axis=1)
-        equal = np.count_nonzero(scores == best[:, None], axis=1) - at_best
-        rank[block] = 1 + above + equal
-        tied[block] = equal > 0
-    return Ranked(rank, tied)
+    _check(image_emb, caption_emb, image_of)
+    images, captions = _to_grid(image_emb), len(caption_emb)
+    step = block_rows or max(1, _SCORES_PER_BLOCK // len(images))
+    blocks = [slice(start, start + step) for start in range(0, captions, step)]
+    own = np.empty(captions, dtype=np.float32)
+    for block in blocks:
+        own[block] = np.einsum("cd,cd->c", _to_grid(caption_emb[block]), images[image_of[block]])
+    best = np.full(len(images), -np.inf, dtype=np.float32)
+    np.maximum.at(best, image_of, own)
+    text_reached, text_above = np.empty((2, captions), dtype=np.int64)
+    image_reached, image_above = np.zeros((2, len(images)), dtype=np.int64)
+    for block in blocks:
+        scores = (_to_grid(caption_emb[block]) @ images.T).astype(np.float32)
+        text_reached[block] = np.count_nonzero(scores >= own[block, None], axis=1)
+        text_above[block] = np.count_nonzero(scores > own[block, None], axis=1)
+        image_reached += np.count_nonzero(scores >= best, axis=0)
+        image_above += np.count_nonzero(scores > best, axis=0)
+    right = np.bincount(image_of[own == best[image_of]], minlength=len(images))
+    return _ranked(text_reached, text_above, np.ones(captions, np.int64)), _ranked(image_reached, image_above, right)
 
 
-def both_directions(image_emb: Floats, caption_emb: Floats, image_of: Ints) -> tuple[Ranked, Ranked]:
-    """Rank text-to-image (one query a caption) and image-to-text (one query an image), in this order.
-
-    Args:
-        image_emb: (I, D).
-        caption_emb: (C, D).
-        image_of: (C,) the image each caption belongs to; every image has a caption.
-    """
-    own = np.arange(len(image_emb), dtype=np.int64)
-    return ranks(caption_emb, image_emb, image_of, own), ranks(image_emb, caption_emb, own, image_of)
-
-
-def _best_right(rows: Floats, keys: Floats, by_image: Ints, first: Ints, count: Ints) -> tuple[Floats, Ints]:
-    """Give each row's best score (Q,) over its right keys, and how many right keys reach it (Q,)."""
-    if not count.all():
-        raise ValueError(f"{np.count_nonzero(count == 0)} queries have no right key")
-    starts = np.concatenate([[0], np.cumsum(count)[:-1]])
-    row_of = np.repeat(np.arange(len(rows)), count)
-    key_of = by_image[first[row_of] + np.arange(len(row_of)) - starts[row_of]]
-    scores = np.einsum("pd,pd->p", rows[row_of], keys[key_of]).astype(np.float32)
-    best = np.maximum.reduceat(scores, starts)
-    return best, np.add.reduceat((scores == best[row_of]).astype(np.int64), starts)
+def _ranked(reached: Ints, above: Ints, right: Ints) -> Ranked:
+    """Rank from counts by query: answers at or above the best right score, above it, and right ones that reach it."""
+    return Ranked(rank=1 + reached - right, tied=reached - right > above)
 
 
 def _to_grid(rows: Floats) -> npt.NDArray[np.float64]:
@@ -109,14 +89,14 @@ def _to_grid(rows: Floats) -> npt.NDArray[np.float64]:
     return grid
 
 
-def _check_shapes(queries: Floats, keys: Floats, query_image: Ints, key_image: Ints) -> None:
-    if queries.ndim != 2 or keys.ndim != 2 or queries.shape[1] != keys.shape[1]:
-        raise ValueError(f"embeddings of shapes {queries.shape} and {keys.shape} cannot be compared")
-    if len(queries) != len(query_image) or len(keys) != len(key_image):
-        raise ValueError("every embedding needs the index of its image")
-    if not len(queries) or not len(keys):
-        raise ValueError("there is nothing to rank")
-    longest = [float(np.linalg.norm(rows, axis=1).max()) for rows in (queries, keys)]
+def _check(image_emb: Floats, caption_emb: Floats, image_of: Ints) -> None:
+    if image_emb.ndim != 2 or caption_emb.ndim != 2 or image_emb.shape[1] != caption_emb.shape[1]:
+        raise ValueError(f"embeddings of shapes {image_emb.shape} and {caption_emb.shape} cannot be compared")
+    if image_of.shape != (len(caption_emb),):
+        raise ValueError(f"{len(caption_emb)} captions need as many image indices, not {image_of.shape}")
+    if not len(image_emb) or not np.array_equal(np.unique(image_of), np.arange(len(image_emb))):
+        raise ValueError(f"image_of must name each of the {len(image_emb)} images at least once and no other")
+    longest = [float(np.linalg.norm(rows, axis=1).max()) for rows in (image_emb, caption_emb)]
     if not all(map(math.isfinite, longest)):
         raise UserError("the embeddings hold NaN or infinity: the training diverged; lower the learning rate")
     if longest[0] * longest[1] > _MAX_SCORE:

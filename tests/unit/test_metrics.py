@@ -19,10 +19,16 @@ def unit(rng: np.random.Generator, rows: int, width: int = 16) -> np.ndarray:
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
-def rank_matrix(scores: list[list[float]], query_image: list[int], key_image: list[int]) -> metrics.Ranked:
-    """Rank a score matrix: the identity as keys makes each query's scores its own coordinates."""
+def rank_captions(scores: list[list[float]], image_of: list[int]) -> metrics.Ranked:
+    """Rank a matrix of captions by images: the identity as images makes a caption's scores its own coordinates."""
     matrix = np.array(scores, dtype=np.float32)
-    return metrics.ranks(matrix, np.eye(matrix.shape[1]), np.array(query_image), np.array(key_image))
+    return metrics.both_directions(np.eye(matrix.shape[1]), matrix, np.array(image_of))[0]
+
+
+def rank_images(scores: list[list[float]], image_of: list[int]) -> metrics.Ranked:
+    """Rank a matrix of images by captions."""
+    matrix = np.array(scores, dtype=np.float32)
+    return metrics.both_directions(matrix, np.eye(matrix.shape[1]), np.array(image_of))[1]
 
 
 def naive_ranks(queries: np.ndarray, keys: np.ndarray, query_image: np.ndarray, key_image: np.ndarray) -> list[int]:
@@ -36,7 +42,7 @@ def naive_ranks(queries: np.ndarray, keys: np.ndarray, query_image: np.ndarray, 
 
 
 def test_one_positive_by_hand() -> None:
-    got = rank_matrix([[0.9, 0.1, 0.2], [0.9, 0.8, 0.2], [0.5, 0.4, 0.3]], [0, 1, 2], [0, 1, 2])
+    got = rank_captions([[0.9, 0.1, 0.2], [0.9, 0.8, 0.2], [0.5, 0.4, 0.3]], [0, 1, 2])
     assert got.rank.tolist() == [1, 2, 3]
     assert not got.tied.any()
 
@@ -47,22 +53,26 @@ def test_the_best_of_five_captions_counts() -> None:
         [0.1, 0.2, 0.7, 0.3, 0.4, 0.6, 0.5, 0.5, 0.0, 0.0],  # best own 0.7, nothing above
         [0.9, 0.8, 0.7, 0.6, 0.5, 0.1, 0.2, 0.3, 0.55, 0.4],  # best own 0.55, four others above
     ]
-    assert rank_matrix(scores, [0, 1], image_of).rank.tolist() == [1, 5]
+    assert rank_images(scores, image_of).rank.tolist() == [1, 5]
 
 
 def test_other_right_captions_never_rank_ahead_even_tied() -> None:
-    assert rank_matrix([[0.5, 0.5, 0.5, 0.1]], [0], [0, 0, 0, 1]).rank.tolist() == [1]
+    got = rank_images([[0.5, 0.5, 0.5, 0.1], [0, 0, 0, 1]], [0, 0, 0, 1])
+    assert got.rank.tolist() == [1, 1]
+    assert not got.tied.any()
 
 
 def test_a_tie_with_a_wrong_key_ranks_behind_it_and_is_reported() -> None:
-    got = rank_matrix([[0.5, 0.5, 0.5, 0.1], [0.1, 0.7, 0.2, 0.2]], [0, 1], [0, 1, 2, 3])
-    assert got.rank.tolist() == [3, 1]
-    assert got.tied.tolist() == [True, False]
+    scores = [[0.5, 0.5, 0.5, 0.1], [0.1, 0.7, 0.2, 0.2], [0, 0, 1, 0], [0, 0, 0, 1]]
+    got = rank_captions(scores, [0, 1, 2, 3])
+    assert got.rank.tolist() == [3, 1, 1, 1]
+    assert got.tied.tolist() == [True, False, False, False]
+    assert rank_images(scores, [0, 1, 2, 3]).rank.tolist() == [3, 1, 1, 1]
 
 
 def test_a_tie_among_wrong_keys_is_no_tie() -> None:
-    got = rank_matrix([[0.5, 0.4, 0.4], [0.6, 0.1, 0.6]], [0, 1], [0, 1, 2])
-    assert got.rank.tolist() == [1, 3]
+    got = rank_captions([[0.5, 0.4, 0.4], [0.6, 0.1, 0.6], [0, 0, 1]], [0, 1, 2])
+    assert got.rank.tolist() == [1, 3, 1]
     assert not got.tied.any()
 
 
@@ -80,9 +90,10 @@ def test_a_collapsed_model_is_last_in_both_directions() -> None:
 def test_equal_keys_tie_wherever_they_stand() -> None:
     # Plain float32 products give equal columns different last bits, depending on where in a block they lie.
     rng = np.random.default_rng(3)
-    keys = np.repeat(unit(rng, 1, 257), 1031, axis=0)
-    got = metrics.ranks(unit(rng, 67, 257), keys, np.arange(67), np.arange(1031))
-    assert (got.rank == 1031).all()
+    images = np.repeat(unit(rng, 1, 257), 1031, axis=0)
+    by_text, by_image = metrics.both_directions(images, unit(rng, 1031, 257), np.arange(1031))
+    assert (by_text.rank == 1031).all()
+    assert sorted(by_image.rank) == list(range(1, 1032))
 
 
 @pytest.mark.parametrize("block_rows", [1, 2, 7, 64, 100_000])
@@ -90,12 +101,12 @@ def test_blocks_do_not_change_ranks(block_rows: int) -> None:
     rng = np.random.default_rng(5)
     captions = np.concatenate([unit(rng, 211, 96)] * 3)
     images = unit(rng, 131, 96)
-    image_of = rng.integers(131, size=len(captions))
-    own = np.arange(131)
-    whole = metrics.ranks(captions, images, image_of, own)
-    blocks = metrics.ranks(captions, images, image_of, own, block_rows=block_rows)
-    assert np.array_equal(whole.rank, blocks.rank)
-    assert np.array_equal(whole.tied, blocks.tied)
+    image_of = np.concatenate([np.arange(131), rng.integers(131, size=len(captions) - 131)])
+    whole = metrics.both_directions(images, captions, image_of)
+    blocks = metrics.both_directions(images, captions, image_of, block_rows=block_rows)
+    for one, other in zip(whole, blocks, strict=True):
+        assert np.array_equal(one.rank, other.rank)
+        assert np.array_equal(one.tied, other.tied)
 
 
 @settings(max_examples=40, deadline=None)
@@ -159,24 +170,23 @@ def test_hits_by_hand() -> None:
 def test_nan_is_an_error_and_not_rank_one() -> None:
     emb = np.full((3, 4), np.nan)
     with pytest.raises(UserError, match="NaN"):
-        metrics.ranks(emb, emb, np.arange(3), np.arange(3))
+        metrics.both_directions(emb, emb, np.arange(3))
 
 
 @pytest.mark.parametrize(
-    ("queries", "keys", "query_image", "key_image", "message"),
+    ("images", "captions", "image_of", "message"),
     [
-        (np.eye(2), np.eye(2), [0, 5], [0, 1], "1 queries have no right key"),
-        (np.eye(2), np.eye(3), [0, 1], [0, 1, 2], "cannot be compared"),
-        (np.eye(2), np.eye(2), [0], [0, 1], "index of its image"),
-        (np.eye(2) * 9, np.eye(2), [0, 1], [0, 1], "unit length"),
-        (np.zeros((0, 2)), np.eye(2), [], [0, 1], "nothing to rank"),
+        (np.eye(2), np.eye(2), [0, 0], "each of the 2 images"),
+        (np.eye(2), np.eye(2), [0, 2], "each of the 2 images"),
+        (np.eye(2), np.eye(3), [0, 1, 0], "cannot be compared"),
+        (np.eye(2), np.eye(2), [0], "2 captions need"),
+        (np.eye(2) * 9, np.eye(2), [0, 1], "unit length"),
+        (np.zeros((0, 2)), np.zeros((0, 2)), [], "each of the 0 images"),
     ],
 )
-def test_misuse_is_refused(
-    queries: np.ndarray, keys: np.ndarray, query_image: list[int], key_image: list[int], message: str
-) -> None:
+def test_misuse_is_refused(images: np.ndarray, captions: np.ndarray, image_of: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        metrics.ranks(queries, keys, np.array(query_image, dtype=np.int64), np.array(key_image, dtype=np.int64))
+        metrics.both_directions(images, captions, np.array(image_of, dtype=np.int64))
 
 
 def test_chance_by_hand() -> None:
