@@ -14,12 +14,11 @@ import numpy as np
 
 from polyalign.lang import Lang
 from polyalign.starter.lexicon import Lexicon, Tags, Template
-from polyalign.starter.world import Scene
+from polyalign.starter.world import OPPOSITE, Scene
 
 KEEP: Final = 0.75
 """How likely a caption says a fact that it may leave out."""
 
-_INVERSE: Final = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
 T = TypeVar("T")
 
@@ -44,7 +43,7 @@ class Plan:
 
     def turned(self) -> Plan:
         """Say the same from the other side: A left of B is B right of A."""
-        relation = None if self.relation is None else _INVERSE[self.relation]
+        relation = None if self.relation is None else OPPOSITE[self.relation]
         return Plan((self.parts[1], self.parts[0]), relation, self.background)
 
 
