@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +15,17 @@ from PIL import Image, ImageOps
 
 Origin = Literal["human", "machine", "generated"]
 Split = Literal["train", "dev", "test"]
+
+# Pillow has no error of its own for bytes that are not the image they say they are: a broken PNG is a SyntaxError, a
+# broken AVIF a RuntimeError, others fail in the arithmetic of their headers.
+_DECODE_ERRORS = (
+    OSError, SyntaxError, ValueError, RuntimeError, TypeError, LookupError, ArithmeticError, struct.error, zlib.error,
+    Image.DecompressionBombError,
+)  # fmt: skip
+
+
+class CorruptImageError(ValueError):
+    """Bytes that cannot be decoded as an image; the message is Pillow's reason."""
 
 
 class ImageRef(Protocol):
@@ -40,11 +53,21 @@ def decode(source: Path | BinaryIO, px: int | None = None) -> Image.Image:
     """Decode to RGB, turned as its EXIF orientation says; with ``px`` as ``EncodedImage.open_small``.
 
     Only JPEG has smaller scales. All of the file is read in any case, so that a truncated one is an error.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        CorruptImageError: it cannot be decoded.
     """
-    with Image.open(source) as image:
-        if px is not None:
-            image.draft(None, (px, px))
-        return ImageOps.exif_transpose(image).convert("RGB")
+    try:
+        with Image.open(source) as image:
+            if px is not None:
+                image.draft(None, (px, px))
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except FileNotFoundError:
+        raise
+    except _DECODE_ERRORS as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CorruptImageError(reason) from error
 
 
 def open_small(image: ImageRef, px: int) -> Image.Image:

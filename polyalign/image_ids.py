@@ -1,0 +1,39 @@
+"""What an image's name tells of where it is from, so that one photo is known under its several names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+_COCO = re.compile(r"COCO_(?:train|val|test)\d{4}_(\d{12})")
+_COCO_2017 = re.compile(r"0{6}\d{6}")
+_FLICKR = re.compile(r"(\d{5,12})_[0-9a-f]{10}(?:_[a-z])?")
+_BARE_FLICKR = re.compile(r"[1-9]\d{6,11}")
+
+
+def stem(image_id: str) -> str:
+    """Take away folders, the ending and a caption's number (``#3``)."""
+    return PurePosixPath(image_id.partition("#")[0].replace("\\", "/")).stem
+
+
+def photo(image_id: str) -> str | None:
+    """Name the photo, such as ``coco:391895`` or ``flickr:1007129816``, if the form of the id tells it for sure.
+
+    COCO writes ``COCO_val2014_000000391895.jpg`` and, since 2017, ``000000391895.jpg``; Flickr8k and Multi30k
+    write Flickr's own ``1007129816_e794419615.jpg``, Flickr30k only its number. A number of fewer than seven
+    digits may be from anywhere.
+    """
+    name = stem(image_id)
+    if match := _COCO.fullmatch(name):
+        return f"coco:{int(match[1])}"
+    if _COCO_2017.fullmatch(name):
+        return f"coco:{int(name)}"
+    if match := _FLICKR.fullmatch(name):
+        return f"flickr:{match[1]}"
+    return f"flickr:{name}" if _BARE_FLICKR.fullmatch(name) else None
+
+
+def plain(image_id: str) -> str:
+    """Reduce an id to its number or bare name: equal ones may be one photo, or two that are named alike."""
+    known = photo(image_id)
+    return known.partition(":")[2] if known else stem(image_id)
