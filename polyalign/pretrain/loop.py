@@ -44,12 +44,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Tick:
-    """What a progress display is told after each step; ``steps`` is the whole stage's."""
+    """What a progress display is told after each step; ``steps`` is the whole stage's.
+
+    Where data is only made ready there is no loss.
+    """
 
     stage: str
     step: int
     steps: int
-    loss: float
+    loss: float | None = None
 
 
 Progress = Callable[[Tick], None]
