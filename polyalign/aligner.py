@@ -57,7 +57,8 @@ class Aligner(nn.Module):
         """Switch to training what trains; everything frozen stays in evaluation mode.
 
         A frozen tower must not drop out activations or move batch-norm statistics (the published LilT code leaves
-        both on). A part trains when all its parameters do; normalisation layers inside a frozen part keep their statistics.
+        both on). A part trains when all its parameters do; normalisation layers inside a frozen part keep their
+        statistics.
         """
         _set_mode(self, mode)
         return self

@@ -13,8 +13,8 @@ __all__ = ["Config", "apply"]
 def apply(aligner: Aligner, config: Config) -> None:
     """Unlock the parameters whose own name is ``bias`` or ends in ``_bias``.
 
-    The published code asks for ``"bias" in name``, which also catches Swin's ``relative_position_bias_table``; asking for
-    ``.bias`` at the end would miss BEiT's ``q_bias``.
+    The published code asks for ``"bias" in name``, which also catches Swin's ``relative_position_bias_table``;
+    asking for ``.bias`` at the end would miss BEiT's ``q_bias``.
 
     Raises:
         UserError: a tower has no bias.

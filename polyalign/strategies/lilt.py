@@ -45,8 +45,8 @@ class Adapter(nn.Module):
 def apply(aligner: Aligner, config: Config) -> None:
     """Insert two adapters a layer, where the published code has them.
 
-    In a pre-norm ViT they stand on the branch input, before ``norm1`` and ``norm2``, and the residual path is not adapted; in a
-    BERT layer after ``dense`` and dropout of attention and feed-forward, before the residual sum.
+    In a pre-norm ViT they stand on the branch input, before ``norm1`` and ``norm2``, and the residual path is not
+    adapted; in a BERT layer after ``dense`` and dropout of attention and feed-forward, before the residual sum.
 
     Raises:
         UserError: a tower has no transformer blocks, or blocks of another make.
@@ -67,10 +67,13 @@ def _into_vision(block: nn.Module, name: str, config: Config) -> None:
 
 
 def _into_text(block: nn.Module, name: str, config: Config) -> None:
-    outputs = [part for part in block.modules() if {"dense", "dropout", "LayerNorm"} <= set(dict(part.named_children()))]
-    if len(outputs) != 2:  # noqa: PLR2004 - attention output and feed-forward output
+    outputs = [
+        part for part in block.modules() if {"dense", "dropout", "LayerNorm"} <= set(dict(part.named_children()))
+    ]
+    if len(outputs) != 2:  # attention's and feed-forward's
         raise UserError(
-            f"lilt knows BERT-like layers (dense, dropout, LayerNorm twice) and the {name} has others: use lora or --towers vision"
+            f"lilt knows BERT-like layers (dense, dropout, LayerNorm twice) and the {name} has others: "
+            "use lora, or --towers vision"
         )
     for output in outputs:
         dense = output.get_submodule("dense")

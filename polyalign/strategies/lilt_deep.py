@@ -26,7 +26,7 @@ def apply(aligner: Aligner, config: Config) -> None:
     for tower in towers(aligner, config):
         top = blocks(tower, config, "lilt-deep")[-1]
         block = copy.deepcopy(top)
-        _reset(block, tower.name)
+        _reset(block)
         stack = tower.blocks
         assert stack is not None  # `blocks` above has refused a tower without
         stack.append(block.requires_grad_(True))
@@ -39,8 +39,8 @@ def apply(aligner: Aligner, config: Config) -> None:
 _BRANCH_ENDS = ("attn.proj", "mlp.fc2", "attention.output.dense", "output.dense")
 
 
-def _reset(block: nn.Module, name: str) -> None:
-    """Draw linear maps from N(0, 0.02) as ViT and BERT do, reset norms, and close the ends of the two residual branches."""
+def _reset(block: nn.Module) -> None:
+    """Draw linear maps from N(0, 0.02) as ViT and BERT do, reset norms, close both residual branches."""
     for path, module in block.named_modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)

@@ -32,8 +32,8 @@ class VisionSpec(BaseModel):
 class TextSpec(BaseModel):
     """A Hugging Face encoder by hub name or local folder.
 
-    ``architecture`` states the facts of its ``config.json`` (``model_type``, sizes), so that its parameters can be counted
-    without a download; real weights that do not fit it are refused.
+    ``architecture`` states the facts of its ``config.json`` (``model_type``, sizes), so that its parameters can be
+    counted without a download; real weights that do not fit it are refused.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

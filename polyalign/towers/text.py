@@ -19,7 +19,8 @@ from polyalign.towers.spec import STARTER, TextSpec, fingerprint, masked_pool
 class Tokens:
     """A padded batch part-way through the text tower.
 
-    ``values`` is ``(B, L)`` token ids before stage 0 and ``(B, L, W)`` hidden states after it; ``mask`` ``(B, L)`` is true at real tokens.
+    ``values`` is ``(B, L)`` token ids before stage 0 and ``(B, L, W)`` hidden states after it; ``mask`` ``(B, L)``
+    is true at real tokens.
     """
 
     values: torch.Tensor
@@ -84,11 +85,7 @@ class TextTower(nn.Module):
         """The modules above the layers: none in the BERT family, a final norm in others."""
         blocks = self.blocks
         inside = set() if blocks is None else set(blocks.modules())
-        return [
-            part
-            for name, part in self.model.named_children()
-            if "norm" in name.lower() and part not in inside
-        ]
+        return [part for name, part in self.model.named_children() if "norm" in name.lower() and part not in inside]
 
     def reinitialise(self) -> None:
         """Throw the pretrained weights away: random weights, as transformers initialises this model."""
@@ -127,7 +124,7 @@ class TextTower(nn.Module):
 def _without_pooler(model: nn.Module) -> nn.Module:
     """Drop BERT's sentence classifier head: it is not part of the tower, and never counted."""
     if getattr(model, "pooler", None) is not None:
-        model.pooler = None
+        model.register_module("pooler", None)
     return model
 
 
@@ -141,7 +138,8 @@ class _Given(nn.Module):
 def _slice(model: nn.Module, start: int, stop: int) -> nn.Module:
     """Make a shallow twin of the encoder that runs stages ``start`` to ``stop`` and shares all parameters.
 
-    The model's own forward still builds the attention mask and calls the layers, so nothing of it is written again here.
+    The model's own forward still builds the attention mask and calls the layers, so nothing of it is written again
+    here.
     """
     encoder = cast(nn.Module, model.encoder)
     layers = cast(nn.ModuleList, encoder.layer)
@@ -190,7 +188,7 @@ def build_text(spec: TextSpec, *, pretrained: bool = True, tokenizer: Path | Non
 
 def _config(spec: TextSpec, source: str) -> PretrainedConfig:
     if spec.architecture:
-        return AutoConfig.for_model(**spec.architecture)
+        return cast(PretrainedConfig, AutoConfig.for_model(**spec.architecture))
     try:
         return AutoConfig.from_pretrained(source, revision=spec.revision)
     except OSError as error:
@@ -198,6 +196,10 @@ def _config(spec: TextSpec, source: str) -> PretrainedConfig:
 
 
 def _check_architecture(spec: TextSpec, config: PretrainedConfig) -> None:
-    wrong = {key: getattr(config, key, None) for key, value in spec.architecture.items() if getattr(config, key, None) != value}
+    wrong = {
+        key: getattr(config, key, None)
+        for key, value in spec.architecture.items()
+        if getattr(config, key, None) != value
+    }
     if wrong:
         raise UserError(f"{spec.model} is not the architecture the recipe states: it has {wrong}")

@@ -25,11 +25,16 @@ class VisionTower(nn.Module):
     """A timm model without its classifier.
 
     A plain ViT has ``blocks + 2`` stages: pixels to tokens, each block, norm and pooling. Any other network is
-    one stage. ``run(x, start, stop)`` computes the stages from ``start`` up to but not including ``stop``; stage 0 takes ``(B, 3, H, W)``
-    uint8 pixels, and the last stage gives ``(B, width)`` features.
+    one stage. ``run(x, start, stop)`` computes the stages from ``start`` up to but not including ``stop``; stage 0
+    takes ``(B, 3, H, W)`` uint8 pixels, and the last stage gives ``(B, width)`` features.
     """
 
-    def __init__(self, model: nn.Module, preprocessing: Preprocessing, pooling: str, fresh: Callable[[], nn.Module]) -> None:
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def __init__(
+        self, model: nn.Module, preprocessing: Preprocessing, pooling: str, fresh: Callable[[], nn.Module]
+    ) -> None:
         """Wrap ``model``; ``fresh`` makes it anew with random weights."""
         super().__init__()
         self.model = model
@@ -60,7 +65,7 @@ class VisionTower(nn.Module):
     @property
     def is_staged(self) -> bool:
         """Whether the forward pass is the plain ViT's, so that it can be stopped and resumed between blocks."""
-        return type(self.model).forward_features is VisionTransformer.forward_features
+        return getattr(type(self.model), "forward_features", None) is VisionTransformer.forward_features
 
     @property
     def top(self) -> list[nn.Module]:
@@ -122,7 +127,9 @@ class VisionTower(nn.Module):
         return pooled if norm is None else cast(torch.Tensor, norm(pooled))
 
 
-def build_vision(spec: VisionSpec, *, pretrained: bool = True, preprocessing: Preprocessing | None = None) -> VisionTower:
+def build_vision(
+    spec: VisionSpec, *, pretrained: bool = True, preprocessing: Preprocessing | None = None
+) -> VisionTower:
     """Build the tower a recipe names.
 
     ``pretrained=False`` gives random weights and needs neither network nor file. ``preprocessing`` (from a
@@ -162,7 +169,7 @@ def _locate(spec: VisionSpec) -> tuple[str, dict[str, Any], Path | None, VisionS
 
 
 def _create(name: str, args: dict[str, Any], *, hub: bool) -> nn.Module:
-    base = name.split(".")[0]
+    base = name.partition(".")[0]
     if ":" not in name and not timm.is_model(base):
         raise UserError(f'timm knows no model "{base}": {_nearest(base)}')
     try:
@@ -182,7 +189,10 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     except Exception as error:  # safetensors raises its own type, and OSError, for a missing or broken file
         raise UserError(f"cannot read weights from {path}: {_first_line(error)}") from error
     wanted = set(model.state_dict())
-    missing, spare = wanted - set(state), {key for key in set(state) - wanted if not key.startswith(("head.", "fc.", "classifier."))}
+    missing, spare = (
+        wanted - set(state),
+        {key for key in set(state) - wanted if not key.startswith(("head.", "fc.", "classifier."))},
+    )
     if missing or spare:
         raise UserError(
             f"{path} does not fit the model: {len(missing)} tensors missing {sorted(missing)[:3]}, "

@@ -1,0 +1,50 @@
+"""From a resolved recipe to its aligner and its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from polyalign import lang as languages
+from polyalign.aligner import Aligner
+from polyalign.pairs import PairTable
+from polyalign.recipe import Recipe
+from polyalign.towers.spec import Preprocessing
+from polyalign.towers.text import build_text
+from polyalign.towers.vision import build_vision
+
+
+def build_aligner(
+    recipe: Recipe,
+    *,
+    pretrained: bool = True,
+    preprocessing: Preprocessing | None = None,
+    tokenizer: Path | None = None,
+) -> Aligner:
+    """Build both towers, the projections, and what the strategy inserts; seeded by ``train.seed``.
+
+    ``pretrained=False`` gives random weights, which under ``torch.device("meta")`` take no memory. ``preprocessing``
+    and ``tokenizer`` come from a checkpoint and replace the towers' own.
+
+    Raises:
+        UserError: a tower cannot be loaded or cannot carry the strategy.
+    """
+    vision = build_vision(recipe.vision, pretrained=pretrained, preprocessing=preprocessing)
+    text = build_text(recipe.text, pretrained=pretrained, tokenizer=tokenizer)
+    torch.manual_seed(recipe.train.seed)
+    aligner = Aligner(vision, text, recipe.projection.dim)
+    strategy, config = recipe.plugin("strategy")
+    strategy.apply(aligner, config)
+    return aligner.eval()
+
+
+def load_table(recipe: Recipe, split: str, lang: str | None = None) -> PairTable:
+    """Load a split of the recipe's source, in its language or another.
+
+    Raises:
+        UserError: the source does not have it.
+    """
+    source, config = recipe.plugin("source")
+    table: PairTable = source.load(config, languages.load(lang or recipe.lang), split)
+    return table

@@ -1,0 +1,212 @@
+"""The frozen-prefix cache: what lies below a tower's lowest trainable stage is computed once and kept on disk.
+
+At cut 0 nothing is computed and the store holds decoded uint8 pixels and token ids; at the last cut it holds one
+vector an image and a caption. Training, evaluation and every run of a comparison read the same stores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from polyalign import storage
+from polyalign.errors import UserError
+from polyalign.pairs import ImageRef
+from polyalign.progress import Progress
+from polyalign.recipe import Cache
+from polyalign.towers.text import TextTower, Tokens
+from polyalign.towers.vision import VisionTower
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Store:
+    """What stage ``cut`` of a tower takes, for every image or caption of a table.
+
+    ``values`` is ``(N, ...)``; or, for token sequences, ``(total tokens, ...)`` with row ``i`` at ``offsets[i] :
+    offsets[i + 1]``. ``seconds`` is what it cost to fill, even where it was found ready.
+    """
+
+    values: npt.NDArray[Any]
+    cut: int
+    offsets: npt.NDArray[np.int64] | None = None
+    pad: int = 0
+    seconds: float = 0.0
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.values) if self.offsets is None else len(self.offsets) - 1
+
+    def batch(self, rows: npt.NDArray[np.int64], device: torch.device | str = "cpu") -> Any:
+        """Give these rows as a tensor ``(B, ...)``, or as ``Tokens`` padded to the longest of the batch."""
+        if self.offsets is None:
+            return _tensor(self.values[rows], device)
+        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        padded = np.full((*mask.shape, *self.values.shape[1:]), self.pad, self.values.dtype)
+        flat = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows])
+        padded[mask] = self.values[flat]
+        return Tokens(_tensor(padded, device), torch.from_numpy(mask).to(device))
+
+
+def _tensor(values: npt.NDArray[Any], device: torch.device | str) -> torch.Tensor:
+    """Move to the device; half-precision hidden states go back to float32, pixels stay uint8."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values)).to(device)
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
+
+
+def folder() -> Path:
+    """Give the cache folder: ``$POLYALIGN_CACHE``, or ``~/.cache/polyalign``."""
+    return Path(os.environ.get("POLYALIGN_CACHE") or Path.home() / ".cache" / "polyalign")
+
+
+@torch.no_grad()
+def images(
+    tower: VisionTower, refs: Sequence[ImageRef], cut: int, config: Cache, progress: Progress | None = None
+) -> Store:
+    """Fill or find the store of what stage ``cut`` of the vision tower takes, for these images.
+
+    Raises:
+        UserError: the store would be larger than ``config.max_gib``.
+    """
+    cut = cut if config.prefix else 0
+    key = _key("vision", tower, cut, config, [ref.key() for ref in refs], tower.preprocessing.model_dump_json())
+    if (found := _find(key)) is not None:
+        return Store(found, cut, seconds=_cost(key))
+    device = next(tower.parameters()).device
+
+    def rows() -> Iterator[npt.NDArray[Any]]:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(refs), _BATCH):
+                pixels = list(pool.map(lambda ref: tower.transform(ref.open()), refs[start : start + _BATCH]))
+                stage = tower.run(torch.stack(pixels).to(device), 0, cut)
+                yield _array(stage, config if cut else None)
+
+    values, seconds = _collect(key, rows(), len(refs), len(refs), config, "images", progress)
+    return Store(values, cut, seconds=seconds)
+
+
+@torch.no_grad()
+def captions(
+    tower: TextTower, texts: Sequence[str], cut: int, config: Cache, progress: Progress | None = None
+) -> Store:
+    """Fill or find the store of what stage ``cut`` of the text tower takes, for these captions.
+
+    Raises:
+        UserError: the store would be larger than ``config.max_gib``.
+    """
+    cut = cut if config.prefix else 0
+    last = len(tower.stages())
+    ids = tower.tokenize(list(texts))
+    offsets = np.concatenate([[0], np.cumsum([len(sequence) for sequence in ids])]).astype(np.int64)
+    pad = int(tower.tokenizer.pad_token_id)
+    tokens = Store(np.concatenate([np.asarray(sequence, np.int64) for sequence in ids]), 0, offsets, pad)
+    if cut == 0:
+        return tokens
+    key = _key("text", tower, cut, config, [" ".join(map(str, sequence)) for sequence in ids], tower.pooling)
+    ragged = offsets if cut < last else None
+    if (found := _find(key)) is not None:
+        return Store(found, cut, ragged, seconds=_cost(key))
+    device = next(tower.parameters()).device
+
+    def rows() -> Iterator[npt.NDArray[Any]]:
+        for start in range(0, len(ids), _BATCH):
+            batch = tokens.batch(np.arange(start, min(start + _BATCH, len(ids))), device)
+            stage = tower.run(batch, 0, cut)
+            yield _array(stage.values[stage.mask] if isinstance(stage, Tokens) else stage, config)
+
+    total = int(offsets[-1]) if ragged is not None else len(ids)
+    values, seconds = _collect(key, rows(), total, len(ids), config, "captions", progress)
+    return Store(values, cut, ragged, seconds=seconds)
+
+
+def _array(tensor: torch.Tensor, config: Cache | None) -> npt.NDArray[Any]:
+    array = tensor.detach().cpu().numpy()
+    return array if config is None else array.astype(config.dtype)
+
+
+def _key(
+    kind: str, tower: VisionTower | TextTower, cut: int, config: Cache, contents: list[str], how: str
+) -> str | None:
+    """Name a store by all that decides what is in it; None where the weights have no fingerprint to name them."""
+    if cut > 0 and tower.fingerprint is None:
+        return None
+    weights = [tower.fingerprint, str(cut), config.dtype] if cut else []
+    digest = hashlib.sha256("\0".join([kind, how, *map(str, weights), *contents]).encode())
+    return f"{kind}-{cut}-{digest.hexdigest()[:24]}"
+
+
+def _find(key: str | None) -> npt.NDArray[Any] | None:
+    path = folder() / f"{key}.npy"
+    if key is None or not path.is_file():
+        return None
+    os.utime(path)
+    found: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return found
+
+
+def _cost(key: str | None) -> float:
+    """Give the seconds it took to fill the store, whenever that was."""
+    return float(json.loads((folder() / f"{key}.json").read_text(encoding="utf-8"))["seconds"])
+
+
+def _collect(
+    key: str | None,
+    batches: Iterator[npt.NDArray[Any]],
+    total: int,
+    items: int,
+    config: Cache,
+    what: str,
+    progress: Progress | None,
+) -> tuple[npt.NDArray[Any], float]:
+    """Write the batches into one array of ``total`` rows; on disk, atomically, where the store has a key."""
+    began = time.monotonic()
+    first = next(batches)
+    size = total * first[0].nbytes
+    if size > config.max_gib * 2**30:
+        raise UserError(
+            f"the cache of {items:,} {what} would take {size / 2**30:.1f} GiB, "
+            f"more than cache.max_gib = {config.max_gib:g}: raise it, train on fewer pairs, "
+            "or keep only pixels with --set cache.prefix=false"
+        )
+    if key is None:
+        values: npt.NDArray[Any] = np.empty((total, *first.shape[1:]), first.dtype)
+        _write(values, itertools.chain([first], batches), items, what, progress)
+        return values, time.monotonic() - began
+
+    def fill(partial: Path) -> None:
+        array = np.lib.format.open_memmap(partial, "w+", first.dtype, (total, *first.shape[1:]))
+        _write(array, itertools.chain([first], batches), items, what, progress)
+        array.flush()
+
+    path = folder() / f"{key}.npy"
+    storage.write(path, fill)
+    seconds = time.monotonic() - began
+    storage.write_text(
+        path.with_suffix(".json"), json.dumps({"what": what, "rows": items, "seconds": round(seconds, 3)})
+    )
+    return np.load(path, mmap_mode="r", allow_pickle=False), seconds
+
+
+def _write(
+    values: npt.NDArray[Any], batches: Iterable[npt.NDArray[Any]], items: int, what: str, progress: Progress | None
+) -> None:
+    row = 0
+    for number, batch in enumerate(batches, start=1):
+        values[row : row + len(batch)] = batch
+        row += len(batch)
+        if progress is not None:
+            progress(f"preparing {what} ({values.nbytes / 2**20:.0f} MiB)", min(number * _BATCH, items), items)

@@ -1,0 +1,186 @@
+"""The command line: parse, call, show. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from polyalign.errors import UserError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Align a vision tower with a multilingual text tower on scarce pairs, and see what it is worth.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Look at your data before you train on it.")
+pretrain_app = typer.Typer(
+    no_args_is_help=True, help="Pretrain a tower alone: images without text, or text without images."
+)
+app.add_typer(data_app, name="data")
+app.add_typer(pretrain_app, name="pretrain")
+
+Lang = Annotated[str, typer.Option(help="Language code, as in langs/.")]
+Recipe = Annotated[str, typer.Option(help="A shipped recipe, one of your ./recipes, or a path to a TOML file.")]
+Strategy = Annotated[str | None, typer.Option(help="What trains: see `polyalign strategies`.")]
+Budget = Annotated[str | None, typer.Option(help="How many pairs to train on, such as 1k-pairs.")]
+DataOption = Annotated[
+    str | None, typer.Option("--data", help="A folder with captions and images, or the name of a source.")
+]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Change any key of the recipe: --set optim.lr=3e-4.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
+Offline = Annotated[bool, typer.Option(help="Never ask the network: use local folders and what is already downloaded.")]
+
+
+def main() -> None:
+    """Run the command line; bad input is one line on standard error and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+@app.command(epilog="Example: polyalign train --lang sw --strategy lilt --budget 1k-pairs")
+def train(
+    lang: Lang,
+    strategy: Strategy = None,
+    recipe: Recipe = "starter",
+    budget: Budget = None,
+    towers: Annotated[str | None, typer.Option(help="Which towers to adapt: both, vision or text.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Which layers: all, or last:k.")] = None,
+    data: DataOption = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of initialisation and batches.")] = None,
+    set_: Set = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; named after it in ./runs when not given.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Throw an earlier run in the same folder away.")
+    ] = False,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Align two frozen towers on image-caption pairs, and test what came of it."""
+    from polyalign import runs, tables
+
+    _go_offline(offline)
+    resolved = _resolve(recipe, lang, strategy, set_, budget=budget, towers=towers, layers=layers, data=data, seed=seed)
+    folder = out or runs.default_folder(resolved)
+    try:
+        run = runs.train_into(folder, resolved, resume=resume, overwrite=overwrite, say=_say)
+    except KeyboardInterrupt:
+        _say(f"interrupted; go on with the same command and --resume (the state is in {folder})")
+        raise typer.Exit(130) from None
+    if run is None:  # not the main process of several
+        return
+    if as_json:
+        print(run.model_dump_json(indent=2))
+        return
+    console = _console()
+    console.print(tables.retrieval_table(run.test[0], run.untrained, label=run.strategy))
+    console.print(tables.run_facts(run))
+    console.print(f"\ncheckpoint: [bold]{folder}[/]\nnext:")
+    for line in runs.next_commands(folder, run):
+        console.print(f"  {line}", highlight=False)
+
+
+@app.command("eval", epilog="Example: polyalign eval runs/starter-sw-lilt-s0 --lang sw,de,hi")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    lang: Annotated[
+        str | None, typer.Option(help="Languages, separated by commas; the run's own when not given.")
+    ] = None,
+    data: DataOption = None,
+    split: Annotated[str, typer.Option(help="Which split: test, dev or train.")] = "test",
+    set_: Set = None,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Measure retrieval of a trained run, in one language or several, on its own data or other."""
+    from polyalign import runs, tables
+
+    _go_offline(offline)
+    results = runs.evaluate(run, _split_langs(lang), split, _overrides(set_, data=data))
+    if as_json:
+        _print_json([result.model_dump(mode="json") for result in results])
+    else:
+        _console().print(tables.retrieval_overview(results))
+
+
+@app.command(epilog="Example: polyalign strategies --recipe lilt-bert")
+def strategies(recipe: Recipe = "starter", lang: Lang = "en", set_: Set = None, as_json: Json = False) -> None:
+    """Count what each strategy trains with a recipe's towers; needs no weights and no network."""
+    from polyalign import strategy_table
+
+    rows = strategy_table.count(recipe, lang, _overrides(set_))
+    if as_json:
+        _print_json([row.model_dump() for row in rows])
+    else:
+        _console().print(strategy_table.render(rows, recipe))
+
+
+@data_app.command(epilog="Example: polyalign data check --data ./my-photos --lang sw")
+def check(
+    lang: Lang,
+    data: DataOption = None,
+    recipe: Recipe = "starter",
+    set_: Set = None,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Read every image and caption as training would, and say what is wrong with them."""
+    from polyalign import data_check
+
+    _go_offline(offline)
+    resolved = _resolve(recipe, lang, "projection", set_, data=data)
+    reports = data_check.check_recipe(resolved)
+    if as_json:
+        _print_json([report.model_dump(mode="json") for report in reports])
+    else:
+        _console().print(*map(data_check.render, reports))
+
+
+def _resolve(recipe: str, lang: str, strategy: str | None, sets: list[str] | None, **options: Any) -> Any:
+    from polyalign import recipe as recipes
+
+    return recipes.resolve(recipe, lang, strategy, _overrides(sets, **options))
+
+
+def _overrides(sets: list[str] | None, **options: Any) -> dict[str, Any]:
+    from polyalign import recipe as recipes
+
+    return recipes.overrides(sets or [], **options)
+
+
+def _split_langs(text: str | None) -> list[str]:
+    return [code.strip() for code in text.split(",") if code.strip()] if text else []
+
+
+def _go_offline(offline: bool) -> None:
+    """Tell the hub libraries before they are imported, which is when they read it."""
+    if offline:
+        import os
+
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _print_json(value: Any) -> None:
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _console() -> Any:
+    """A console for results; at least 100 columns where it is no terminal, so that tables are not cut in a log."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=120)

@@ -1,0 +1,88 @@
+"""Images and captions of a table as unit vectors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from polyalign import cache
+from polyalign.aligner import Aligner
+from polyalign.cache import Store
+from polyalign.pairs import PairTable
+from polyalign.progress import Progress
+from polyalign.recipe import Cache
+
+
+@dataclass(frozen=True)
+class Stores:
+    """A table as the aligner's trainable part takes it."""
+
+    images: Store
+    captions: Store
+    image_of: npt.NDArray[np.int64]
+
+    @property
+    def seconds(self) -> float:
+        """What it cost to fill both."""
+        return self.images.seconds + self.captions.seconds
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Float32 unit vectors: ``images (I, D)``, ``captions (C, D)``, and each caption's image ``image_of (C,)``."""
+
+    images: npt.NDArray[np.float32]
+    captions: npt.NDArray[np.float32]
+    image_of: npt.NDArray[np.int64]
+
+
+def prepare(aligner: Aligner, table: PairTable, config: Cache, progress: Progress | None = None) -> Stores:
+    """Compute what is frozen, once, or find it in the cache.
+
+    Raises:
+        UserError: the cache would grow over its limit.
+    """
+    vision_cut, text_cut = aligner.cuts()
+    return Stores(
+        cache.images(aligner.vision, table.images, vision_cut, config, progress),
+        cache.captions(aligner.text, table.captions, text_cut, config, progress),
+        table.image_of,
+    )
+
+
+@torch.no_grad()
+def embed_stores(aligner: Aligner, stores: Stores, batch_size: int = 256) -> Embeddings:
+    """Run the trainable part in evaluation mode; captions go sorted by length, so that little is padded."""
+    aligner.eval()
+    device = aligner.logit_scale.device
+    dim = aligner.vision_projection.out_features
+    images = np.empty((len(stores.images), dim), np.float32)
+    for rows in _batches(np.arange(len(images)), batch_size):
+        x = stores.images.batch(rows, device)
+        images[rows] = aligner.encode_image(x, stores.images.cut).float().cpu().numpy()
+    captions = np.empty((len(stores.captions), dim), np.float32)
+    offsets = stores.captions.offsets
+    order = np.arange(len(captions)) if offsets is None else np.argsort(np.diff(offsets), kind="stable")
+    for rows in _batches(order, batch_size):
+        x = stores.captions.batch(rows, device)
+        captions[rows] = aligner.encode_text(x, stores.captions.cut).float().cpu().numpy()
+    return Embeddings(images, captions, stores.image_of)
+
+
+def embed(
+    aligner: Aligner,
+    table: PairTable,
+    *,
+    batch_size: int = 256,
+    config: Cache | None = None,
+    progress: Progress | None = None,
+) -> Embeddings:
+    """Embed a table from its images and captions."""
+    return embed_stores(aligner, prepare(aligner, table, config or Cache(), progress), batch_size)
+
+
+def _batches(order: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
+    return [order[start : start + size] for start in range(0, len(order), size)]

@@ -1,0 +1,269 @@
+"""Recipes: recipe + language + strategy + ``--set`` resolve to one frozen record from which a run can be repeated."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from polyalign import lang as languages
+from polyalign import plugins, shipped
+from polyalign.errors import UserError, did_you_mean
+from polyalign.lang import describe
+from polyalign.towers.spec import TextSpec, VisionSpec
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Projection(_Section):
+    """The width of the space in which images and captions meet."""
+
+    dim: int = Field(256, gt=0)
+
+
+class Data(_Section):
+    """How much of the source is used, and what is refused.
+
+    ``budget`` (``10k-pairs``) draws a seeded subset; ``data_seed`` chooses which, and stays the same over training
+    seeds. ``max_corrupt`` is the share of unreadable images above which training is refused.
+    """
+
+    budget: str | None = None
+    data_seed: int = 0
+    max_corrupt: float = Field(0.01, ge=0, le=1)
+    leakage: Literal["refuse", "exclude", "allow"] = "refuse"
+
+
+class Optim(_Section):
+    """AdamW with linear warm-up and a cosine to ``lr * min_lr_ratio``.
+
+    Training lasts ``epochs``, or ``min_steps`` where the epochs of a small budget would be fewer steps than that.
+    """
+
+    lr: float = Field(1e-3, gt=0)
+    min_lr_ratio: float = Field(0.1, ge=0, le=1)
+    weight_decay: float = Field(0.02, ge=0)
+    betas: tuple[float, float] = (0.9, 0.98)
+    warmup_steps: int = Field(50, ge=0)
+    batch_size: int = Field(256, gt=1)
+    epochs: int = Field(15, gt=0)
+    min_steps: int = Field(0, ge=0)
+    grad_clip: float = Field(1.0, gt=0)
+
+
+class Train(_Section):
+    """The loop: ``evals`` looks at the dev split, evenly spread; stop after ``patience`` of them without a gain."""
+
+    seed: int = 0
+    evals: int = Field(20, gt=0)
+    patience: int = Field(5, gt=0)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+
+
+class Cache(_Section):
+    """What is computed once: with ``prefix`` what the frozen layers give, in ``dtype``; without, only pixels."""
+
+    prefix: bool = True
+    dtype: Literal["float16", "float32"] = "float16"
+    max_gib: float = Field(20, gt=0)
+
+
+class Recipe(_Section):
+    """A resolved recipe.
+
+    ``strategy`` and ``source`` hold a plugin's ``name`` and its options, checked by that plugin's own ``Config``.
+    """
+
+    name: str
+    description: str = ""
+    lang: str
+    vision: VisionSpec
+    text: TextSpec
+    projection: Projection = Projection()
+    strategy: dict[str, Any]
+    source: dict[str, Any]
+    data: Data = Data()
+    optim: Optim = Optim()
+    train: Train = Train()
+    cache: Cache = Cache()
+
+    @field_validator("strategy", "source")
+    @classmethod
+    def _options(cls, value: dict[str, Any], info: Any) -> dict[str, Any]:
+        kind: plugins.Kind = "strategies" if info.field_name == "strategy" else "sources"
+        if "name" not in value:
+            raise ValueError(f"no name (known: {', '.join(plugins.names(kind))})")
+        options = {key: option for key, option in value.items() if key != "name"}
+        config = plugins.load(kind, value["name"]).Config(**options)
+        return {"name": value["name"], **config.model_dump(mode="json", exclude_none=True)}
+
+    def plugin(self, section: Literal["strategy", "source"]) -> tuple[Any, Any]:
+        """Give the module and the ``Config`` of the strategy or the source."""
+        value = getattr(self, section)
+        module = plugins.load("strategies" if section == "strategy" else "sources", value["name"])
+        return module, module.Config(**{key: option for key, option in value.items() if key != "name"})
+
+    def to_toml(self) -> str:
+        """Write the recipe so that ``from_toml`` gives it back."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def from_toml(path: Path) -> Recipe:
+    """Read a resolved recipe, as it is written beside a checkpoint."""
+    return validate(shipped.read_toml(path), str(path))
+
+
+def resolve(name: str, lang: str, strategy: str | None = None, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Resolve a recipe for a language and a strategy.
+
+    ``name`` is a shipped recipe, one of the user's ``./recipes``, or a path. Later wins: the recipe it ``extends``,
+    the recipe, its ``[strategies.<name>]``, the language's ``[recipe]``, ``overrides``.
+
+    Raises:
+        UserError: unknown recipe, language, strategy or key, or a value out of its range.
+    """
+    raw = _read(name)
+    presets = raw.pop("strategies", {})
+    raw.pop("languages", None)
+    overrides = overrides or {}
+    chosen = overrides.get("strategy", {}).get("name") or strategy or raw.get("strategy", {}).get("name")
+    if chosen not in plugins.names("strategies"):
+        raise UserError(f'unknown strategy "{chosen}": {did_you_mean(str(chosen), plugins.names("strategies"))}')
+    if chosen != raw.get("strategy", {}).get("name"):
+        raw["strategy"] = {}
+    layers = (
+        {"strategy": {"name": chosen}},
+        presets.get(chosen, {}),
+        languages.load(lang).recipe,
+        overrides,
+        {"lang": lang},
+    )
+    for layer in layers:
+        raw = merge(raw, layer)
+    return validate(raw, f"recipe {name}")
+
+
+def recipe_languages(name: str) -> list[str]:
+    """List the languages a recipe is meant for (its ``languages``), for commands that are given none."""
+    found = _read(name).get("languages")
+    if not found:
+        raise UserError(f"recipe {name} names no languages: say which with --lang")
+    return list(found)
+
+
+def parse_set(items: list[str]) -> dict[str, Any]:
+    """Turn ``["optim.lr=3e-4", ...]`` into a nested table; a value is read as TOML, else taken as a string.
+
+    Raises:
+        UserError: an item is not ``key=value``.
+    """
+    table: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key.strip():
+            raise UserError(f'--set takes key=value, as in --set optim.lr=3e-4; got "{item}"')
+        try:
+            value = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            value = text.strip()
+        nested: dict[str, Any] = {}
+        *path, leaf = key.strip().split(".")
+        inner = nested
+        for part in path:
+            inner = inner.setdefault(part, {})
+        inner[leaf] = value
+        table = merge(table, nested)
+    return table
+
+
+def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Lay one nested table over another; a source or strategy of another name replaces the whole section."""
+    merged = dict(under)
+    for key, value in over.items():
+        below = merged.get(key)
+        if (
+            isinstance(value, dict)
+            and isinstance(below, dict)
+            and below.get("name") == value.get("name", below.get("name"))
+        ):
+            merged[key] = merge(below, value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = Path(name) if name.endswith(".toml") else shipped.find("recipes", name)
+    raw = shipped.read_toml(path)
+    base = raw.pop("extends", None)
+    if base is not None:
+        under = shipped.read_toml(shipped.find("recipes", base))
+        if "extends" in under:
+            raise UserError(f"recipe {name} extends {base}, which itself extends another: one step is allowed")
+        raw = merge(under, raw)
+    return {**raw, "name": path.stem}
+
+
+def validate(raw: dict[str, Any], where: str) -> Recipe:
+    """Check a resolved table against the schema.
+
+    Raises:
+        UserError: an unknown key or a value out of its range; the message names ``where`` it stands.
+    """
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{where}: {describe(error)}{_hint(error)}") from error
+
+
+def _hint(error: ValidationError) -> str:
+    """Suggest the key that was meant, where a key is unknown."""
+    first = error.errors()[0]
+    if first["type"] != "extra_forbidden":
+        return ""
+    model: Any = Recipe
+    for part in first["loc"][:-1]:
+        field = model.model_fields.get(str(part))
+        model = field.annotation if field is not None else None
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return ""
+    return f"; {did_you_mean(str(first['loc'][-1]), model.model_fields)}"
+
+
+def overrides(
+    sets: list[str],
+    *,
+    budget: str | None = None,
+    towers: str | None = None,
+    layers: str | None = None,
+    data: str | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Gather the command line's options into one table of overrides; ``--set`` wins over the others.
+
+    ``data`` is the name of a source, or a folder, which the source ``folder`` reads.
+
+    Raises:
+        UserError: ``data`` is neither, or a ``--set`` item is not ``key=value``.
+    """
+    table: dict[str, Any] = {"data": {"budget": budget}, "train": {"seed": seed}}
+    table["strategy"] = {"towers": towers, "layers": layers}
+    if data is not None:
+        known = plugins.names("sources")
+        if Path(data).exists():
+            table["source"] = {"name": "folder", "root": str(data)}
+        elif data in known:
+            table["source"] = {"name": data}
+        else:
+            raise UserError(f'--data "{data}" is no folder and no source: {did_you_mean(data, known)}')
+    given = {
+        section: kept
+        for section, options in table.items()
+        if (kept := {key: value for key, value in options.items() if value is not None})
+    }
+    return merge(given, parse_set(sets))

@@ -1,0 +1,80 @@
+"""Folders of runs: where one goes, what may be written there, and evaluating one again."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from polyalign import checkpoint, progress, train
+from polyalign import lang as languages
+from polyalign import recipe as recipes
+from polyalign.build import load_table
+from polyalign.errors import UserError
+from polyalign.evaluators import retrieval
+from polyalign.recipe import Recipe
+from polyalign.results import Retrieval, Run
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """Name a run after what it is: recipe, language, strategy, what differs from the default, budget, seed."""
+    strategy = recipe.strategy
+    _, config = recipe.plugin("strategy")
+    plain = type(config)()
+    parts = [recipe.name, recipe.lang, strategy["name"]]
+    parts += [str(strategy[key]) for key in ("towers", "layers") if strategy[key] != getattr(plain, key)]
+    parts += [recipe.data.budget or "all", f"s{recipe.train.seed}"]
+    return Path("runs") / "-".join(parts).replace(":", "")
+
+
+def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool, say: train.Say) -> Run | None:
+    """Train into a folder; a finished run of the same recipe is given back as it is. None in all but the main process.
+
+    Raises:
+        UserError: the folder holds another run, or an unfinished one and neither ``resume`` nor ``overwrite`` is given.
+    """
+    main = PartialState().is_main_process
+    finished, begun = folder / train.RESULT, folder / train.STATE
+    if overwrite and main and (finished.exists() or begun.exists()):
+        shutil.rmtree(folder)
+    if finished.exists():
+        run = Run.load_json(finished)
+        if run.recipe != recipe.model_dump(mode="json", exclude_none=True):
+            raise UserError(f"{folder} holds a run with other settings: give another --out, or --overwrite")
+        say(f"{folder} is finished already; --overwrite trains it again")
+        return run if main else None
+    if begun.exists() and not resume:
+        raise UserError(f"{folder} holds an unfinished run: go on with --resume, or begin again with --overwrite")
+    if resume and not begun.exists():
+        say(f"nothing to resume in {folder}: beginning anew")
+    with progress.display() as report:
+        run = train.train(recipe, folder, resume=resume, progress=report, say=say)
+    return run if main else None
+
+
+def evaluate(folder: Path, langs: list[str], split: str, overrides: dict[str, Any]) -> list[Retrieval]:
+    """Measure a finished run in these languages (its own when none is given), on its own source or another.
+
+    Raises:
+        UserError: there is no finished run, or the source lacks the language or the split.
+    """
+    aligner, recipe = checkpoint.load(folder)
+    results = []
+    for code in langs or [recipe.lang]:
+        languages.load(code)
+        table = recipes.merge(recipe.model_dump(mode="json", exclude_none=True), {**overrides, "lang": code})
+        gallery = load_table(recipes.validate(table, f"{folder} with --set"), split)
+        results.append(retrieval.evaluate(aligner, gallery, retrieval.Config()))
+    return results
+
+
+def next_commands(folder: Path, run: Run) -> list[str]:
+    """Suggest what to try after training."""
+    other = next((strategy for strategy in ("lilt", "projection", "lit") if strategy != run.strategy), "full")
+    return [
+        f"polyalign eval {folder} --lang {run.lang},en",
+        f"polyalign train --lang {run.lang} --strategy {other} --recipe {run.recipe['name']}",
+        f"polyalign strategies --recipe {run.recipe['name']}",
+    ]

@@ -1,0 +1,294 @@
+"""Training: data, towers, loop, test, save. Reads from top to bottom."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from polyalign import budget, checkpoint, image_check, leakage, metrics, training_state
+from polyalign.aligner import Aligner
+from polyalign.build import build_aligner, load_table
+from polyalign.embed import Stores, embed_stores, prepare
+from polyalign.errors import UserError
+from polyalign.evaluators import retrieval
+from polyalign.loss import gather, info_nce
+from polyalign.pairs import PairTable
+from polyalign.progress import Progress
+from polyalign.recipe import Recipe
+from polyalign.results import Retrieval, Run
+from polyalign.schedule import adamw, learning_rate
+from polyalign.training_state import Look, State
+from polyalign.versions import versions
+
+RESULT, STATE = "result.json", "state.safetensors"
+
+Say = Callable[[str], None]
+"""Called with a line the user should read."""
+
+
+def train(recipe: Recipe, out: Path, *, resume: bool, progress: Progress, say: Say) -> Run:
+    """Train as the recipe says, keep the state that was best on dev, test it, and save everything into ``out``.
+
+    While it runs ``out`` holds a training state, from which ``resume`` goes on to the same result as an
+    uninterrupted run; at the end it holds the checkpoint and ``result.json``. Interrupted by Ctrl-C, it saves the
+    state first.
+
+    Raises:
+        UserError: bad data, leakage, a tower that cannot carry the strategy, a loss that is no longer finite.
+    """
+    accelerator = Accelerator(mixed_precision=_precision(recipe))
+    tables = load_tables(recipe, progress, say)
+    aligner = build_aligner(recipe).to(accelerator.device)
+    with accelerator.main_process_first():
+        stores = {split: prepare(aligner, table, recipe.cache, progress) for split, table in tables.items()}
+    untrained = _test(aligner, stores["test"], tables["test"])
+    loop = Loop(recipe, aligner, stores["train"], stores["dev"], accelerator)
+    state = loop.run(out / STATE, resume=resume, progress=progress, say=say)
+    checkpoint.restore(aligner, state.best, "the best state")
+    size = checkpoint.save(out, aligner, recipe) if accelerator.is_main_process else 0
+    run = _record(loop, state, tables, untrained, _test(aligner, stores["test"], tables["test"]), size)
+    if accelerator.is_main_process:
+        run.save_json(out / RESULT)
+        (out / STATE).unlink(missing_ok=True)
+    accelerator.end_training()
+    return run
+
+
+def load_tables(recipe: Recipe, progress: Progress, say: Say) -> dict[str, PairTable]:
+    """Load train, dev and test; leave corrupt images out, refuse leakage, draw the budget.
+
+    Raises:
+        UserError: too many corrupt images, images of train in dev or test, fewer pairs than the budget.
+    """
+    tables: dict[str, PairTable] = {}
+    for split in ("train", "dev", "test"):
+        table = load_table(recipe, split)
+        table, report = image_check.check_images(table, progress, max_corrupt=recipe.data.max_corrupt)
+        if report.bad:
+            say(f"{split}: left out {report.describe()}")
+        tables[split] = table.without_empty_captions()
+    for split in ("dev", "test"):
+        if recipe.data.leakage == "allow":
+            continue
+        found = leakage.check(tables["train"], tables[split], progress=progress)
+        if recipe.data.leakage == "exclude" and found.leaks:
+            say(f"left out of training: {found.describe()}")
+            tables["train"] = leakage.exclude(tables["train"], found)
+        else:
+            leakage.refuse(found)
+    if recipe.data.budget is not None:
+        wanted = budget.parse(recipe.data.budget)
+        if not isinstance(wanted, budget.PairBudget):
+            raise UserError(f"train takes a budget of pairs, such as 10k-pairs; {recipe.data.budget} is for compare")
+        tables["train"] = budget.draw(tables["train"], wanted, recipe.data.data_seed)
+    return tables
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a run is: steps, steps an epoch, and after which steps it looks at the dev split."""
+
+    steps: int
+    steps_per_epoch: int
+    looks: frozenset[int]
+
+    @staticmethod
+    def of(recipe: Recipe, pairs: int) -> Plan:
+        """Count the steps; an epoch's last batch is left out when it is not full, unless it is the only one."""
+        per_epoch = max(1, pairs // recipe.optim.batch_size)
+        steps = max(recipe.optim.epochs * per_epoch, recipe.optim.min_steps)
+        looks = frozenset(max(1, round(steps * k / recipe.train.evals)) for k in range(1, recipe.train.evals + 1))
+        return Plan(steps, per_epoch, looks)
+
+
+class Loop:
+    """The training loop: every step's batch and chance come from (seed, step), so that a run can go on after a stop."""
+
+    def __init__(self, recipe: Recipe, aligner: Aligner, stores: Stores, dev: Stores, accelerator: Accelerator) -> None:
+        """Take a built aligner and what its trainable part takes, for train and dev."""
+        self.recipe = recipe
+        self.aligner = aligner
+        self.stores = stores
+        self.dev = dev
+        self.accelerator = accelerator
+        self.plan = Plan.of(recipe, len(stores.captions))
+        self.optimiser = adamw(aligner.trainable(), recipe.optim)
+
+    def run(self, path: Path, *, resume: bool, progress: Progress, say: Say) -> State:
+        """Train to the end or until dev has stopped gaining.
+
+        Raises:
+            UserError: the loss is no longer finite.
+        """
+        settings = self.recipe.to_toml()
+        state = State()
+        if resume and path.is_file():
+            state = training_state.load(path, self.aligner, self.optimiser, settings)
+            say(f"going on after step {state.step:,} of {self.plan.steps:,}")
+        began = time.monotonic() - state.seconds
+        try:
+            while state.step < self.plan.steps and not state.finished:
+                state.losses.append(self._step(state.step))
+                state.step += 1
+                state.seconds = time.monotonic() - began
+                if state.step in self.plan.looks:
+                    self._look(state, say)
+                    self._save(path, state, settings)
+                progress("training", state.step, self.plan.steps, _note(state))
+        except KeyboardInterrupt:
+            self._save(path, state, settings)
+            raise
+        state.seconds = time.monotonic() - began
+        return state
+
+    def batch(self, step: int) -> npt.NDArray[np.int64]:
+        """Draw this process's pairs of a step: a share of the batch, from the epoch's seeded permutation."""
+        epoch, place = divmod(step, self.plan.steps_per_epoch)
+        order = np.random.default_rng((self.recipe.train.seed, epoch)).permutation(len(self.stores.captions))
+        size = self.recipe.optim.batch_size
+        whole = order[place * size : (place + 1) * size]
+        processes = self.accelerator.num_processes
+        share = len(whole) // processes
+        return whole[self.accelerator.process_index * share :][:share]
+
+    def loss(self, pairs: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Compute the loss of the global batch of which ``pairs`` is this process's share."""
+        device = self.accelerator.device
+        rows = self.stores.image_of[pairs]
+        with self.accelerator.autocast():
+            image = self.aligner.encode_image(self.stores.images.batch(rows, device), self.stores.images.cut)
+            text = self.aligner.encode_text(self.stores.captions.batch(pairs, device), self.stores.captions.cut)
+        image_of = gather(torch.from_numpy(rows).to(device))
+        return info_nce(gather(image.float()), gather(text.float()), self.aligner.scale, image_of)
+
+    def _step(self, step: int) -> float:
+        chance = np.random.default_rng((self.recipe.train.seed, step, self.accelerator.process_index))
+        torch.manual_seed(int(chance.integers(2**63)))
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate(self.recipe.optim, step, self.plan.steps)
+        self.aligner.train()
+        loss = self.loss(self.batch(step))
+        value = loss.item()
+        if not math.isfinite(value):
+            raise UserError(f"the loss is {value} at step {step + 1}: lower the learning rate (--set optim.lr=...)")
+        self.optimiser.zero_grad(set_to_none=True)
+        self.accelerator.backward(loss)
+        average_gradients(self.aligner, self.accelerator)
+        nn.utils.clip_grad_norm_(self.aligner.trainable().values(), self.recipe.optim.grad_clip)
+        self.optimiser.step()
+        return value
+
+    def _look(self, state: State, say: Say) -> None:
+        """Measure dev, keep the state if it is the best so far, stop after ``patience`` looks without a gain."""
+        embedded = embed_stores(self.aligner, self.dev)
+        ranked = metrics.both_directions(embedded.images, embedded.captions, embedded.image_of)
+        hits = metrics.gather_hits(ranked[0].rank, ranked[1].rank, embedded.image_of)
+        mean_recall = float(metrics.recalls([hits])[-1])
+        state.looks.append(Look(state.step, mean_recall, float(np.mean(state.losses))))
+        state.losses = []
+        if state.best_look == len(state.looks) - 1:
+            state.best = {
+                name: tensor.detach().cpu().clone() for name, tensor in checkpoint.trained_state(self.aligner).items()
+            }
+        if (alarm := collapse_alarm(state.looks, len(embedded.images))) is not None:
+            say(alarm)
+        state.finished = len(state.looks) - 1 - state.best_look >= self.recipe.train.patience
+
+    def _save(self, path: Path, state: State, settings: str) -> None:
+        if self.accelerator.is_main_process:
+            training_state.save(path, state, self.aligner, self.optimiser, settings)
+
+
+def average_gradients(aligner: Aligner, accelerator: Accelerator) -> None:
+    """Average every trainable parameter's gradient over processes, in one message."""
+    if accelerator.num_processes == 1:
+        return
+    gradients = [parameter.grad for parameter in aligner.trainable().values() if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    flat = accelerator.reduce(flat, "mean")
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def collapse_alarm(looks: list[Look], dev_images: int) -> str | None:
+    """Say so when the last look is a collapse: recall at chance, or less than half of what it was at its best.
+
+    Chance for the mean of R@1, R@5 and R@10 among ``dev_images`` is 16 / 3 / ``dev_images``.
+    """
+    last, best = looks[-1].dev_mean_recall, max(look.dev_mean_recall for look in looks)
+    advice = "lower the learning rate (--set optim.lr=...); the best state so far is kept"
+    if len(looks) > 2 and last <= 2 * (16 / 3 / dev_images):
+        return f"collapse: dev recall {100 * last:.1f} % is at chance after step {looks[-1].step:,}; {advice}"
+    if last < best / 2:
+        fall = f"fell from {100 * best:.1f} to {100 * last:.1f} %"
+        return f"collapse: dev recall {fall} by step {looks[-1].step:,}; {advice}"
+    return None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Give the peak in bytes: of the GPU's memory where one is used, else of this process's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _precision(recipe: Recipe) -> str:
+    """Choose bf16 on a GPU that has it; it makes training on a processor slower, and is chosen there only by name."""
+    if recipe.train.precision == "auto":
+        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
+    return "bf16" if recipe.train.precision == "bf16" else "no"
+
+
+def _test(aligner: Aligner, stores: Stores, gallery: PairTable) -> Retrieval:
+    embedded = embed_stores(aligner, stores)
+    return retrieval.score(embedded.images, embedded.captions, gallery)
+
+
+def _note(state: State) -> str:
+    if not state.looks:
+        return f"loss {state.losses[-1]:.2f}" if state.losses else ""
+    last, best = state.looks[-1], state.looks[state.best_look].dev_mean_recall
+    return f"loss {last.loss:.2f}, dev mean recall {100 * last.dev_mean_recall:.1f} (best {100 * best:.1f})"
+
+
+def _record(
+    loop: Loop, state: State, tables: dict[str, PairTable], untrained: Retrieval, tested: Retrieval, size: int
+) -> Run:
+    recipe, trainable = loop.recipe, loop.aligner.count()
+    facts: dict[str, Any] = {
+        "recipe": recipe.model_dump(mode="json", exclude_none=True),
+        "lang": recipe.lang,
+        "strategy": recipe.strategy["name"],
+        "towers": recipe.strategy["towers"],
+        "budget": recipe.data.budget or "all",
+        "seed": recipe.train.seed,
+        "pairs": len(tables["train"]),
+        "images": len(tables["train"].images),
+        "pairs_seen": state.step * min(recipe.optim.batch_size, len(tables["train"])),
+        "steps": state.step,
+        "epochs": round(state.step / loop.plan.steps_per_epoch, 2),
+        "stopped_early": state.step < loop.plan.steps,
+        "trainable": trainable[0],
+        "total": trainable[1],
+        "seconds": state.seconds + loop.stores.seconds + loop.dev.seconds,
+        "peak_memory_bytes": peak_memory(loop.accelerator.device),
+        "checkpoint_bytes": size,
+        "device": str(loop.accelerator.device),
+        "threads": torch.get_num_threads(),
+        "caption_origin": tables["train"].origin,
+        "versions": versions(),
+    }
+    return Run(**facts, untrained=untrained, test=(tested,))
