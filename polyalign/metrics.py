@@ -156,26 +156,36 @@ def recalls(seeds: Sequence[Hits]) -> npt.NDArray[np.float64]:
     return _with_mean(pooled / _same_queries(seeds).sum(axis=0))
 
 
-def resample(seeds: Sequence[Hits], *, resamples: int = 1000, seed: int = 0) -> npt.NDArray[np.float64]:
-    """Bootstrap the recalls over images, and over seeds where there are several: (R, 7), columns as ``recalls``.
+def resample(
+    entries: Sequence[Sequence[Hits]], *, resamples: int = 1000, seed: int = 0
+) -> list[npt.NDArray[np.float64]]:
+    """Bootstrap the recalls of every entry over images, and over its seeds where it has several.
 
-    Images and seeds are drawn independently (they are crossed: each seed answers for the same images). Two calls with
-    as many images and seeds and the same ``seed`` draw alike, so their difference is a paired bootstrap.
+    Images and seeds are drawn independently (they are crossed: each seed answers for the same images). All entries get
+    the same images, and those with equally many seeds the same seeds, so their differences are a paired bootstrap.
 
     Args:
-        seeds: one ``Hits`` a training seed, all on the same gallery.
+        entries: for each entry one ``Hits`` a training seed, all on the same gallery.
         resamples: R.
         seed: of the draws.
+
+    Returns:
+        (R, 7) for each entry, columns as ``recalls``.
     """
-    queries = _same_queries(seeds)
-    rng = np.random.default_rng(seed)
-    chosen = _draw(rng, resamples, len(seeds)) / len(seeds)
-    out = np.empty((resamples, queries.shape[1] + 1))
-    for rows, weights in _image_weights(rng, resamples, len(queries)):
-        # Sums of whole numbers, exact in any order: the same bits on every machine.
-        by_seed = np.stack([weights @ run.hits for run in seeds], axis=1)
-        pooled = np.einsum("rs,rsm->rm", chosen[rows], by_seed)
-        out[rows] = _with_mean(pooled / (weights @ queries))
+    queries = _same_queries([run for seeds in entries for run in seeds])
+    images, columns = queries.shape
+    stacked = np.concatenate([run.hits for seeds in entries for run in seeds] + [queries], axis=1)
+    drawn = np.concatenate([weights @ stacked for weights in _image_weights(seed, resamples, images)])
+    # Sums of whole numbers, exact in any order: the same bits on every machine.
+    totals = drawn.reshape(resamples, -1, columns)
+    hits, asked = totals[:, :-1], totals[:, -1]
+    out, start = [], 0
+    for seeds in entries:
+        count = len(seeds)
+        chosen = _draw(np.random.default_rng((seed, count)), resamples, count) / count
+        pooled = np.einsum("rs,rsm->rm", chosen, hits[:, start : start + count])
+        out.append(_with_mean(pooled / asked))
+        start += count
     return out
 
 
@@ -225,11 +235,9 @@ def _draw(rng: np.random.Generator, resamples: int, items: int) -> npt.NDArray[n
     return np.bincount(drawn.ravel(), minlength=resamples * items).reshape(resamples, items).astype(np.float64)
 
 
-def _image_weights(
-    rng: np.random.Generator, resamples: int, images: int
-) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
-    """Draw image weights in blocks of resamples, so that memory does not grow with their number."""
+def _image_weights(seed: int, resamples: int, images: int) -> Iterator[npt.NDArray[np.float64]]:
+    """Draw image weights (R, images) in blocks of rows, so that memory does not grow with their number."""
+    rng = np.random.default_rng(seed)
     step = max(1, _SCORES_PER_BLOCK // images)
     for start in range(0, resamples, step):
-        rows = slice(start, min(start + step, resamples))
-        yield rows, _draw(rng, rows.stop - start, images)
+        yield _draw(rng, min(step, resamples - start), images)

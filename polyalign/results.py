@@ -7,17 +7,15 @@ drawn again, and runs tested against each other, long after the models are gone.
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from polyalign import metrics
+from polyalign import metrics, storage
 from polyalign.errors import UserError
 from polyalign.lang import describe
 from polyalign.pairs import Origin
@@ -35,15 +33,7 @@ class Record(BaseModel):
         """Write the record, readable and with one line a list of numbers; a reader never sees half a file."""
         text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
         text = _NUMBER_LIST.sub(lambda found: "[" + ", ".join(re.split(r",\s*", found[1].strip())) + "]", text)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text + "\n")
-            Path(partial).replace(path)
-        except BaseException:
-            Path(partial).unlink(missing_ok=True)
-            raise
+        storage.write_text(path, text + "\n")
 
     @classmethod
     def load_json(cls, path: Path) -> Self:
@@ -126,12 +116,49 @@ class Retrieval(Record):
         return metrics.chance(self.captions_per_image())
 
 
+class Change(Record):
+    """A figure of a tower before alignment and after it."""
+
+    before: float
+    after: float
+
+
+class Knowledge(Record):
+    """What the towers could do before alignment and still can.
+
+    ``sentences`` is the share of sentences that find their translation, by language pair (``en-sw``); ``perplexity``
+    the pseudo-perplexity by language, where the text tower has a language-model head; ``probe`` the accuracy of a
+    classifier on the vision tower's features, by its name. ``cka`` compares every layer before and after (1 is
+    unchanged, up to rotation and scale), and ``moved`` is how far a tower's own weights went, relative to their length.
+    """
+
+    sentences: dict[str, Change] = {}
+    perplexity: dict[str, Change] = {}
+    probe: dict[str, Change] = {}
+    cka: dict[Literal["vision", "text"], tuple[float, ...]] = {}
+    moved: dict[Literal["vision", "text"], float] = {}
+
+    @property
+    def kept(self) -> float | None:
+        """One number: the share that is left of sentence retrieval and of the probe, averaged over the two."""
+        shares = [
+            sum(change.after for change in changes.values()) / sum(change.before for change in changes.values())
+            for changes in (self.sentences, self.probe)
+            if any(change.before > 0 for change in changes.values())
+        ]
+        return sum(shares) / len(shares) if shares else None
+
+
 class Run(Record):
     """One training run and its test.
 
     ``recipe`` is the resolved recipe, from which the run can be repeated. ``untrained`` is the test of the same
-    towers with the projections as initialised. ``pairs`` and ``images`` are what the budget gave, ``pairs_seen`` counts
-    repeats. ``checkpoint_bytes`` is the size of what was saved.
+    towers with the projections as initialised. The first of ``test`` is in the language trained on, the others are in
+    languages it was not. ``pairs`` and ``images`` are what the budget gave, ``pairs_seen`` counts repeats.
+    ``seconds`` is all of the training, with what it cost to compute the frozen part once. ``checkpoint_bytes`` is the
+    size of what was saved. ``tuned`` holds the values tried on the dev split, by key of the recipe; the recipe has the
+    one chosen.
+    ``retries`` counts the times the run was begun again because its worker died.
     """
 
     schema_version: Literal[1] = 1
@@ -157,4 +184,7 @@ class Run(Record):
     caption_origin: Origin
     versions: dict[str, str]
     untrained: Retrieval
-    test: tuple[Retrieval, ...]
+    test: tuple[Retrieval, ...] = Field(min_length=1)
+    tuned: dict[str, tuple[Any, ...]] = {}
+    retries: int = 0
+    knowledge: Knowledge | None = None

@@ -47,9 +47,10 @@ def share(trainable: int, total: int) -> str:
     return f"{trainable:,} ({100 * trainable / total:.2f} %)"
 
 
-def gallery_line(result: Retrieval) -> str:
-    """Say what was searched and by which rules, in one line."""
-    ties = result.text_to_image.ties + result.image_to_text.ties
+def gallery_line(*results: Retrieval) -> str:
+    """Say what was searched and by which rules, in one line; ties are counted over all the results."""
+    result = results[0]
+    ties = sum(direction.ties for one in results for direction in (one.text_to_image, one.image_to_text))
     counts = result.captions_per_image()
     each = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
     return (

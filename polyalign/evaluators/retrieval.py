@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from polyalign import metrics
+from polyalign.aligner import Aligner
+from polyalign.embed import embed
 from polyalign.errors import UserError
 from polyalign.pairs import PairTable
 from polyalign.results import Direction, DirectionName, Retrieval, Score
-
-if TYPE_CHECKING:
-    from polyalign.aligner import Aligner
 
 
 class Config(BaseModel):
@@ -32,8 +30,6 @@ def evaluate(aligner: Aligner, gallery: PairTable, config: Config) -> Retrieval:
     Raises:
         UserError: the gallery is empty, or has images without a caption.
     """
-    from polyalign.embed import embed
-
     check_gallery(gallery)
     embedded = embed(aligner, gallery, batch_size=config.batch_size)
     return score(embedded.images, embedded.captions, gallery, resamples=config.resamples)
@@ -53,7 +49,7 @@ def score(
     check_gallery(gallery)
     text_to_image, image_to_text = metrics.both_directions(image_emb, caption_emb, gallery.image_of)
     hits = metrics.gather_hits(text_to_image.rank, image_to_text.rank, gallery.image_of)
-    low, high = metrics.interval(metrics.resample([hits], resamples=resamples))
+    low, high = metrics.interval(metrics.resample([[hits]], resamples=resamples)[0])
     scores = [
         Score(value=value, low=bottom, high=top)
         for value, bottom, top in zip(metrics.recalls([hits]).tolist(), low.tolist(), high.tolist(), strict=True)

@@ -215,7 +215,7 @@ def some_hits(rng: np.random.Generator, images: int, good: float) -> metrics.Hit
 
 def test_interval_agrees_with_scipy_on_clusters() -> None:
     hits = some_hits(np.random.default_rng(2), 120, 0.4)
-    low, high = metrics.interval(metrics.resample([hits], resamples=4000))
+    low, high = metrics.interval(metrics.resample([[hits]], resamples=4000)[0])
     for column in (0, 3):
         oracle = scipy.stats.bootstrap(
             (hits.hits[:, column], hits.queries[:, column]),
@@ -232,23 +232,24 @@ def test_interval_agrees_with_scipy_on_clusters() -> None:
 def test_captions_of_one_image_are_not_independent() -> None:
     image_of, found = np.repeat(np.arange(200), 5), np.repeat(np.arange(200) % 2, 5)
     all_or_none = metrics.gather_hits(np.where(found, 1, 20), np.where(found[::5], 1, 20), image_of)
-    low, high = metrics.interval(metrics.resample([all_or_none]))
+    low, high = metrics.interval(metrics.resample([[all_or_none]])[0])
     assert high[0] - low[0] == pytest.approx(2 * 1.96 * (0.25 / 200) ** 0.5, rel=0.15)
 
 
 def test_resampling_is_seeded_and_blocks_do_not_change_it(monkeypatch: pytest.MonkeyPatch) -> None:
     hits = some_hits(np.random.default_rng(2), 50, 0.4)
-    whole = metrics.resample([hits, hits], seed=3)
-    assert np.array_equal(whole, metrics.resample([hits, hits], seed=3))
-    assert not np.array_equal(whole, metrics.resample([hits, hits], seed=4))
+    (whole,) = metrics.resample([[hits, hits]], seed=3)
+    assert np.array_equal(whole, metrics.resample([[hits, hits]], seed=3)[0])
+    assert not np.array_equal(whole, metrics.resample([[hits, hits]], seed=4)[0])
     monkeypatch.setattr(metrics, "_SCORES_PER_BLOCK", 50 * 64)
-    assert np.array_equal(whole, metrics.resample([hits, hits], seed=3))
+    assert np.array_equal(whole, metrics.resample([[hits, hits]], seed=3)[0])
+    assert np.array_equal(whole, metrics.resample([[hits], [hits, hits]], seed=3)[1])
 
 
 def test_a_thousand_resamples_of_a_thousand_images_take_less_than_a_second() -> None:
     hits = some_hits(np.random.default_rng(2), 1000, 0.4)
     start = time.perf_counter()
-    metrics.resample([hits], resamples=1000)
+    metrics.resample([[hits]], resamples=1000)
     assert time.perf_counter() - start < 1
 
 
@@ -256,7 +257,7 @@ def test_interval_covers_the_truth_about_95_times_in_100() -> None:
     rng = np.random.default_rng(8)
     covered = 0
     for _ in range(200):
-        low, high = metrics.interval(metrics.resample([some_hits(rng, 150, 0.3)], resamples=400))
+        low, high = metrics.interval(metrics.resample([[some_hits(rng, 150, 0.3)]], resamples=400)[0])
         covered += low[3] <= 0.3 <= high[3]
     assert 180 <= covered <= 199
 
@@ -265,7 +266,7 @@ def test_paired_test_tells_a_better_model_from_an_equal_one() -> None:
     rng = np.random.default_rng(4)
     a = [some_hits(rng, 300, 0.5) for _ in range(3)]
     better = [some_hits(rng, 300, 0.65) for _ in range(3)]
-    samples = [metrics.resample(seeds)[:, -1] for seeds in (a, better)]
+    samples = [drawn[:, -1] for drawn in metrics.resample([a, better])]
     assert metrics.paired_p_value(*samples) < 0.01
     assert metrics.paired_p_value(samples[1], samples[0]) == metrics.paired_p_value(*samples)
     assert metrics.paired_p_value(samples[0], samples[0]) == 1.0
@@ -276,16 +277,17 @@ def test_pairing_sees_a_small_gain_that_holds_for_every_image() -> None:
     gain = np.zeros_like(hits.hits)
     gain[:40, :3] = 1
     better = metrics.Hits(np.minimum(hits.hits + gain, hits.queries), hits.queries)
-    low, high = metrics.interval(metrics.resample([hits]))
+    samples = metrics.resample([[hits], [better]])
+    low, high = metrics.interval(samples[0])
     assert low[-1] < metrics.recalls([better])[-1] < high[-1]  # intervals overlap
-    assert metrics.paired_p_value(*(metrics.resample([run])[:, -1] for run in (hits, better))) < 0.01
+    assert metrics.paired_p_value(*(drawn[:, -1] for drawn in samples)) < 0.01
 
 
 def test_seeds_that_disagree_widen_the_interval() -> None:
     rng = np.random.default_rng(7)
     alike = [some_hits(rng, 500, 0.5) for _ in range(3)]
     apart = [some_hits(rng, 500, good) for good in (0.3, 0.5, 0.7)]
-    widths = [np.diff(metrics.interval(metrics.resample(seeds))[:, -1])[0] for seeds in (alike, apart)]
+    widths = [np.diff(metrics.interval(drawn)[:, -1])[0] for drawn in metrics.resample([alike, apart])]
     assert widths[1] > 3 * widths[0]
 
 

@@ -1,0 +1,247 @@
+"""The report: per-language tables, an index and figures, made from the JSON of the runs alone.
+
+The same runs give the same text to the byte, so a test can prove that every committed table is what its JSON gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from polyalign import figures, storage, tables
+from polyalign import lang as languages
+from polyalign.errors import UserError
+from polyalign.metrics import RECALL_AT
+from polyalign.results import Retrieval, Run, Score
+from polyalign.standings import RESAMPLES, Contest, Entry, contests
+
+RUNS = "runs"
+INDEX = "README.md"
+
+_NAMES = [f"{way} R@{k}" for way in ("t→i", "i→t") for k in RECALL_AT] + ["mean recall"]
+_COLUMNS = [f"{way}_r{k}" for way in ("text_to_image", "image_to_text") for k in RECALL_AT] + ["mean_recall"]
+_RULES = (
+    "Percent found, mean over seeds, with 95 % bootstrap intervals over test images and seeds. **Bold** is the best "
+    "mean recall; = marks what is not significantly different from it (paired bootstrap over images and seeds, "
+    f"{RESAMPLES:,} draws, Holm-corrected, 5 %)."
+)
+_MADE_BY = "Made by `polyalign report` from the JSON in [`runs/`](runs/); not to be edited by hand.\n"
+
+
+def load_runs(folder: Path) -> list[Run]:
+    """Read every run in ``folder/runs``, in the order of the file names.
+
+    Raises:
+        UserError: there is none, or one cannot be read.
+    """
+    paths = sorted((folder / RUNS).glob("*.json"))
+    if not paths:
+        raise UserError(f"there are no results in {folder / RUNS}: make some with polyalign compare")
+    return [Run.load_json(path) for path in paths]
+
+
+def write(folder: Path) -> list[Path]:
+    """Make every table and figure of ``folder`` from its runs, and list what was written.
+
+    Raises:
+        UserError: there are no runs, or one cannot be read.
+    """
+    found = contests(load_runs(folder))
+    written = []
+    for name, text in texts(found).items():
+        storage.write_text(folder / name, text)
+        written.append(folder / name)
+    return written + figures.draw(found, folder / "figures")
+
+
+def texts(found: Sequence[Contest]) -> dict[str, str]:
+    """Give every text file by its name: the index, and ``<lang>.md`` and ``<lang>.csv`` for each language."""
+    files = {INDEX: _index(found)}
+    for lang in dict.fromkeys(contest.lang for contest in found):
+        own = [contest for contest in found if contest.lang == lang]
+        files[f"{lang}.md"] = _page(lang, own)
+        files[f"{lang}.csv"] = _csv(own)
+    return files
+
+
+def language_name(code: str) -> str:
+    """Name a language in English with its code; a language that has no file here keeps its code."""
+    return f"{languages.load(code).english_name} ({code})" if code in languages.names() else code
+
+
+def _index(found: Sequence[Contest]) -> str:
+    header = ["language", "gallery", "recipe", "budget", "best", "mean recall", "not significantly different from it"]
+    rows = []
+    for contest in found:
+        best = next(entry for entry in contest.entries if entry.best)
+        level = ", ".join(entry.name for entry in contest.entries if entry.level and not entry.best)
+        link = f"[{language_name(contest.lang)}]({contest.lang}.md)"
+        gallery = f"{contest.gallery.gallery}, {contest.gallery.images:,} images"
+        score = tables.percent(best.scores[-1])
+        rows.append([link, gallery, contest.recipe, contest.budget, best.name, score, level or "none"])
+    return (
+        "# Which way of training is worth it, by language\n\n"
+        f"{_MADE_BY}\n{tables.markdown(header, rows)}\n"
+        "Mean recall is the mean of R@1, R@5 and R@10 in both directions, in percent, with its 95 % interval.\n"
+    )
+
+
+def _page(lang: str, found: Sequence[Contest]) -> str:
+    parts = [f"# {language_name(lang)}\n", _MADE_BY]
+    for gallery, recipe in dict.fromkeys((contest.gallery.gallery, contest.recipe) for contest in found):
+        own = [c for c in found if (c.gallery.gallery, c.recipe) == (gallery, recipe)]
+        parts.append(f"## {gallery}, recipe {recipe}\n")
+        parts += [_section(contest) for contest in own]
+        names = figures.names(own[0])
+        parts.append("\n".join(f"![{what}](figures/{name})" for what, name in names.items()) + "\n")
+    return "\n".join(parts)
+
+
+def _section(contest: Contest) -> str:
+    header = ["strategy", "towers", "trainable", *_NAMES, "time", "peak memory", "checkpoint", "knowledge kept"]
+    rows = [_row(entry) for entry in contest.entries]
+    blank = [""] * 4
+    chance = contest.gallery.chance()
+    rows.append(["untrained projection", "", "", *map(tables.percent, _untrained(contest)), *blank])
+    rows.append(["chance", "", "", *map(tables.percent, [*chance.tolist(), float(chance.mean())]), *blank])
+    parts = [f"### {contest.budget}\n", tables.markdown(header, rows), _footer(contest)]
+    if any(len(run.test) > 1 for entry in contest.entries for run in entry.runs):
+        parts.append(_transfer(contest))
+    return "\n".join(parts)
+
+
+def _row(entry: Entry) -> list[str]:
+    first = entry.runs[0]
+    scores = [tables.percent(score) for score in entry.scores]
+    kept = _knowledge_kept(entry)
+    label = entry.strategy + (f" ({entry.options})" if entry.options else "")
+    return [
+        f"**{label}**" if entry.best else f"{label} =" if entry.level else label,
+        entry.towers,
+        tables.share(first.trainable, first.total),
+        *scores,
+        tables.duration(entry.mean(lambda run: run.seconds)),
+        tables.size(entry.mean(lambda run: run.peak_memory_bytes)),
+        tables.size(entry.mean(lambda run: run.checkpoint_bytes)),
+        "" if kept is None else tables.percent(kept),
+    ]
+
+
+def _knowledge_kept(entry: Entry) -> float | None:
+    kept = [run.knowledge.kept for run in entry.runs if run.knowledge is not None]
+    known = [share for share in kept if share is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _untrained(contest: Contest) -> list[float]:
+    """Average the untrained projection over every run of the contest."""
+    runs = [run for entry in contest.entries for run in entry.runs]
+    columns = zip(*(_values(run.untrained) for run in runs), strict=True)
+    return [sum(column) / len(runs) for column in columns]
+
+
+def _values(result: Retrieval) -> list[float]:
+    both = (*result.text_to_image.recall.values(), *result.image_to_text.recall.values(), result.mean_recall)
+    return [score.value for score in both]
+
+
+def _footer(contest: Contest) -> str:
+    runs = [run for entry in contest.entries for run in entry.runs]
+    first = runs[0]
+    seeds, steps = _each(contest, lambda run: run.seed), _each(contest, lambda run: run.steps)
+    seen = _each(contest, lambda run: round(run.pairs_seen / 1000))
+    machines = _listed(f"{run.device} with {run.threads} threads" for run in runs)
+    versions = _listed(f"{name} {version}" for run in runs for name, version in sorted(run.versions.items()))
+    lines = (
+        f"Test: {tables.gallery_line(*(run.test[0] for run in runs))}.",
+        f"Training: {first.pairs:,} pairs, {first.caption_origin} captions, {first.images:,} images. Seeds: {seeds}.",
+        _RULES,
+        f"Pairs seen, in thousands: {seen}. Optimiser steps: {steps}.",
+        _tuning(contest),
+        f"Time is all of training, with what it cost to compute the frozen part once, on {machines}.",
+        _retries(contest),
+        f"Versions: {versions}.",
+    )
+    return "".join(f"- {line}\n" for line in lines if line)
+
+
+def _retries(contest: Contest) -> str:
+    again = {entry.name: sum(run.retries for run in entry.runs) for entry in contest.entries}
+    listed = ", ".join(f"{name} {count}" for name, count in again.items() if count)
+    return f"Begun again because a worker died: {listed}." if listed else ""
+
+
+def _tuning(contest: Contest) -> str:
+    """Say what was tuned on dev, over which values, and what was chosen."""
+    tuned = {key: run.tuned[key] for entry in contest.entries for run in entry.runs for key in sorted(run.tuned)}
+    if not tuned:
+        rates = _each(contest, lambda run: _setting(run, "optim.lr"))
+        return f"Nothing was tuned for this table; the recipe's learning rates: {rates}."
+    said = []
+    for key, values in tuned.items():
+        chosen = _each(contest, partial(_setting, key=key))
+        said.append(f"Tuned on dev, never on test: `{key}` from {', '.join(map(str, values))}; chosen: {chosen}.")
+    return " ".join(said)
+
+
+def _setting(run: Run, key: str) -> Any:
+    value: Any = run.recipe
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def _each(contest: Contest, of: Callable[[Run], object]) -> str:
+    """List a figure by entry, or once where all have the same."""
+    by_entry = {entry.name: _listed(str(of(run)) for run in entry.runs) for entry in contest.entries}
+    if len(set(by_entry.values())) == 1:
+        return next(iter(by_entry.values()))
+    return "; ".join(f"{name} {values}" for name, values in sorted(by_entry.items()))
+
+
+def _listed(items: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(items))
+
+
+def _transfer(contest: Contest) -> str:
+    """Set out the mean recall in languages never trained on, averaged over the seeds."""
+    langs = list(dict.fromkeys(r.lang for entry in contest.entries for run in entry.runs for r in run.test[1:]))
+    rows = []
+    for entry in contest.entries:
+        by_lang = {
+            lang: [r.mean_recall.value for run in entry.runs for r in run.test[1:] if r.lang == lang] for lang in langs
+        }
+        rows.append([entry.name, *(tables.percent(sum(v) / len(v)) if v else "" for v in by_lang.values())])
+    return f"Mean recall in languages never trained on:\n\n{tables.markdown(['strategy', *langs], rows)}"
+
+
+def _csv(found: Sequence[Contest]) -> str:
+    header = ["lang", "gallery", "gallery_images", "gallery_captions", "recipe", "budget", "pairs", "caption_origin"]
+    header += ["strategy", "towers", "options", "seeds", "trainable", "total"]
+    header += [f"{name}{end}" for name in _COLUMNS for end in ("", "_low", "_high")]
+    header += ["seconds", "peak_memory_bytes", "checkpoint_bytes", "knowledge_kept", "best", "p_value"]
+    return tables.csv_text(header, [_csv_row(contest, entry) for contest in found for entry in contest.entries])
+
+
+def _csv_row(contest: Contest, entry: Entry) -> list[object]:
+    first = entry.runs[0]
+    kept = _knowledge_kept(entry)
+    gallery = contest.gallery
+    return [
+        *(contest.lang, gallery.gallery, gallery.images, gallery.captions),
+        *(contest.recipe, contest.budget, first.pairs, first.caption_origin),
+        *(entry.strategy, entry.towers, entry.options, " ".join(str(run.seed) for run in entry.runs)),
+        *(first.trainable, first.total),
+        *(fraction for score in entry.scores for fraction in _fractions(score)),
+        round(entry.mean(lambda run: run.seconds), 1),
+        round(entry.mean(lambda run: run.peak_memory_bytes)),
+        round(entry.mean(lambda run: run.checkpoint_bytes)),
+        *("" if kept is None else f"{kept:.4f}", int(entry.best)),
+        "" if entry.p_value is None else f"{entry.p_value:.4f}",
+    ]
+
+
+def _fractions(score: Score) -> list[str]:
+    return [f"{score.value:.4f}", f"{score.low:.4f}", f"{score.high:.4f}"]
