@@ -65,6 +65,12 @@ class Train(_Section):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
 
 
+class Test(_Section):
+    """``languages`` never trained on in which the test gallery is measured too: what carries over to them."""
+
+    languages: tuple[str, ...] = ()
+
+
 class Cache(_Section):
     """What is computed once: with ``prefix`` what the frozen layers give, in ``dtype``; without, only pixels."""
 
@@ -90,6 +96,7 @@ class Recipe(_Section):
     data: Data = Data()
     optim: Optim = Optim()
     train: Train = Train()
+    test: Test = Test()
     cache: Cache = Cache()
 
     @field_validator("strategy", "source")

@@ -149,6 +149,15 @@ class Knowledge(Record):
         return sum(shares) / len(shares) if shares else None
 
 
+class Look(Record):
+    """One look at the dev split: after how many steps and seconds, the mean recall, the mean loss since the last."""
+
+    step: int
+    seconds: float
+    loss: float
+    dev_mean_recall: float
+
+
 class Run(Record):
     """One training run and its test.
 
@@ -157,7 +166,7 @@ class Run(Record):
     languages it was not. ``pairs`` and ``images`` are what the budget gave, ``pairs_seen`` counts repeats.
     ``seconds`` is all of the training, with what it cost to compute the frozen part once. ``checkpoint_bytes`` is the
     size of what was saved. ``tuned`` holds the values tried on the dev split, by key of the recipe; the recipe has the
-    one chosen.
+    one chosen. ``looks`` is the learning curve on dev; training kept the state of the best look.
     ``retries`` counts the times the run was begun again because its worker died.
     """
 
@@ -185,6 +194,7 @@ class Run(Record):
     versions: dict[str, str]
     untrained: Retrieval
     test: tuple[Retrieval, ...] = Field(min_length=1)
+    looks: tuple[Look, ...] = ()
     tuned: dict[str, tuple[Any, ...]] = {}
     retries: int = 0
     knowledge: Knowledge | None = None

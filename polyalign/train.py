@@ -27,9 +27,9 @@ from polyalign.loss import gather, info_nce
 from polyalign.pairs import PairTable
 from polyalign.progress import Progress
 from polyalign.recipe import Recipe
-from polyalign.results import Retrieval, Run
+from polyalign.results import Look, Retrieval, Run
 from polyalign.schedule import adamw, learning_rate
-from polyalign.training_state import Look, State
+from polyalign.training_state import State
 from polyalign.versions import versions
 
 RESULT, STATE = "result.json", "state.safetensors"
@@ -58,7 +58,11 @@ def train(recipe: Recipe, out: Path, *, resume: bool, progress: Progress, say: S
     state = loop.run(out / STATE, resume=resume, progress=progress, say=say)
     checkpoint.restore(aligner, state.best, "the best state")
     size = checkpoint.save(out, aligner, recipe) if accelerator.is_main_process else 0
-    run = _record(loop, state, tables, untrained, _test(aligner, stores["test"], tables["test"]), size)
+    tested = [_test(aligner, stores["test"], tables["test"])]
+    for lang in recipe.test.languages:
+        gallery = load_table(recipe, "test", lang)
+        tested.append(_test(aligner, prepare(aligner, gallery, recipe.cache, progress), gallery))
+    run = _record(loop, state, tables, untrained, tuple(tested), size)
     if accelerator.is_main_process:
         run.save_json(out / RESULT)
         (out / STATE).unlink(missing_ok=True)
@@ -196,7 +200,8 @@ class Loop:
         ranked = metrics.both_directions(embedded.images, embedded.captions, embedded.image_of)
         hits = metrics.gather_hits(ranked[0].rank, ranked[1].rank, embedded.image_of)
         mean_recall = float(metrics.recalls([hits])[-1])
-        state.looks.append(Look(state.step, mean_recall, float(np.mean(state.losses))))
+        loss = float(np.mean(state.losses))
+        state.looks.append(Look(step=state.step, seconds=state.seconds, loss=loss, dev_mean_recall=mean_recall))
         state.losses = []
         if state.best_look == len(state.looks) - 1:
             state.best = {
@@ -265,7 +270,12 @@ def _note(state: State) -> str:
 
 
 def _record(
-    loop: Loop, state: State, tables: dict[str, PairTable], untrained: Retrieval, tested: Retrieval, size: int
+    loop: Loop,
+    state: State,
+    tables: dict[str, PairTable],
+    untrained: Retrieval,
+    tested: tuple[Retrieval, ...],
+    size: int,
 ) -> Run:
     recipe, trainable = loop.recipe, loop.aligner.count()
     facts: dict[str, Any] = {
@@ -290,5 +300,6 @@ def _record(
         "threads": torch.get_num_threads(),
         "caption_origin": tables["train"].origin,
         "versions": versions(),
+        "looks": tuple(state.looks),
     }
-    return Run(**facts, untrained=untrained, test=(tested,))
+    return Run(**facts, untrained=untrained, test=tested)

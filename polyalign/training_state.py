@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,15 +12,7 @@ from torch import nn
 from polyalign import checkpoint, storage
 from polyalign.aligner import Aligner
 from polyalign.errors import UserError
-
-
-@dataclass(frozen=True)
-class Look:
-    """One look at the dev split: after which step, the mean recall, the mean training loss since the last look."""
-
-    step: int
-    dev_mean_recall: float
-    loss: float
+from polyalign.results import Look
 
 
 @dataclass
@@ -47,7 +39,14 @@ def save(path: Path, state: State, aligner: Aligner, optimiser: torch.optim.Opti
     tensors |= {f"best/{name}": tensor for name, tensor in state.best.items()}
     for parameter, slots in optimiser.state.items():
         tensors |= {f"optimiser/{named[id(parameter)]}/{slot}": torch.as_tensor(value) for slot, value in slots.items()}
-    position = {key: value for key, value in asdict(state).items() if key != "best"}
+    looks = [look.model_dump() for look in state.looks]
+    position = {
+        "step": state.step,
+        "seconds": state.seconds,
+        "looks": looks,
+        "losses": state.losses,
+        "finished": state.finished,
+    }
     storage.save_tensors(path, tensors, {"position": json.dumps(position), "recipe": recipe_toml})
 
 
