@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -66,13 +66,36 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Align two frozen towers on image-caption pairs, and test what came of it."""
-    from polyalign import runs, tables
+    from polyalign import runs
 
     _go_offline(offline)
     resolved = _resolve(recipe, lang, strategy, set_, budget=budget, towers=towers, layers=layers, data=data, seed=seed)
-    folder = out or runs.default_folder(resolved)
+    _train(out or runs.default_folder(resolved), resolved, resume=resume, overwrite=overwrite, as_json=as_json)
+
+
+@app.command(epilog="Example: polyalign repeat runs/starter-sw-lilt-10k-pairs-s0/recipe.toml --out runs/again")
+def repeat(
+    recipe: Annotated[Path, typer.Argument(help="A resolved recipe, as it lies in every run's folder.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new run.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Throw an earlier run in the same folder away.")
+    ] = False,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Train again from a resolved recipe alone."""
+    from polyalign import recipe as recipes
+
+    _go_offline(offline)
+    _train(out, recipes.from_toml(recipe), resume=resume, overwrite=overwrite, as_json=as_json)
+
+
+def _train(folder: Path, recipe: Any, *, resume: bool, overwrite: bool, as_json: bool) -> None:
+    from polyalign import runs, tables
+
     try:
-        run = runs.train_into(folder, resolved, resume=resume, overwrite=overwrite, say=_say)
+        run = runs.train_into(folder, recipe, resume=resume, overwrite=overwrite, say=_say)
     except KeyboardInterrupt:
         _say(f"interrupted; go on with the same command and --resume (the state is in {folder})")
         raise typer.Exit(130) from None
@@ -87,6 +110,56 @@ def train(
     console.print(f"\ncheckpoint: [bold]{folder}[/]\nnext:")
     for line in runs.next_commands(folder, run):
         console.print(f"  {line}", highlight=False)
+
+
+@app.command(epilog="Example: polyalign compare --lang sw --budget 1k-pairs,10k-pairs --seeds 3")
+def compare(
+    lang: Annotated[
+        str | None, typer.Option(help="Languages, separated by commas; the recipe's when not given.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="Budgets, separated by commas: 1k-pairs,10k-pairs.")] = None,
+    strategies: Annotated[
+        str | None, typer.Option(help="Strategies, separated by commas; those that answer the question when not given.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds of each.")] = 1,
+    recipe: Recipe = "starter",
+    towers: Annotated[str | None, typer.Option(help="Which towers to adapt: both, vision or text.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Which layers: all, or last:k.")] = None,
+    data: DataOption = None,
+    tune: Annotated[bool, typer.Option("--tune", help="First choose each learning rate on dev.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
+    on: Annotated[Literal["local", "ray"], typer.Option(help="Where the runs go: local, or ray (an extra).")] = "local",
+    set_: Set = None,
+    out: Annotated[Path, typer.Option(help="Folder of the tables and of every run's JSON.")] = Path("eval"),
+    offline: Offline = False,
+) -> None:
+    """Train every strategy on the same scarce pairs, and write which is worth it."""
+    from polyalign import compare as comparing
+    from polyalign import pool, progress
+
+    _go_offline(offline)
+    overrides = _overrides(set_, towers=towers, layers=layers, data=data)
+    grid = comparing.Grid(
+        recipe, _split(lang), _split(budget), _split(strategies), seeds, overrides, out, Path("runs") / "compare"
+    )
+    try:
+        with progress.display() as report:
+            workshop = pool.Pool(workers, on, report, _say)
+            written = comparing.compare(grid, workshop, tune=tune)
+    except KeyboardInterrupt:
+        _say("interrupted; the same command goes on where it stopped")
+        raise typer.Exit(130) from None
+    for path in written:
+        print(path)
+
+
+@app.command(epilog="Example: polyalign report --out eval")
+def report(out: Annotated[Path, typer.Option(help="Folder with runs/*.json.")] = Path("eval")) -> None:
+    """Make the tables and figures again from the JSON of the runs, without training."""
+    from polyalign import report as reporting
+
+    for path in reporting.write(out):
+        print(path)
 
 
 @app.command("eval", epilog="Example: polyalign eval runs/starter-sw-lilt-s0 --lang sw,de,hi")
@@ -105,7 +178,7 @@ def evaluate(
     from polyalign import runs, tables
 
     _go_offline(offline)
-    results = runs.evaluate(run, _split_langs(lang), split, _overrides(set_, data=data))
+    results = runs.evaluate(run, list(_split(lang)), split, _overrides(set_, data=data))
     if as_json:
         _print_json([result.model_dump(mode="json") for result in results])
     else:
@@ -224,8 +297,8 @@ def _overrides(sets: list[str] | None, **options: Any) -> dict[str, Any]:
     return recipes.overrides(sets or [], **options)
 
 
-def _split_langs(text: str | None) -> list[str]:
-    return [code.strip() for code in text.split(",") if code.strip()] if text else []
+def _split(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
 
 
 def _go_offline(offline: bool) -> None:
