@@ -19,9 +19,10 @@ _PROBED_ROWS = 100
 class Config(Columns):
     """Where the files are, and which columns hold what (see ``Columns``).
 
-    ``captions`` is the file's name inside ``root``, where ``{lang}`` stands for the language's code; by default the
-    only such file there, or the one called ``captions`` or ``metadata``. ``images`` is the folder that image names
-    start from, inside ``root``; by default ``root`` itself or its ``images``.
+    ``root`` is the folder, or the captions file in it. ``captions`` is that file's name inside ``root``, where
+    ``{lang}`` stands for the language's code; by default the only such file there, or the one called ``captions`` or
+    ``metadata``. ``images`` is the folder that image names start from, inside ``root``; by default ``root`` itself or
+    its ``images``.
     """
 
     root: Path
@@ -35,7 +36,9 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     Raises:
         UserError: a file or column is missing, a line is malformed, or nothing is of this language and split.
     """
-    root = _files.folder(config.root, "source.root, the folder with the captions file")
+    if config.root.is_file():
+        config = config.model_copy(update={"root": config.root.parent, "captions": config.root.name})
+    root = _files.folder(config.root, "source.root, with the captions file")
     sheet = _sheet.read(_captions_file(root, config, lang))
     names = _image_names(sheet, need(sheet, "image_column", config.image_column, IMAGE_NAMES))
     ids = names
@@ -60,11 +63,22 @@ def _captions_file(root: Path, config: Config, lang: Lang) -> Path:
         if len(candidates) == 1:
             return candidates[0]
     if not files:
-        raise UserError(f"{root} has no captions file: put a {', '.join(_sheet.SUFFIXES)} file there")
+        raise UserError(
+            f"{root} has no captions file: put a {', '.join(_sheet.SUFFIXES)} file there{_other_source(root)}"
+        )
     raise UserError(
         f"{root} has several files that may hold the captions ({', '.join(path.name for path in files)}): "
         "say which with source.captions"
     )
+
+
+def _other_source(root: Path) -> str:
+    """Suggest the source that the folder looks made for."""
+    if (root / "state.json").is_file() or (root / "dataset_dict.json").is_file():
+        return f" (it looks like a saved Hugging Face dataset: --data hub --set source.dataset={root})"
+    if (root / "captions").is_dir() and (root / "splits").is_dir():
+        return f" (it looks like Flickr8k: --data flickr8k --set source.root={root})"
+    return ""
 
 
 def _image_names(sheet: _sheet.Sheet, column: str) -> list[str]:

@@ -85,7 +85,7 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     Raises:
         UserError: the dataset cannot be loaded, a split or column is missing, or nothing is of this language.
     """
-    parts = _parts(config)
+    parts = load_parts(config.dataset, config.subset, config.revision)
     part, config, wanted = _part(parts, config, split)
     rows = parts[part]
     sheet = Sheet(
@@ -96,28 +96,32 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
         row_name=lambda row: f"{config.dataset} ({part}), row {row}",
     )
     column = need(sheet, "image_column", config.image_column, IMAGE_NAMES)
-    cells = _undecoded(rows, column)
+    refs = images(rows, column)
     return gather(
         f"{PurePosixPath(config.dataset).name}-{split}",
         lang,
         config.origin,
-        select(sheet, _ids(sheet, config, cells, part), config, lang, wanted),
-        lambda row: HubImage(cells, column, row),
+        select(sheet, _ids(sheet, config, refs, part), config, lang, wanted),
+        refs.__getitem__,
     )
 
 
-def _parts(config: Config) -> dict[str, datasets.Dataset]:
-    """Load the dataset, as a dictionary even if it has one part."""
-    folder = Path(config.dataset)
+def load_parts(dataset: str, subset: str | None = None, revision: str | None = None) -> dict[str, datasets.Dataset]:
+    """Load a dataset from the hub or a folder, as a dictionary of its parts even if it has one.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    folder = Path(dataset)
     try:
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
             loaded = datasets.load_from_disk(str(folder))
         else:
-            loaded = datasets.load_dataset(config.dataset, config.subset, revision=config.revision)
+            loaded = datasets.load_dataset(dataset, subset, revision=revision)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f'cannot load the dataset "{config.dataset}": {reason} (without a network, give a folder written by '
+            f'cannot load the dataset "{dataset}": {reason} (without a network, give a folder written by '
             "save_to_disk, or a name that is in the Hugging Face cache)"
         ) from error
     return {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
@@ -153,20 +157,20 @@ def _named(parts: dict[str, datasets.Dataset], config: Config, split: str, wante
     return wanted or next((name for name in _PART_NAMES[split] if name in parts), None)
 
 
-def _undecoded(rows: datasets.Dataset, column: str) -> datasets.Dataset:
-    """Keep the image column alone, as bytes or paths."""
+def images(rows: datasets.Dataset, column: str) -> list[HubImage]:
+    """Give the image of every row, undecoded until it is opened."""
     cells = rows.select_columns([column])
     if isinstance(cells.features[column], datasets.Image):
         cells = cells.cast_column(column, datasets.Image(decode=False))
-    return cells
+    return [HubImage(cells, column, row) for row in range(len(rows))]
 
 
-def _ids(sheet: Sheet, config: Config, cells: datasets.Dataset, part: str) -> Sequence[str]:
+def _ids(sheet: Sheet, config: Config, refs: Sequence[HubImage], part: str) -> Sequence[str]:
     column = find(sheet, "id_column", config.id_column, _ID_NAMES)
     if column is not None:
         return [str(value) for value in sheet.column(column)]
-    names = _file_names(cells)
-    if names is None or not _are_ids(names, cells):
+    names = _file_names(refs[0].cells) if refs else None
+    if names is None or not _are_ids(names, refs):
         return [f"{part}/{row}" for row in range(sheet.rows)]
     return names
 
@@ -185,13 +189,10 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _are_ids(names: list[str], cells: datasets.Dataset) -> bool:
+def _are_ids(names: list[str], refs: Sequence[HubImage]) -> bool:
     """Tell whether rows of one name hold one image, by the first two that share a name; some call all ``image.jpg``."""
     first: dict[str, int] = {}
     for row, name in enumerate(names):
         if first.setdefault(name, row) != row:
-            return (
-                HubImage(cells, cells.column_names[0], first[name]).key()
-                == HubImage(cells, cells.column_names[0], row).key()
-            )
+            return refs[first[name]].key() == refs[row].key()
     return True

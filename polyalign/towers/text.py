@@ -165,25 +165,48 @@ def build_text(spec: TextSpec, *, pretrained: bool = True, tokenizer: Path | Non
     Raises:
         UserError: no such model or folder, or it does not fit the stated architecture.
     """
-    source = str(STARTER / "text") if spec.model == "starter" else str(Path(spec.model).expanduser())
-    if not Path(source).is_dir():
-        if source.startswith(("/", "~", ".")):
-            raise UserError(f"no such folder: {spec.model}")
-        source = spec.model
+    source = _source(spec)
     if not pretrained:
         config = _config(spec, source)
         return TextTower(AutoModel.from_config(config), None, spec)
     try:
         model: PreTrainedModel = AutoModel.from_pretrained(source, revision=spec.revision, dtype=torch.float32)
-        words = AutoTokenizer.from_pretrained(str(tokenizer or source), revision=None if tokenizer else spec.revision)
     except (OSError, ValueError, ImportError) as error:
-        line = str(error).splitlines()[0]
-        raise UserError(f"cannot load the text tower {spec.model}: {line} (offline? give a local folder)") from error
+        raise _cannot_load(spec, error) from error
     _check_architecture(spec, model.config)
     model.eval()
-    tower = TextTower(model, words, spec)
+    tower = TextTower(model, load_tokenizer(spec, tokenizer), spec)
     tower.fingerprint = fingerprint(tower.model)
     return tower
+
+
+def load_tokenizer(spec: TextSpec, folder: Path | None = None) -> Any:
+    """Load the tower's tokenizer, or the one in ``folder``, without its weights.
+
+    Raises:
+        UserError: no such model or folder.
+    """
+    try:
+        if folder is not None:
+            return AutoTokenizer.from_pretrained(str(folder))
+        return AutoTokenizer.from_pretrained(_source(spec), revision=spec.revision)
+    except (OSError, ValueError, ImportError) as error:
+        raise _cannot_load(spec, error) from error
+
+
+def _source(spec: TextSpec) -> str:
+    """Find out whether the model is a folder, and which, or a name on the hub."""
+    source = str(STARTER / "text") if spec.model == "starter" else str(Path(spec.model).expanduser())
+    if Path(source).is_dir():
+        return source
+    if source.startswith(("/", "~", ".")):
+        raise UserError(f"no such folder: {spec.model}")
+    return spec.model
+
+
+def _cannot_load(spec: TextSpec, error: Exception) -> UserError:
+    line = str(error).splitlines()[0]
+    return UserError(f"cannot load the text tower {spec.model}: {line} (offline? give a local folder)")
 
 
 def _config(spec: TextSpec, source: str) -> PretrainedConfig:

@@ -196,8 +196,7 @@ def test_wrong_paths_are_refused_with_what_is_there(tmp_path):
     with pytest.raises(UserError, match=r"has no captions file: put a \.csv"):
         load(tmp_path)
     (tmp_path / "a.csv").write_text("image,caption\na.jpg,x\n")
-    with pytest.raises(UserError, match=r"a\.csv is a file; source\.root"):
-        load(tmp_path / "a.csv")
+    assert load(tmp_path / "a.csv") == [("a.jpg", "x")]
     with pytest.raises(UserError, match=r'no captions file: .*b\.csv is not there: did you mean "a\.csv"'):
         load(tmp_path, captions="b.csv")
     with pytest.raises(UserError, match=r"no folder .*pics \(source\.images\)"):
@@ -209,6 +208,16 @@ def test_wrong_paths_are_refused_with_what_is_there(tmp_path):
         load(tmp_path)
     (tmp_path / "captions.csv").write_text("image,caption\na.jpg,z\n")
     assert load(tmp_path) == [("a.jpg", "z")]
+
+
+def test_a_folder_made_for_another_source_is_recognised(tmp_path):
+    for name in ("captions", "splits"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(UserError, match=r"looks like Flickr8k: --data flickr8k --set source\.root="):
+        load(tmp_path)
+    (tmp_path / "state.json").touch()
+    with pytest.raises(UserError, match=r"--data hub --set source\.dataset="):
+        load(tmp_path)
 
 
 def test_images_are_found_beside_the_captions_or_in_images_or_where_said(tmp_path):
