@@ -194,9 +194,9 @@ def _tokens(
 def render(report: DataReport) -> Table:
     """Show a report as a table: what, how many, and the first few."""
     table = Table(title=f"{report.name} ({report.lang}, {report.origin} captions)", title_justify="left")
-    table.add_column("", min_width=32)
-    table.add_column("", min_width=12, justify="right")
-    table.add_column("such as", overflow="ellipsis", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True, justify="right")
+    table.add_column("such as", overflow="fold")
     low, mean, high = report.captions_per_image
     table.add_row("images", f"{report.images.images:,}", "")
     table.add_row("captions", f"{report.captions:,}", "")
@@ -239,4 +239,5 @@ def _bad_cells(bad: tuple[image_check.BadImage, ...], *, reason: bool) -> tuple[
 
 def _short(text: str) -> str:
     """Put it on one line, and keep rich from reading brackets as markup."""
-    return escape(" ".join(text.split()))
+    line = " ".join(text.split())
+    return escape(line if len(line) <= 60 else f"{line[:59]}…")
