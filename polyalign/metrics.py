@@ -50,12 +50,12 @@ def both_directions(
     Args:
         image_emb: (I, D), rows of unit length.
         caption_emb: (C, D), rows of unit length.
-        image_of: (C,) the image each caption belongs to; every image has a caption.
+        image_of: (C,) the image each caption belongs to; an image without a caption ranks last, at C + 1.
         block_rows: captions scored at once; the default keeps a block near 100 MB however many images there are.
 
     Raises:
         UserError: an embedding is NaN or infinite.
-        ValueError: the shapes do not fit, rows are far from unit length, or an image has no caption.
+        ValueError: the shapes do not fit, rows are far from unit length, or there is nothing to rank.
     """
     _check(image_emb, caption_emb, image_of)
     images, captions = _to_grid(image_emb), len(caption_emb)
@@ -78,6 +78,22 @@ def both_directions(
     return _ranked(text_reached, text_above, np.ones(captions, np.int64)), _ranked(image_reached, image_above, right)
 
 
+def nearest(queries: Floats, keys: Floats) -> Ints:
+    """Give each query's best key (Q,); of equally good ones the first.
+
+    Args:
+        queries: (Q, D), rows of unit length.
+        keys: (K, D), rows of unit length.
+    """
+    on_grid = _to_grid(keys)
+    step = max(1, _SCORES_PER_BLOCK // len(keys))
+    best = [
+        (_to_grid(queries[start : start + step]) @ on_grid.T).astype(np.float32).argmax(axis=1)
+        for start in range(0, len(queries), step)
+    ]
+    return np.concatenate(best).astype(np.int64)
+
+
 def _ranked(reached: Ints, above: Ints, right: Ints) -> Ranked:
     """Rank from counts by query: answers at or above the best right score, above it, and right ones that reach it."""
     return Ranked(rank=1 + reached - right, tied=reached - right > above)
@@ -94,8 +110,10 @@ def _check(image_emb: Floats, caption_emb: Floats, image_of: Ints) -> None:
         raise ValueError(f"embeddings of shapes {image_emb.shape} and {caption_emb.shape} cannot be compared")
     if image_of.shape != (len(caption_emb),):
         raise ValueError(f"{len(caption_emb)} captions need as many image indices, not {image_of.shape}")
-    if not len(image_emb) or not np.array_equal(np.unique(image_of), np.arange(len(image_emb))):
-        raise ValueError(f"image_of must name each of the {len(image_emb)} images at least once and no other")
+    if not len(image_of):
+        raise ValueError("there is nothing to rank")
+    if not 0 <= image_of.min() <= image_of.max() < len(image_emb):
+        raise ValueError(f"image_of must name one of the {len(image_emb)} images")
     longest = [float(np.linalg.norm(rows, axis=1).max()) for rows in (image_emb, caption_emb)]
     if not all(map(math.isfinite, longest)):
         raise UserError("the embeddings hold NaN or infinity: the training diverged; lower the learning rate")

@@ -116,6 +116,42 @@ class Retrieval(Record):
         return metrics.chance(self.captions_per_image())
 
 
+class ZeroShot(Record):
+    """Zero-shot classification of one dataset in one language.
+
+    ``mean_per_class`` is the accuracy averaged over classes. Languages that name different numbers of ``classes``
+    cannot be compared. ``templates`` are the prompts; ``ties`` counts the images whose right class scored like a
+    wrong one.
+    """
+
+    dataset: str
+    lang: str
+    templates: tuple[str, ...]
+    classes: int
+    images: int
+    ties: int
+    top1: Score
+    top5: Score
+    mean_per_class: Score
+
+
+class TextByRetrieval(Record):
+    """chrF (0 to 100) of the captions that images retrieve, against the images' other captions.
+
+    ``random`` is the same for a random caption of another image, ``own`` for the image's own first caption: what to
+    compare with. ``signature`` is sacrebleu's.
+    """
+
+    gallery: str
+    lang: str
+    images: int
+    captions: int
+    chrf: float
+    random: float
+    own: float
+    signature: str
+
+
 class Change(Record):
     """A figure of a tower before alignment and after it."""
 
@@ -129,7 +165,8 @@ class Knowledge(Record):
     ``sentences`` is the share of sentences that find their translation, by language pair (``en-sw``); ``perplexity``
     the pseudo-perplexity by language, where the text tower has a language-model head; ``probe`` the accuracy of a
     classifier on the vision tower's features, by its name. ``cka`` compares every layer before and after (1 is
-    unchanged, up to rotation and scale), and ``moved`` is how far a tower's own weights went, relative to their length.
+    unchanged, up to rotation and scale), and ``moved`` is the mean distance from a tower's unit output before to that
+    after (0 to 2), for the same inputs.
     """
 
     sentences: dict[str, Change] = {}

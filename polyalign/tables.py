@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from polyalign import metrics
-from polyalign.results import Direction, Retrieval, Run, Score
+from polyalign.results import Direction, Knowledge, Retrieval, Run, Score, TextByRetrieval, ZeroShot
 
 _DIRECTIONS = ("text to image", "image to text")
 _RECALL_NAMES = (*(f"{way}\nR@{k}" for way in ("t→i", "i→t") for k in metrics.RECALL_AT), "mean\nrecall")
@@ -102,6 +102,58 @@ def retrieval_overview(results: Sequence[Retrieval]) -> Table:
         scores = (*result.text_to_image.recall.values(), *result.image_to_text.recall.values(), result.mean_recall)
         cells = (f"{100 * s.value:.1f} ±{50 * (s.high - s.low):.1f}" for s in scores)
         table.add_row(f"{result.lang} {result.gallery}", f"{result.images:,}", *cells)
+    return table
+
+
+def zeroshot_table(results: Sequence[ZeroShot]) -> Table:
+    """List zero-shot accuracies; languages that name different numbers of classes cannot be compared."""
+    table = Table(
+        title="Zero-shot classification: percent right, with 95 % intervals",
+        caption="; ".join(dict.fromkeys(f"{r.lang} prompts: {' | '.join(r.templates)}" for r in results)),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("dataset", overflow="fold")
+    for name in ("images", "classes", "chance", "top-1", "top-5", "mean per class"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for r in results:
+        counts = (f"{r.images:,}", f"{r.classes:,}", percent(1 / r.classes))
+        table.add_row(f"{r.lang} {r.dataset}", *counts, *map(percent, (r.top1, r.top5, r.mean_per_class)))
+    return table
+
+
+def text_by_retrieval_table(results: Sequence[TextByRetrieval]) -> Table:
+    """List chrF scores of retrieved captions between the two that they are to be compared with."""
+    table = Table(
+        title="Text by retrieval: chrF of the retrieved caption against the image's others",
+        caption="; ".join(dict.fromkeys(r.signature for r in results)),
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("gallery", overflow="fold")
+    for name in ("images", "captions", "random caption", "retrieved", "own caption"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for r in results:
+        scores = (f"{score:.1f}" for score in (r.random, r.chrf, r.own))
+        table.add_row(f"{r.lang} {r.gallery}", f"{r.images:,}", f"{r.captions:,}", *scores)
+    return table
+
+
+def knowledge_table(result: Knowledge) -> Table:
+    """Show what the towers could do before alignment and still can."""
+    kept = "" if result.kept is None else f": {percent(result.kept)} percent"
+    table = Table(title=f"Knowledge kept{kept}", box=box.SIMPLE_HEAD)
+    table.add_column("")
+    for name in ("before", "after"):
+        table.add_column(name, justify="right")
+    for what, changes in (("sentence retrieval", result.sentences), ("probe", result.probe)):
+        for key, change in changes.items():
+            table.add_row(f"{what}, {key}", percent(change.before), percent(change.after))
+    for lang, change in result.perplexity.items():
+        table.add_row(f"pseudo-perplexity, {lang}", f"{change.before:.1f}", f"{change.after:.1f}")
+    for tower, layers in result.cka.items():
+        table.add_row(f"CKA of the {tower} tower's layers, lowest first", "", "  ".join(f"{v:.2f}" for v in layers))
+    for tower, distance in result.moved.items():
+        table.add_row(f"distance moved, {tower} output", "", f"{distance:.3f}")
     return table
 
 

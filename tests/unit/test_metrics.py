@@ -143,6 +143,13 @@ def test_order_of_queries_and_keys_does_not_matter(seed: int) -> None:
     assert np.array_equal(again_image.rank, by_image.rank)
 
 
+def test_an_image_without_caption_is_never_found() -> None:
+    by_text, by_image = metrics.both_directions(np.eye(3), np.eye(3)[:2], np.array([0, 2]))
+    assert by_text.rank.tolist() == [1, 3]
+    assert by_image.rank.tolist() == [1, 3, 2]
+    assert by_image.tied.tolist() == [False, False, True]
+
+
 def test_hit_rates_agree_with_torchmetrics() -> None:
     rng = np.random.default_rng(11)
     images, image_of = unit(rng, 60), np.repeat(np.arange(60), 5)
@@ -176,12 +183,12 @@ def test_nan_is_an_error_and_not_rank_one() -> None:
 @pytest.mark.parametrize(
     ("images", "captions", "image_of", "message"),
     [
-        (np.eye(2), np.eye(2), [0, 0], "each of the 2 images"),
-        (np.eye(2), np.eye(2), [0, 2], "each of the 2 images"),
+        (np.eye(2), np.eye(2), [0, 2], "one of the 2 images"),
+        (np.eye(2), np.eye(2), [0, -1], "one of the 2 images"),
         (np.eye(2), np.eye(3), [0, 1, 0], "cannot be compared"),
         (np.eye(2), np.eye(2), [0], "2 captions need"),
         (np.eye(2) * 9, np.eye(2), [0, 1], "unit length"),
-        (np.zeros((0, 2)), np.zeros((0, 2)), [], "each of the 0 images"),
+        (np.zeros((0, 2)), np.zeros((0, 2)), [], "nothing to rank"),
     ],
 )
 def test_misuse_is_refused(images: np.ndarray, captions: np.ndarray, image_of: list[int], message: str) -> None:

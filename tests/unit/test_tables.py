@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from polyalign import tables
-from polyalign.results import Retrieval, Score
+from polyalign.results import Change, Knowledge, Retrieval, Score, TextByRetrieval, ZeroShot
 from tests.unit.test_results import a_retrieval, a_run
 
 
@@ -86,6 +86,36 @@ def test_run_facts() -> None:
 def test_captions_of_different_number_are_a_range() -> None:
     result = a_retrieval(captions=np.array([1, 3, 2]))
     assert "1 to 3 an image" in tables.gallery_line(result)
+
+
+def test_zeroshot_shows_chance_and_prompts() -> None:
+    score = Score(value=1, low=1, high=1)
+    scores = {"top1": score, "top5": score, "mean_per_class": score}
+    result = ZeroShot(
+        dataset="pets", lang="sw", templates=("picha ya {}.",), classes=40, images=50_000, ties=0, **scores
+    )
+    text = show(tables.zeroshot_table([result]))
+    assert "…" not in text
+    assert "2.5" in text
+    assert "picha ya {}." in text
+
+
+def test_text_by_retrieval_stands_between_its_baselines() -> None:
+    numbers = {"random": 20.0, "chrf": 31.25, "own": 50.0}
+    result = TextByRetrieval(gallery="toy", lang="sw", images=2, captions=10, signature="chrF2", **numbers)
+    assert show(tables.text_by_retrieval_table([result])).split().index("31.2")
+
+
+def test_knowledge_shows_its_one_number() -> None:
+    result = Knowledge(
+        sentences={"en-sw": Change(before=0.8, after=0.4)},
+        perplexity={"sw": Change(before=5, after=7.25)},
+        cka={"text": (1.0, 0.9, 0.8, 0.7)},
+        moved={"text": 0.25},
+    )
+    text = show(tables.knowledge_table(result))
+    for piece in ("Knowledge kept: 50.0 percent", "80.0", "40.0", "7.2", "1.00  0.90  0.80  0.70", "0.250"):
+        assert piece in text
 
 
 def test_markdown() -> None:

@@ -1,0 +1,31 @@
+"""Every committed table is what its committed JSON gives, and no table is there that no JSON gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from polyalign import figures, report
+from polyalign.standings import contests
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    folder = Path(__file__).parents[2] / "eval"
+    if not (folder / report.RUNS).is_dir():
+        pytest.skip("no results are committed yet")
+    return folder
+
+
+def test_tables_are_what_the_runs_give(folder: Path) -> None:
+    found = contests(report.load_runs(folder))
+    made = report.texts(found)
+    assert len(made) >= 3
+    for name, text in made.items():
+        assert (folder / name).read_text(encoding="utf-8") == text, f"eval/{name} is stale: polyalign report"
+    own = {path.name for path in folder.iterdir() if path.suffix in {".md", ".csv"}} - {"claims.md"}
+    assert own == set(made)
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        name for contest in found for name in figures.names(contest).values()
+    }
