@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from polyalign.errors import UserError
+from polyalign.progress import Progress
 
 CHECKPOINT = "checkpoint.safetensors"
 
@@ -40,22 +41,6 @@ class Stage:
     weight_decay: float = 0.05
     warmup_steps: int = 100
     clip_norm: float = 1.0
-
-
-@dataclass(frozen=True)
-class Tick:
-    """What a progress display is told after each step; ``steps`` is the whole stage's.
-
-    Where data is only made ready there is no loss.
-    """
-
-    stage: str
-    step: int
-    steps: int
-    loss: float | None = None
-
-
-Progress = Callable[[Tick], None]
 
 
 def run_stages(
@@ -104,7 +89,7 @@ def run_stages(
                 _write(path, model, optimiser, _Position(number, step + 1), seeded_settings)
                 saved = time.monotonic()
             if progress:
-                progress(Tick(stage.name, step + 1, stage.steps, loss))
+                progress(stage.name, step + 1, stage.steps, f"loss {loss:.3f}")
         _write(path, model, None, _Position(number + 1, 0), seeded_settings)
 
 
@@ -117,7 +102,7 @@ def save_atomically(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping
     """Write a safetensors file that is either whole or not there, whenever the process is killed."""
     partial = path.with_name(path.name + ".partial")
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, partial, metadata=dict(metadata or {}))
+    partial.write_bytes(save(contiguous, metadata=dict(metadata or {})))
     partial.replace(path)
 
 
@@ -146,7 +131,7 @@ def _step(model: nn.Module, optimiser: torch.optim.Optimizer, stage: Stage, step
     if not math.isfinite(value):
         raise UserError(f"the loss is {value} at step {step + 1} of {stage.name}: lower the learning rate")
     optimiser.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss)
     nn.utils.clip_grad_norm_(_trained(model), stage.clip_norm)
     optimiser.step()
     return value

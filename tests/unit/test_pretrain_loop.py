@@ -31,8 +31,8 @@ def stages(model: nn.Module, lr: float = 1e-2) -> list[loop.Stage]:
 def train(out: Path, *, resume: bool = False, stop_after: int | None = None, **settings: object) -> nn.Module:
     model, seen = build(), []
 
-    def progress(tick: loop.Tick) -> None:
-        seen.append(tick)
+    def progress(task: str, done: int, total: int, note: str = "") -> None:
+        seen.append((task, done, total, note))
         if len(seen) == stop_after:
             raise StoppedError
 
