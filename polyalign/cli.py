@@ -185,6 +185,31 @@ def evaluate(
         _console().print(tables.retrieval_overview(results))
 
 
+@app.command(epilog='Example: polyalign search runs/my-run "mbwa mweusi kwenye nyasi" --images ./photos')
+def search(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    query: Annotated[str, typer.Argument(help="What the photo should show, in the run's language.")],
+    images: Annotated[Path, typer.Option(help="Folder of photos.")],
+    top: Annotated[int, typer.Option(min=1, help="How many to show.")] = 10,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Find the photos of a folder that best fit a sentence."""
+    from dataclasses import asdict
+
+    from polyalign import progress
+    from polyalign import search as searching
+
+    _go_offline(offline)
+    with progress.display() as report:
+        found = searching.search(run, images, query, top, report)
+    if as_json:
+        _print_json([asdict(photo) for photo in found])
+        return
+    for photo in found:
+        print(f"{photo.score:.3f}  {photo.path}")
+
+
 @app.command(epilog="Example: polyalign strategies --recipe lilt-bert")
 def strategies(recipe: Recipe = "starter", lang: Lang = "en", set_: Set = None, as_json: Json = False) -> None:
     """Count what each strategy trains with a recipe's towers; needs no weights and no network."""
