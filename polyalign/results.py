@@ -62,7 +62,7 @@ class Direction(Record):
     """Retrieval in one direction.
 
     ``recall`` is the hit rate at 1, 5 and 10. ``ties`` counts the queries whose right answer scored exactly like a
-    wrong one. ``ranks`` is the rank of each query's best right answer, in the order of the gallery.
+    wrong one. ``ranks`` is the rank of each query's best right answer, in the order of the gallery; it may be left out.
     """
 
     direction: DirectionName
@@ -71,14 +71,15 @@ class Direction(Record):
     mean_rank: float
     queries: int
     ties: int
-    ranks: tuple[int, ...]
+    ranks: tuple[int, ...] = ()
 
 
 class Retrieval(Record):
     """Retrieval in both directions over one gallery.
 
     ``fingerprint`` names the gallery's image ids, captions and their order: two results with the same one answer the
-    same queries. ``image_of`` is the image of each caption. ``mean_recall`` is the mean of the six recalls.
+    same queries. ``image_of`` is the image of each caption, empty where image ``i`` has caption ``i`` alone.
+    ``mean_recall`` is the mean of the six recalls.
     """
 
     gallery: str
@@ -87,7 +88,7 @@ class Retrieval(Record):
     fingerprint: str
     images: int
     captions: int
-    image_of: tuple[int, ...]
+    image_of: tuple[int, ...] = ()
     tie_rule: Literal["pessimistic"] = "pessimistic"
     text_to_image: Direction
     image_to_text: Direction
@@ -95,21 +96,35 @@ class Retrieval(Record):
 
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:
-        if not self.captions == len(self.image_of) == len(self.text_to_image.ranks):
-            raise ValueError("the captions, their images and their ranks differ in number")
-        if self.images != len(self.image_to_text.ranks):
-            raise ValueError("the images and their ranks differ in number")
+        queries = {len(direction.ranks) for direction in (self.text_to_image, self.image_to_text)}
+        if len(self._image_of()) != self.captions:
+            raise ValueError("the captions and their images differ in number")
+        if queries not in ({0}, {self.captions, self.images}):
+            raise ValueError("the queries and their ranks differ in number")
         return self
+
+    def _image_of(self) -> npt.NDArray[np.int64]:
+        return np.array(self.image_of, dtype=np.int64) if self.image_of else np.arange(self.images)
 
     def captions_per_image(self) -> npt.NDArray[np.int64]:
         """Count the captions of each image (I,)."""
-        return np.bincount(np.array(self.image_of), minlength=self.images).astype(np.int64)
+        return np.bincount(self._image_of(), minlength=self.images).astype(np.int64)
 
     def hits(self) -> metrics.Hits:
-        """Gather the hits by image, to resample and to test against another run."""
-        return metrics.gather_hits(
-            np.array(self.text_to_image.ranks), np.array(self.image_to_text.ranks), np.array(self.image_of)
-        )
+        """Gather the hits by image, to resample and to test against another run.
+
+        Raises:
+            ValueError: the ranks were left out.
+        """
+        ranks = (self.text_to_image.ranks, self.image_to_text.ranks)
+        if not ranks[0]:
+            raise ValueError(f"the ranks of {self.gallery} in {self.lang} were left out")
+        return metrics.gather_hits(np.array(ranks[0]), np.array(ranks[1]), self._image_of())
+
+    def without_ranks(self) -> Retrieval:
+        """Leave the ranks out, which is most of the record, where nothing is to be tested against it."""
+        bare = (way.model_copy(update={"ranks": ()}) for way in (self.text_to_image, self.image_to_text))
+        return self.model_copy(update=dict(zip(("text_to_image", "image_to_text"), bare, strict=True)))
 
     def chance(self) -> npt.NDArray[np.float64]:
         """Give the six recalls (6,) that a random ordering of this gallery would have on average."""

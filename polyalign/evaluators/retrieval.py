@@ -54,6 +54,7 @@ def score(
         Score(value=value, low=bottom, high=top)
         for value, bottom, top in zip(metrics.recalls([hits]).tolist(), low.tolist(), high.tolist(), strict=True)
     ]
+    in_order = np.array_equal(gallery.image_of, np.arange(len(gallery.images)))
     return Retrieval(
         gallery=gallery.name,
         lang=gallery.lang,
@@ -61,7 +62,7 @@ def score(
         fingerprint=fingerprint(gallery),
         images=len(gallery.images),
         captions=len(gallery.captions),
-        image_of=tuple(gallery.image_of.tolist()),
+        image_of=() if in_order else tuple(gallery.image_of.tolist()),
         text_to_image=_direction("text_to_image", text_to_image, scores[:3]),
         image_to_text=_direction("image_to_text", image_to_text, scores[3:6]),
         mean_recall=scores[6],

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polyalign import metrics
 from polyalign.errors import UserError
 from polyalign.evaluators import retrieval
 from polyalign.pairs import FileImage, PairTable
@@ -143,9 +144,26 @@ def test_records_do_not_change() -> None:
 
 
 def test_counts_that_disagree_are_refused() -> None:
-    fields = a_retrieval().model_dump() | {"image_of": [0]}
-    with pytest.raises(ValueError, match="differ in number"):
-        Retrieval.model_validate(fields)
+    fields = a_retrieval().model_dump()
+    for wrong in ({"image_of": [0]}, {"image_of": ()}, {"images": 39}):
+        with pytest.raises(ValueError, match="differ in number"):
+            Retrieval.model_validate(fields | wrong)
+
+
+def test_captions_in_order_need_no_list_of_images() -> None:
+    result = a_retrieval(captions=np.full(40, 1))
+    assert result.image_of == ()
+    assert result.captions_per_image().tolist() == [1] * 40
+    assert metrics.recalls([result.hits()])[0] == pytest.approx(result.text_to_image.recall[1].value)
+
+
+def test_ranks_can_be_left_out_but_then_not_tested() -> None:
+    result = a_retrieval().without_ranks()
+    assert Retrieval.model_validate_json(result.model_dump_json()) == result
+    assert result.mean_recall == a_retrieval().mean_recall
+    assert result.chance()[0] == pytest.approx(1 / 40)
+    with pytest.raises(ValueError, match="left out"):
+        result.hits()
 
 
 def test_hits_and_chance_come_from_the_record_alone() -> None:
