@@ -46,7 +46,7 @@ def apply(aligner: Aligner, config: Config) -> None:
     """Insert two adapters a layer, where the published code has them.
 
     In a pre-norm ViT they stand on the branch input, before ``norm1`` and ``norm2``, and the residual path is not
-    adapted; in a BERT layer after ``dense`` and dropout of attention and feed-forward, before the residual sum.
+    adapted; in a BERT layer after ``dense`` of attention and feed-forward, before the residual sum.
 
     Raises:
         UserError: a tower has no transformer blocks, or blocks of another make.
@@ -78,7 +78,9 @@ def _into_text(block: nn.Module, name: str, config: Config) -> None:
     for output in outputs:
         dense = output.get_submodule("dense")
         width = next(iter(dense.parameters())).shape[0]
-        output.dropout = nn.Sequential(output.get_submodule("dropout"), _adapter(width, dense, config))
+        # A frozen layer never drops anything out, so the adapter takes the dropout's place. Beside it in one module it
+        # would be taken for something that trains, and dropout be switched on again.
+        output.dropout = _adapter(width, dense, config)
 
 
 def _adapter(width: int, beside: nn.Module, config: Config) -> Adapter:
