@@ -19,11 +19,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 from transformers import AutoModelForMaskedLM
 
+from polyalign import lang as languages
 from polyalign import metrics
 from polyalign.aligner import Aligner
+from polyalign.build import build_aligner, load_table
 from polyalign.errors import UserError
-from polyalign.labelled import Labelled
+from polyalign.labelled import Labelled, starter_objects
 from polyalign.pairs import ImageRef, PairTable
+from polyalign.recipe import Recipe, merge, validate
 from polyalign.results import Change, Knowledge
 from polyalign.towers.spec import masked_pool
 from polyalign.towers.text import TextTower, Tokens
@@ -52,8 +55,8 @@ class Config(BaseModel):
 class Questions:
     """What is asked of the towers, before and after.
 
-    ``before`` is an aligner whose towers are as pretrained. ``parallel`` are tables in several languages with the same
-    images in the same order: the first captions of an image are translations. ``labelled`` may be none.
+    ``before`` is an aligner whose towers are as pretrained. ``parallel`` are tables in several languages: the first
+    captions of an image that all of them have are translations. ``labelled`` may be none.
     """
 
     before: Aligner
@@ -75,11 +78,27 @@ class Answers:
     layers: dict[Literal["vision", "text"], list[Features]]
 
 
+def questions(recipe: Recipe) -> Questions:
+    """Put together what a recipe's own data lets one ask: its test captions in its language and those it is tested in.
+
+    Labels are those of the starter world's objects where that is the source; other sources have none.
+
+    Raises:
+        UserError: a tower or the data cannot be loaded.
+    """
+    untouched = validate(merge(recipe.model_dump(exclude_none=True), {"strategy": {"name": "projection"}}), recipe.name)
+    return Questions(
+        before=build_aligner(untouched),
+        parallel=tuple(load_table(recipe, "test", lang) for lang in (recipe.lang, *recipe.test.languages)),
+        labelled=starter_objects(languages.load(recipe.lang)) if recipe.source["name"] == "starter" else None,
+    )
+
+
 def evaluate(aligner: Aligner, gallery: Questions, config: Config) -> Knowledge:
     """Ask the towers before and after alignment, and compare.
 
     Raises:
-        UserError: the tables of ``gallery`` are not parallel.
+        UserError: the tables of ``gallery`` share no images.
     """
     return compare(ask(gallery.before, gallery, config), ask(aligner, gallery, config))
 
@@ -88,7 +107,7 @@ def ask(aligner: Aligner, questions: Questions, config: Config) -> Answers:
     """Answer the questions with one aligner's towers; one set of answers can be compared with many.
 
     Raises:
-        UserError: the tables are not parallel.
+        UserError: the tables share no images.
     """
     aligner.eval()
     spoken = _parallel(questions.parallel, config.sentences)
@@ -255,13 +274,20 @@ def _perplexities(tower: TextTower, spoken: dict[str, list[str]], config: Config
 
 
 def _parallel(tables: Sequence[PairTable], count: int) -> dict[str, list[str]]:
-    """Take the first caption of the first images in every language."""
-    for table in tables:
-        if table.image_ids != tables[0].image_ids:
-            raise UserError(f'"{table.lang}" is not parallel to "{tables[0].lang}": their images differ')
-    rows = _spread(len(tables[0].images), count) if tables else []
-    first = [np.unique(table.image_of, return_index=True)[1] for table in tables]
-    return {table.lang: [table.captions[own[row]] for row in rows] for table, own in zip(tables, first, strict=True)}
+    """Take in every language the first caption of the same images, at most ``count`` of those that all have."""
+    if not tables:
+        return {}
+    first = [dict(zip(_ids(table)[::-1], table.captions[::-1], strict=True)) for table in tables]
+    shared = [image_id for image_id in first[0] if all(image_id in captions for captions in first)][::-1]
+    if not shared:
+        raise UserError(f"there is no parallel text: {', '.join(t.lang for t in tables)} share no images")
+    kept = [shared[row] for row in _spread(len(shared), count)]
+    return {table.lang: [captions[i] for i in kept] for table, captions in zip(tables, first, strict=True)}
+
+
+def _ids(table: PairTable) -> list[str]:
+    """Give the image id of every caption."""
+    return [table.image_ids[image] for image in table.image_of]
 
 
 def _spread(total: int, count: int) -> list[int]:

@@ -108,11 +108,24 @@ def test_without_text_or_labels_there_is_nothing_to_keep() -> None:
     assert got.cka == {}
 
 
-def test_tables_that_are_not_parallel_are_refused() -> None:
+def test_only_images_that_all_languages_have_are_asked_about() -> None:
     one, other = parallel()
-    shorter = other.take_images(range(5))
-    with pytest.raises(UserError, match='"ne" is not parallel to "en"'):
-        knowledge.evaluate(tiny.aligner(), Questions(tiny.aligner(), (one, shorter)), Config())
+    spoken = knowledge._parallel((one, other.take_images([3, 7, 5])), 500)
+    assert spoken["en"] == [one.captions[2 * image] for image in (3, 5, 7)]
+    assert spoken["ne"] == [other.captions[2 * image] for image in (3, 5, 7)]
+
+
+def test_tables_without_a_shared_image_are_refused() -> None:
+    one, other = parallel()
+    with pytest.raises(UserError, match="en, ne share no images"):
+        knowledge._parallel((one.take_images([0, 1]), other.take_images([2])), 500)
+
+
+def test_questions_come_from_the_recipe() -> None:
+    asked = knowledge.questions(tiny.resolved("full", test={"languages": ["en"]}))
+    assert [table.lang for table in asked.parallel] == ["en", "en"]
+    assert asked.labelled is None
+    assert asked.before.count()[0] == tiny.aligner("projection").count()[0]
 
 
 def test_cka_by_definition() -> None:
