@@ -24,7 +24,7 @@ from polyalign.pairs import FileImage
 from polyalign.pretrain.loop import Stage
 from polyalign.pretrain.pixels import Pixels, stored
 from polyalign.pretrain.probe import linear_probe
-from polyalign.pretrain.vision import Config, Task, Tower, digest
+from polyalign.pretrain.vision_task import Config, Task, Tower
 from polyalign.progress import Progress
 
 _ENDINGS: Final = tuple(Image.registered_extensions())
@@ -94,7 +94,7 @@ def task(config: Config, tower: Tower, out: Path, progress: Progress | None) -> 
         raise ValueError("no folder of images is named")
     found = find(config.images)
     side = round(config.image_px * _MARGIN)
-    path = out / f"images-{digest(config)}.npy"
+    path = out / f"images-{config.digest()}.npy"
     pixels = stored(path, len(found.paths), lambda i: square(FileImage(found.paths[i]).open(), side), progress)
     order = np.random.default_rng((config.seed, 4)).permutation(len(pixels))
     kept, learned = order[: len(order) // _HELD_BACK], order[len(order) // _HELD_BACK :]

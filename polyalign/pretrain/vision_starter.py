@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from polyalign.pretrain.loop import Stage
 from polyalign.pretrain.pixels import Pixels, shifted, stored
 from polyalign.pretrain.probe import linear_probe
-from polyalign.pretrain.vision import Config, Task, Tower, digest
+from polyalign.pretrain.vision_task import Config, Task, Tower
 from polyalign.progress import Progress
 from polyalign.starter.scenes import draw, draw_object, sample_scene
 from polyalign.starter.world import BACKGROUNDS, COLORS, COUNTS, HELD_OUT, KINDS, SIZES, Scene
@@ -105,7 +105,7 @@ def task(config: Config, tower: Tower, out: Path, progress: Progress | None) -> 
     model = _Namer(tower)
     near = objects(config.object_pictures, np.random.default_rng((config.seed, 1)), config.image_px)
     far = scenes(config.scene_pictures, np.random.default_rng((config.seed, 2)), config.image_px, held_out=False)
-    paths = [out / f"{name}-{digest(config)}.npy" for name in ("objects", "scenes")]
+    paths = [out / f"{name}-{config.digest()}.npy" for name in ("objects", "scenes")]
 
     def stage(name: str, steps: int, heads: nn.ModuleList, pictures: Pictures, path: Path) -> Stage:
         pixels = stored(path, len(pictures.labels), pictures.draw, progress)

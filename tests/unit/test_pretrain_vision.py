@@ -11,9 +11,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from polyalign.errors import UserError
-from polyalign.pretrain import vision, vision_folder, vision_starter
+from polyalign.pretrain import loop, vision, vision_folder, vision_starter
 from polyalign.pretrain.pixels import normalised, shifted, stored
 from polyalign.pretrain.probe import linear_probe
+from polyalign.pretrain.vision_task import Tower
 from polyalign.starter import world
 from polyalign.towers.spec import STARTER
 
@@ -58,7 +59,7 @@ def photos(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def every_step_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    defaults = vision.loop.run_stages.__kwdefaults__
+    defaults = loop.run_stages.__kwdefaults__
     monkeypatch.setitem(defaults, "save_every_s", 0.0)
 
 
@@ -168,6 +169,18 @@ def test_a_model_that_timm_cannot_build_is_an_error_with_its_name(tmp_path: Path
         vision.run(vision.Config(model="no_such_net"), tmp_path, resume=False)
 
 
+def test_a_size_that_the_model_does_not_take_is_an_error_that_says_what_to_change(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"takes no images of 96 px .* change image_px or args.img_size"):
+        vision.run(vision.Config(image_px=96), tmp_path, resume=False)
+
+
+def test_any_timm_model_can_be_pretrained(photos: Path, tmp_path: Path) -> None:
+    config = vision.Config(model="test_convnext", image_px=64, images=photos, steps=2, batch_size=8)
+    out = vision.run(config, tmp_path / "out", resume=False)
+    assert tomllib.loads((out / "tower.toml").read_text())["args"] == {}
+    timm.create_model("test_convnext", num_classes=0).load_state_dict(weights(out))
+
+
 def test_nt_xent_equals_a_loop_over_pairs() -> None:
     views = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
     unit = views / views.norm(dim=1, keepdim=True)
@@ -220,7 +233,7 @@ def test_the_shipped_tower_loads_and_a_linear_layer_reads_kinds_and_colours_off_
     config = vision.Config.model_validate(
         {k: v for k, v in facts.items() if k != "crop_pct"} | {"probe_pictures": 2000}
     )
-    tower = vision.Tower(config)
+    tower = Tower(config)
     tower.model.load_state_dict(weights(folder))
     measured = vision_starter.probe(config, tower)
     like = {name: float(text.split("%")[0]) for name, text in measured.items() if "%" in text}
