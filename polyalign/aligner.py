@@ -24,14 +24,18 @@ class Aligner(nn.Module):
     the tower's ``run(x, 0, start)`` gave, so that a frozen prefix need not be computed again.
     """
 
-    def __init__(self, vision: VisionTower, text: TextTower, dim: int) -> None:
-        """Freeze both towers and put a fresh linear projection to ``dim`` on each."""
+    def __init__(self, vision: VisionTower, text: TextTower, dim: int, *, bias: bool = False) -> None:
+        """Freeze both towers and put a fresh linear projection to ``dim`` on each.
+
+        ``bias`` adds the learned logit bias of the sigmoid loss; scale and bias then start at SigLIP's ln 10 and -10.
+        """
         super().__init__()
         self.vision = vision.requires_grad_(False)
         self.text = text.requires_grad_(False)
         self.vision_projection = nn.Linear(vision.width, dim)
         self.text_projection = nn.Linear(text.width, dim)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(10 if bias else 1 / 0.07)))
+        self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if bias else None
         self.eval()
 
     @property

@@ -33,7 +33,7 @@ def build_aligner(
     vision = build_vision(recipe.vision, pretrained=pretrained, preprocessing=preprocessing)
     text = build_text(recipe.text, pretrained=pretrained, tokenizer=tokenizer)
     torch.manual_seed(recipe.train.seed)
-    aligner = Aligner(vision, text, recipe.projection.dim)
+    aligner = Aligner(vision, text, recipe.projection.dim, bias=recipe.optim.loss == "sigmoid")
     strategy, config = recipe.plugin("strategy")
     strategy.apply(aligner, config)
     return aligner.eval()

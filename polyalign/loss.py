@@ -20,6 +20,19 @@ def info_nce(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, image
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
+def sigmoid(
+    image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, image_of: torch.Tensor
+) -> torch.Tensor:
+    """Pairwise sigmoid loss (SigLIP, Zhai et al. 2023): every image with every caption is a yes-or-no question.
+
+    Arguments as for ``info_nce``, and a learned ``bias`` on the logits. It does not normalise over the
+    batch, and so loses less when batches are small. Summed over a row's captions, averaged over rows, as published.
+    """
+    same = image_of.unsqueeze(0) == image_of.unsqueeze(1)
+    logits = scale * image @ text.T + bias
+    return -F.logsigmoid(torch.where(same, logits, -logits)).sum(1).mean()
+
+
 def gather(x: torch.Tensor) -> torch.Tensor:
     """Stack every process's ``(B, ...)`` to ``(world * B, ...)``; gradients flow back to where a row was made.
 

@@ -42,15 +42,18 @@ class Data(_Section):
 class Optim(_Section):
     """AdamW with linear warm-up and a cosine to ``lr * min_lr_ratio``.
 
+    ``micro_batch`` bounds memory: the towers see so many pairs at a time, the loss still all of the batch (GradCache).
     Training lasts ``epochs``, or ``min_steps`` where the epochs of a small budget would be fewer steps than that.
     """
 
+    loss: Literal["infonce", "sigmoid"] = "infonce"
     lr: float = Field(1e-3, gt=0)
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
     weight_decay: float = Field(0.02, ge=0)
     betas: tuple[float, float] = (0.9, 0.98)
     warmup_steps: int = Field(50, ge=0)
     batch_size: int = Field(256, gt=1)
+    micro_batch: int | None = Field(None, gt=0)
     epochs: int = Field(15, gt=0)
     min_steps: int = Field(0, ge=0)
     grad_clip: float = Field(1.0, gt=0)

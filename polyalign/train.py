@@ -23,7 +23,7 @@ from polyalign.build import build_aligner, load_table
 from polyalign.embed import Stores, embed_stores, prepare
 from polyalign.errors import UserError
 from polyalign.evaluators import retrieval
-from polyalign.loss import gather, info_nce
+from polyalign.loss import gather, info_nce, sigmoid
 from polyalign.pairs import PairTable
 from polyalign.progress import Progress
 from polyalign.recipe import Recipe
@@ -167,28 +167,57 @@ class Loop:
         share = len(whole) // processes
         return whole[self.accelerator.process_index * share :][:share]
 
-    def loss(self, pairs: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Compute the loss of the global batch of which ``pairs`` is this process's share."""
-        device = self.accelerator.device
-        rows = self.stores.image_of[pairs]
+    def backward(self, pairs: npt.NDArray[np.int64], seed: int) -> float:
+        """Add to every gradient that of the global batch's loss, of which ``pairs`` is this process's share.
+
+        With ``optim.micro_batch`` the embeddings are first made without gradients, the loss gives the gradient of each
+        embedding, and then each part of the batch is run again to send its own part of them down (GradCache,
+        Gao et al. 2021). Seeding each part makes dropout the same both times.
+        """
+        parts = np.array_split(pairs, math.ceil(len(pairs) / (self.recipe.optim.micro_batch or len(pairs))))
+        if len(parts) == 1:
+            loss = self.loss(*self._encode(pairs, seed), pairs)
+            self.accelerator.backward(loss)
+            return loss.item()
+        with torch.no_grad():
+            made = [self._encode(part, seed + number) for number, part in enumerate(parts)]
+        image, text = (torch.cat(embeddings).requires_grad_() for embeddings in zip(*made, strict=True))
+        loss = self.loss(image, text, pairs)
+        self.accelerator.backward(loss)
+        assert image.grad is not None
+        assert text.grad is not None
+        start = 0
+        for number, part in enumerate(parts):
+            rows = slice(start, start + len(part))
+            torch.autograd.backward(self._encode(part, seed + number), (image.grad[rows], text.grad[rows]))
+            start += len(part)
+        return loss.item()
+
+    def loss(self, image: torch.Tensor, text: torch.Tensor, pairs: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Compute the global batch's loss from this process's ``(B, D)`` embeddings of ``pairs``."""
+        image, text = gather(image), gather(text)
+        image_of = gather(torch.from_numpy(self.stores.image_of[pairs]).to(self.accelerator.device))
+        if self.aligner.logit_bias is not None:
+            return sigmoid(image, text, self.aligner.scale, self.aligner.logit_bias, image_of)
+        return info_nce(image, text, self.aligner.scale, image_of)
+
+    def _encode(self, pairs: npt.NDArray[np.int64], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(seed)
+        device, images, captions = self.accelerator.device, self.stores.images, self.stores.captions
         with self.accelerator.autocast():
-            image = self.aligner.encode_image(self.stores.images.batch(rows, device), self.stores.images.cut)
-            text = self.aligner.encode_text(self.stores.captions.batch(pairs, device), self.stores.captions.cut)
-        image_of = gather(torch.from_numpy(rows).to(device))
-        return info_nce(gather(image.float()), gather(text.float()), self.aligner.scale, image_of)
+            image = self.aligner.encode_image(images.batch(self.stores.image_of[pairs], device), images.cut)
+            text = self.aligner.encode_text(captions.batch(pairs, device), captions.cut)
+        return image.float(), text.float()
 
     def _step(self, step: int) -> float:
-        chance = np.random.default_rng((self.recipe.train.seed, step, self.accelerator.process_index))
-        torch.manual_seed(int(chance.integers(2**63)))
         for group in self.optimiser.param_groups:
             group["lr"] = learning_rate(self.recipe.optim, step, self.plan.steps)
         self.aligner.train()
-        loss = self.loss(self.batch(step))
-        value = loss.item()
+        self.optimiser.zero_grad(set_to_none=True)
+        chance = np.random.default_rng((self.recipe.train.seed, step, self.accelerator.process_index))
+        value = self.backward(self.batch(step), int(chance.integers(2**62)))
         if not math.isfinite(value):
             raise UserError(f"the loss is {value} at step {step + 1}: lower the learning rate (--set optim.lr=...)")
-        self.optimiser.zero_grad(set_to_none=True)
-        self.accelerator.backward(loss)
         average_gradients(self.aligner, self.accelerator)
         nn.utils.clip_grad_norm_(self.aligner.trainable().values(), self.recipe.optim.grad_clip)
         self.optimiser.step()

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
 
 from polyalign.errors import UserError
 from polyalign.towers.spec import STARTER, TextSpec, fingerprint, masked_pool
@@ -169,15 +170,31 @@ def build_text(spec: TextSpec, *, pretrained: bool = True, tokenizer: Path | Non
     if not pretrained:
         config = _config(spec, source)
         return TextTower(AutoModel.from_config(config), None, spec)
-    try:
-        model: PreTrainedModel = AutoModel.from_pretrained(source, revision=spec.revision, dtype=torch.float32)
-    except (OSError, ValueError, ImportError) as error:
-        raise _cannot_load(spec, error) from error
+    model = _load_model(spec, source)
     _check_architecture(spec, model.config)
-    model.eval()
-    tower = TextTower(model, load_tokenizer(spec, tokenizer), spec)
+    tower = TextTower(model.eval(), load_tokenizer(spec, tokenizer), spec)
     tower.fingerprint = fingerprint(tower.model)
     return tower
+
+
+def _load_model(spec: TextSpec, source: str) -> PreTrainedModel:
+    """Load the weights, quietly, and refuse a file in which some are missing: transformers would draw them at random."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, info = AutoModel.from_pretrained(
+            source, revision=spec.revision, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise _cannot_load(spec, error) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise UserError(f"{spec.model} lacks {len(missing)} of the tower's weights, {missing[0]} among them")
+    return cast(PreTrainedModel, model)
 
 
 def load_tokenizer(spec: TextSpec, folder: Path | None = None) -> Any:
