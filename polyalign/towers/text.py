@@ -178,7 +178,7 @@ def build_text(spec: TextSpec, *, pretrained: bool = True, tokenizer: Path | Non
 
 
 def _load_model(spec: TextSpec, source: str) -> PreTrainedModel:
-    """Load the weights, quietly, and refuse a file in which some are missing: transformers would draw them at random."""
+    """Load the weights, quietly, and refuse a file that lacks some: transformers would draw them at random."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -228,11 +228,13 @@ def _cannot_load(spec: TextSpec, error: Exception) -> UserError:
 
 def _config(spec: TextSpec, source: str) -> PretrainedConfig:
     if spec.architecture:
-        return cast(PretrainedConfig, AutoConfig.for_model(**spec.architecture))
+        stated: PretrainedConfig = AutoConfig.for_model(**spec.architecture)
+        return stated
     try:
-        return AutoConfig.from_pretrained(source, revision=spec.revision)
+        found: PretrainedConfig = AutoConfig.from_pretrained(source, revision=spec.revision)
     except OSError as error:
         raise UserError(f"cannot read the configuration of {spec.model}: {str(error).splitlines()[0]}") from error
+    return found
 
 
 def _check_architecture(spec: TextSpec, config: PretrainedConfig) -> None:
