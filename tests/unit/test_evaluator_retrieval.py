@@ -5,8 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from polyalign.embed import embed
 from polyalign.errors import UserError
 from polyalign.evaluators import retrieval
+from tests import tiny
 from tests.unit.test_results import a_gallery, embeddings
 
 
@@ -67,3 +69,11 @@ def test_fingerprint_changes_with_any_part() -> None:
     prints = {retrieval.fingerprint(g) for g in (gallery, *others)}
     assert len(prints) == 5
     assert retrieval.fingerprint(a_gallery(np.array([2, 1]))) in prints
+
+
+def test_evaluate_embeds_what_it_scores() -> None:
+    aligner, gallery = tiny.aligner(), tiny.table("test")
+    embedded = embed(aligner, gallery)
+    got = retrieval.evaluate(aligner, gallery, retrieval.Config(batch_size=5, resamples=200))
+    assert got.text_to_image.ranks == retrieval.score(embedded.images, embedded.captions, gallery).text_to_image.ranks
+    assert (got.images, got.captions) == (24, 48)
