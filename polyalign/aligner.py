@@ -60,11 +60,15 @@ class Aligner(nn.Module):
     def train(self, mode: bool = True) -> Aligner:
         """Switch to training what trains; everything frozen stays in evaluation mode.
 
-        A frozen tower must not drop out activations or move batch-norm statistics (the published LilT code leaves
-        both on). A part trains when all its parameters do; normalisation layers inside a frozen part keep their
-        statistics.
+        A frozen tower must not drop out activations or move batch-norm statistics (the published LilT code leaves both
+        on). A part trains when all its parameters do. Statistics that were learned in pretraining stay even where
+        the weights train: batches of scarce pairs are no better estimate of them.
         """
         _set_mode(self, mode)
+        for tower in (self.vision, self.text):
+            for module in tower.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm) and not tower.is_random:
+                    module.training = False
         return self
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -78,8 +82,7 @@ class Aligner(nn.Module):
 
 def _set_mode(module: nn.Module, mode: bool) -> None:
     parameters = list(module.parameters())
-    statistics = isinstance(module, nn.modules.batchnorm._BatchNorm)  # reached alone: the network around it is frozen
-    if mode and parameters and not statistics and all(parameter.requires_grad for parameter in parameters):
+    if mode and parameters and all(parameter.requires_grad for parameter in parameters):
         for part in module.modules():
             part.training = True
         return

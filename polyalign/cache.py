@@ -210,3 +210,32 @@ def _write(
         row += len(batch)
         if progress is not None:
             progress(f"preparing {what} ({values.nbytes / 2**20:.0f} MiB)", min(number * _BATCH, items), items)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One store on disk."""
+
+    name: str
+    what: str
+    rows: int
+    bytes: int
+    seconds: float
+
+
+def entries() -> list[Entry]:
+    """List the stores on disk, the largest first."""
+    found = []
+    for path in folder().glob("*.npy"):
+        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        found.append(Entry(path.stem, facts["what"], facts["rows"], path.stat().st_size, facts["seconds"]))
+    return sorted(found, key=lambda entry: (-entry.bytes, entry.name))
+
+
+def clear() -> int:
+    """Delete every store, and what interrupted runs left half written; return the bytes that were freed."""
+    freed = 0
+    for path in [path for ending in ("*.npy", "*.json", ".*.npy.*") for path in folder().glob(ending)]:
+        freed += path.stat().st_size
+        path.unlink()
+    return freed

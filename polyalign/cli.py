@@ -22,6 +22,8 @@ pretrain_app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(pretrain_app, name="pretrain")
+cache_app = typer.Typer(no_args_is_help=True, help="What frozen layers gave, kept on disk to be computed once.")
+app.add_typer(cache_app, name="cache")
 
 Lang = Annotated[str, typer.Option(help="Language code, as in langs/.")]
 Recipe = Annotated[str, typer.Option(help="A shipped recipe, one of your ./recipes, or a path to a TOML file.")]
@@ -241,6 +243,31 @@ def check(
         _print_json([report.model_dump(mode="json") for report in reports])
     else:
         _console().print(*map(data_check.render, reports))
+
+
+@cache_app.command("list", epilog="Example: polyalign cache list")
+def cache_list(as_json: Json = False) -> None:
+    """List what is kept, with its size and what it cost to compute."""
+    from dataclasses import asdict
+
+    from polyalign import cache, tables
+
+    found = cache.entries()
+    if as_json:
+        _print_json([asdict(entry) for entry in found])
+        return
+    for entry in found:
+        cost = tables.duration(entry.seconds)
+        print(f"{tables.size(entry.bytes):>10}  {entry.rows:>8,} {entry.what:<9} {cost:>10}  {entry.name}")
+    print(f"{tables.size(sum(entry.bytes for entry in found)):>10}  in {cache.folder()}")
+
+
+@cache_app.command("clear", epilog="Example: polyalign cache clear")
+def cache_clear() -> None:
+    """Delete all that is kept; it is computed again when it is needed."""
+    from polyalign import cache, tables
+
+    print(f"{tables.size(cache.clear())} freed in {cache.folder()}")
 
 
 Out = Annotated[Path, typer.Option(help="Folder to write the tower into.")]

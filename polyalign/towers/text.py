@@ -48,6 +48,7 @@ class TextTower(nn.Module):
         self.pooling = spec.pooling
         self.max_tokens = spec.max_tokens
         self.fingerprint: str | None = None
+        self.is_random = False
         self.width = int(cast(Any, model.config).hidden_size)
         self.name = f"text tower ({type(model).__name__})"
 
@@ -91,6 +92,7 @@ class TextTower(nn.Module):
     def reinitialise(self) -> None:
         """Throw the pretrained weights away: random weights, as transformers initialises this model."""
         self.model = _without_pooler(type(self.model)(self.model.config))
+        self.is_random = True
 
     def stages(self) -> list[list[nn.Parameter]]:
         """List the parameters of every stage, lowest first; pooling has none."""

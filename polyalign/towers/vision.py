@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,12 +11,15 @@ import numpy as np
 import timm
 import torch
 from PIL import Image
+from pydantic import ValidationError
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 from timm.models import VisionTransformer
 from torch import nn
 
+from polyalign import shipped
 from polyalign.errors import UserError, did_you_mean
+from polyalign.lang import describe
 from polyalign.towers.spec import STARTER, Preprocessing, VisionSpec, fingerprint, masked_pool
 
 
@@ -41,8 +43,11 @@ class VisionTower(nn.Module):
         self.preprocessing = preprocessing
         self.pooling = pooling
         self.fingerprint: str | None = None
+        self.is_random = False
         self._fresh = fresh
-        self.width = int(getattr(model, "head_hidden_size", None) or cast(int, model.num_features))
+        # Some heads widen what they pool; poolings of our own pass them by.
+        widened = getattr(model, "head_hidden_size", None) if pooling == "tower" else None
+        self.width = int(widened or cast(int, model.num_features))
         self.name = f"vision tower ({type(model).__name__})"
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1) * 255, persistent=False)
@@ -76,6 +81,7 @@ class VisionTower(nn.Module):
     def reinitialise(self) -> None:
         """Throw the pretrained weights away: random weights, as timm initialises this model."""
         self.model = self._fresh()
+        self.is_random = True
 
     def stages(self) -> list[list[nn.Parameter]]:
         """List the parameters of every stage, lowest first."""
@@ -111,13 +117,14 @@ class VisionTower(nn.Module):
         return self._pool(vit.norm(x))
 
     def _pool(self, features: torch.Tensor) -> torch.Tensor:
-        """Pool what ``forward_features`` gave: tokens ``(B, L, W)`` or a map ``(B, C, H, W)``."""
+        """Pool what ``forward_features`` gave: tokens ``(B, L, W)``, or a map in the order of timm's ``output_fmt``."""
         if self.pooling == "tower":
             return cast(torch.Tensor, self.model.forward_head(features, pre_logits=True))  # type: ignore[operator]
         if features.ndim == 4:
             if self.pooling == "cls":
                 raise UserError(f"the {self.name} has no class token: choose pooling tower, mean or max")
-            return features.mean((2, 3)) if self.pooling == "mean" else features.amax((2, 3))
+            places = (1, 2) if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else (2, 3)
+            return features.mean(places) if self.pooling == "mean" else features.amax(places)
         prefix = int(getattr(self.model, "num_prefix_tokens", 0))
         if self.pooling == "cls" and prefix == 0:
             raise UserError(f"the {self.name} has no class token: choose pooling tower, mean or max")
@@ -162,9 +169,12 @@ def _locate(spec: VisionSpec) -> tuple[str, dict[str, Any], Path | None, VisionS
         if (folder / "config.json").is_file():
             return f"local-dir:{folder}", dict(spec.args), None, spec
         raise UserError(f"{folder} holds no vision tower: expected tower.toml (polyalign's) or config.json (timm's)")
-    facts = tomllib.loads((folder / "tower.toml").read_text(encoding="utf-8"))
+    facts = shipped.read_toml(folder / "tower.toml")
     given = spec.model_dump(exclude_none=True, exclude={"args", "pooling", "weights", "model"})
-    stated = VisionSpec.model_validate({**facts, **given, "pooling": spec.pooling})
+    try:
+        stated = VisionSpec.model_validate({**facts, **given, "pooling": spec.pooling})
+    except ValidationError as error:
+        raise UserError(f"{folder / 'tower.toml'}: {describe(error)}") from error
     return stated.model, {**stated.args, **spec.args}, spec.weights or folder / "model.safetensors", stated
 
 
@@ -173,7 +183,7 @@ def _create(name: str, args: dict[str, Any], *, hub: bool) -> nn.Module:
     if ":" not in name and not timm.is_model(base):
         raise UserError(f'timm knows no model "{base}": {_nearest(base)}')
     try:
-        return cast(nn.Module, timm.create_model(name, pretrained=hub, num_classes=0, **args))
+        return timm.create_model(name, pretrained=hub, num_classes=0, **args)
     except (OSError, RuntimeError, TypeError, ValueError) as error:
         hint = " (offline? give a local folder, or weights = FILE)" if hub else ""
         raise UserError(f"timm cannot build {name} with {args}: {_first_line(error)}{hint}") from error
