@@ -93,7 +93,7 @@ def _timm(model: str, **args: Any) -> Path:
     return out
 
 
-_SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
+SIZES = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
 
 
 def text(family: str = "bert") -> Path:
@@ -114,7 +114,7 @@ def _encoder(family: str) -> Path:
 def _bert(out: Path) -> torch.nn.Module:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     BertTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained(out)
-    return BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=48, **_SIZES))
+    return BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=48, **SIZES))
 
 
 def _xlmr(out: Path) -> torch.nn.Module:
@@ -131,7 +131,7 @@ def _xlmr(out: Path) -> torch.nn.Module:
     PreTrainedTokenizerFast(tokenizer_object=fast, **tokens).save_pretrained(out)
     ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
     return XLMRobertaModel(
-        XLMRobertaConfig(vocab_size=len(pieces), max_position_embeddings=50, type_vocab_size=1, **ids, **_SIZES)
+        XLMRobertaConfig(vocab_size=len(pieces), max_position_embeddings=50, type_vocab_size=1, **ids, **SIZES)
     )
 
 
