@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar
 
 from polyalign import storage, train
+from polyalign.data import Say
 from polyalign.errors import UserError
 from polyalign.progress import Progress
 from polyalign.recipe import Recipe
@@ -53,7 +54,7 @@ class Pool:
     none); its machines must share the folders.
     """
 
-    def __init__(self, workers: int, on: Literal["local", "ray"], progress: Progress, say: train.Say) -> None:
+    def __init__(self, workers: int, on: Literal["local", "ray"], progress: Progress, say: Say) -> None:
         """Only remember; nothing starts yet."""
         self._workers = workers
         self._on = on
@@ -96,6 +97,7 @@ def train_job(recipe_toml: str, folder: Path, threads: int) -> tuple[int, str]:
     storage.write_text(recipe, recipe_toml)
     command = [sys.executable, "-m", "polyalign", "repeat", str(recipe), "--out", str(folder), "--resume"]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    code = 0
     for retries in range(MAX_RETRIES + 1):
         with (folder / LOG).open("ab") as log:
             code = subprocess.run(command, stdout=log, stderr=log, env=environment, check=False).returncode
@@ -103,7 +105,7 @@ def train_job(recipe_toml: str, folder: Path, threads: int) -> tuple[int, str]:
             return retries, ""
         if code == BAD_INPUT:
             break
-    return retries, _last_error(folder / LOG, code)
+    return MAX_RETRIES, _last_error(folder / LOG, code)
 
 
 def _last_error(log: Path, code: int) -> str:

@@ -69,9 +69,13 @@ class Train(_Section):
 
 
 class Test(_Section):
-    """``languages`` never trained on in which the test gallery is measured too: what carries over to them."""
+    """``languages`` never trained on in which the test gallery is measured too: what carries over to them.
+
+    ``knowledge`` also asks the towers, before and after, what they knew when they were pretrained.
+    """
 
     languages: tuple[str, ...] = ()
+    knowledge: bool = False
 
 
 class Cache(_Section):

@@ -12,6 +12,7 @@ from polyalign import checkpoint, progress, train
 from polyalign import lang as languages
 from polyalign import recipe as recipes
 from polyalign.build import load_table
+from polyalign.data import Say
 from polyalign.errors import UserError
 from polyalign.evaluators import retrieval
 from polyalign.recipe import Recipe
@@ -29,7 +30,7 @@ def default_folder(recipe: Recipe) -> Path:
     return Path("runs") / "-".join(parts).replace(":", "")
 
 
-def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool, say: train.Say) -> Run | None:
+def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool, say: Say) -> Run | None:
     """Train into a folder; a finished run of the same recipe is given back as it is. None in all but the main process.
 
     Raises:
@@ -50,8 +51,7 @@ def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool, s
     if resume and not begun.exists():
         say(f"nothing to resume in {folder}: beginning anew")
     with progress.display() as report:
-        run = train.train(recipe, folder, resume=resume, progress=report, say=say)
-    return run if main else None
+        return train.train(recipe, folder, resume=resume, progress=report, say=say)
 
 
 def evaluate(folder: Path, langs: list[str], split: str, overrides: dict[str, Any]) -> list[Retrieval]:

@@ -6,7 +6,6 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,33 +16,31 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from polyalign import budget, checkpoint, image_check, leakage, metrics, training_state
+from polyalign import checkpoint, metrics, training_state
 from polyalign.aligner import Aligner
 from polyalign.build import build_aligner, load_table
+from polyalign.data import Say, load_tables
 from polyalign.embed import Stores, embed_stores, prepare
 from polyalign.errors import UserError
-from polyalign.evaluators import retrieval
+from polyalign.evaluators import knowledge, retrieval
 from polyalign.loss import gather, info_nce, sigmoid
 from polyalign.pairs import PairTable
 from polyalign.progress import Progress
 from polyalign.recipe import Recipe
-from polyalign.results import Look, Retrieval, Run
+from polyalign.results import Knowledge, Look, Retrieval, Run
 from polyalign.schedule import adamw, learning_rate
 from polyalign.training_state import State
 from polyalign.versions import versions
 
 RESULT, STATE = "result.json", "state.safetensors"
 
-Say = Callable[[str], None]
-"""Called with a line the user should read."""
 
-
-def train(recipe: Recipe, out: Path, *, resume: bool, progress: Progress, say: Say) -> Run:
+def train(recipe: Recipe, out: Path, *, resume: bool, progress: Progress, say: Say) -> Run | None:
     """Train as the recipe says, keep the state that was best on dev, test it, and save everything into ``out``.
 
     While it runs ``out`` holds a training state, from which ``resume`` goes on to the same result as an
     uninterrupted run; at the end it holds the checkpoint and ``result.json``. Interrupted by Ctrl-C, it saves the
-    state first.
+    state first. Of several processes only the main one tests and returns the result.
 
     Raises:
         UserError: bad data, leakage, a tower that cannot carry the strategy, a loss that is no longer finite.
@@ -53,51 +50,22 @@ def train(recipe: Recipe, out: Path, *, resume: bool, progress: Progress, say: S
     aligner = build_aligner(recipe).to(accelerator.device)
     with accelerator.main_process_first():
         stores = {split: prepare(aligner, table, recipe.cache, progress) for split, table in tables.items()}
-    untrained = _test(aligner, stores["test"], tables["test"])
+    untrained = _test(aligner, stores["test"], tables["test"]).without_ranks()
     loop = Loop(recipe, aligner, stores["train"], stores["dev"], accelerator)
     state = loop.run(out / STATE, resume=resume, progress=progress, say=say)
-    checkpoint.restore(aligner, state.best, "the best state")
-    size = checkpoint.save(out, aligner, recipe) if accelerator.is_main_process else 0
-    tested = [_test(aligner, stores["test"], tables["test"])]
-    for lang in recipe.test.languages:
-        gallery = load_table(recipe, "test", lang)
-        tested.append(_test(aligner, prepare(aligner, gallery, recipe.cache, progress), gallery))
-    run = _record(loop, state, tables, untrained, tuple(tested), size)
+    run = None
     if accelerator.is_main_process:
+        peak = peak_memory(accelerator.device)
+        checkpoint.restore(aligner, state.best, "the best state")
+        size = checkpoint.save(out, aligner, recipe)
+        tested = (_test(aligner, stores["test"], tables["test"]), *_transfer(aligner, recipe, progress))
+        kept = _knowledge(aligner, recipe) if recipe.test.knowledge else None
+        facts = {"peak_memory_bytes": peak, "checkpoint_bytes": size, "knowledge": kept}
+        run = Run(**_facts(loop, state, tables["train"]), **facts, untrained=untrained, test=tested)
         run.save_json(out / RESULT)
         (out / STATE).unlink(missing_ok=True)
     accelerator.end_training()
     return run
-
-
-def load_tables(recipe: Recipe, progress: Progress, say: Say) -> dict[str, PairTable]:
-    """Load train, dev and test; leave corrupt images out, refuse leakage, draw the budget.
-
-    Raises:
-        UserError: too many corrupt images, images of train in dev or test, fewer pairs than the budget.
-    """
-    tables: dict[str, PairTable] = {}
-    for split in ("train", "dev", "test"):
-        table = load_table(recipe, split)
-        table, report = image_check.check_images(table, progress, max_corrupt=recipe.data.max_corrupt)
-        if report.bad:
-            say(f"{split}: left out {report.describe()}")
-        tables[split] = table.without_empty_captions()
-    for split in ("dev", "test"):
-        if recipe.data.leakage == "allow":
-            continue
-        found = leakage.check(tables["train"], tables[split], progress=progress)
-        if recipe.data.leakage == "exclude" and found.leaks:
-            say(f"left out of training: {found.describe()}")
-            tables["train"] = leakage.exclude(tables["train"], found)
-        else:
-            leakage.refuse(found)
-    if recipe.data.budget is not None:
-        wanted = budget.parse(recipe.data.budget)
-        if not isinstance(wanted, budget.PairBudget):
-            raise UserError(f"train takes a budget of pairs, such as 10k-pairs; {recipe.data.budget} is for compare")
-        tables["train"] = budget.draw(tables["train"], wanted, recipe.data.data_seed)
-    return tables
 
 
 @dataclass(frozen=True)
@@ -298,37 +266,42 @@ def _note(state: State) -> str:
     return f"loss {last.loss:.2f}, dev mean recall {100 * last.dev_mean_recall:.1f} (best {100 * best:.1f})"
 
 
-def _record(
-    loop: Loop,
-    state: State,
-    tables: dict[str, PairTable],
-    untrained: Retrieval,
-    tested: tuple[Retrieval, ...],
-    size: int,
-) -> Run:
-    recipe, trainable = loop.recipe, loop.aligner.count()
-    facts: dict[str, Any] = {
+def _transfer(aligner: Aligner, recipe: Recipe, progress: Progress) -> list[Retrieval]:
+    """Test in the languages that were not trained on."""
+    results = []
+    for lang in recipe.test.languages:
+        gallery = load_table(recipe, "test", lang)
+        results.append(_test(aligner, prepare(aligner, gallery, recipe.cache, progress), gallery).without_ranks())
+    return results
+
+
+def _knowledge(aligner: Aligner, recipe: Recipe) -> Knowledge:
+    asked = knowledge.questions(recipe)
+    return knowledge.evaluate(aligner, asked, knowledge.Config())
+
+
+def _facts(loop: Loop, state: State, pairs: PairTable) -> dict[str, Any]:
+    """Gather what the record says of the run itself."""
+    recipe, (trainable, total) = loop.recipe, loop.aligner.count()
+    return {
         "recipe": recipe.model_dump(mode="json", exclude_none=True),
         "lang": recipe.lang,
         "strategy": recipe.strategy["name"],
         "towers": recipe.strategy["towers"],
         "budget": recipe.data.budget or "all",
         "seed": recipe.train.seed,
-        "pairs": len(tables["train"]),
-        "images": len(tables["train"].images),
-        "pairs_seen": state.step * min(recipe.optim.batch_size, len(tables["train"])),
+        "pairs": len(pairs),
+        "images": len(pairs.images),
+        "pairs_seen": state.step * min(recipe.optim.batch_size, len(pairs)),
         "steps": state.step,
         "epochs": round(state.step / loop.plan.steps_per_epoch, 2),
         "stopped_early": state.step < loop.plan.steps,
-        "trainable": trainable[0],
-        "total": trainable[1],
-        "seconds": state.seconds + loop.stores.seconds + loop.dev.seconds,
-        "peak_memory_bytes": peak_memory(loop.accelerator.device),
-        "checkpoint_bytes": size,
+        "trainable": trainable,
+        "total": total,
+        "seconds": round(state.seconds + loop.stores.seconds + loop.dev.seconds, 1),
         "device": str(loop.accelerator.device),
         "threads": torch.get_num_threads(),
-        "caption_origin": tables["train"].origin,
+        "caption_origin": pairs.origin,
         "versions": versions(),
         "looks": tuple(state.looks),
     }
-    return Run(**facts, untrained=untrained, test=tested)
