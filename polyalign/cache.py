@@ -83,7 +83,8 @@ def images(
         UserError: the store would be larger than ``config.max_gib``.
     """
     cut = cut if config.prefix else 0
-    key = _key("vision", tower, cut, config, [ref.key() for ref in refs], tower.preprocessing.model_dump_json())
+    how = tower.preprocessing.model_dump_json() + (tower.variant if cut else "")
+    key = _key("vision", tower, cut, config, [ref.key() for ref in refs], how)
     if (found := _find(key)) is not None:
         return Store(found, cut, seconds=_cost(key))
     device = next(tower.parameters()).device
@@ -151,7 +152,8 @@ def _key(
 
 def _find(key: str | None) -> npt.NDArray[Any] | None:
     path = folder() / f"{key}.npy"
-    if key is None or not path.is_file():
+    # What it cost is written last: without it a run was stopped between the two files.
+    if key is None or not path.is_file() or not path.with_suffix(".json").is_file():
         return None
     os.utime(path)
     found: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -227,7 +229,10 @@ def entries() -> list[Entry]:
     """List the stores on disk, the largest first."""
     found = []
     for path in folder().glob("*.npy"):
-        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        card = path.with_suffix(".json")
+        if not card.is_file():  # left by a run that was stopped between the two
+            continue
+        facts = json.loads(card.read_text(encoding="utf-8"))
         found.append(Entry(path.stem, facts["what"], facts["rows"], path.stat().st_size, facts["seconds"]))
     return sorted(found, key=lambda entry: (-entry.bytes, entry.name))
 

@@ -28,7 +28,8 @@ class VisionTower(nn.Module):
 
     A plain ViT has ``blocks + 2`` stages: pixels to tokens, each block, norm and pooling. Any other network is
     one stage. ``run(x, start, stop)`` computes the stages from ``start`` up to but not including ``stop``; stage 0
-    takes ``(B, 3, H, W)`` uint8 pixels, and the last stage gives ``(B, width)`` features.
+    takes ``(B, 3, H, W)`` uint8 pixels, and the last stage gives ``(B, width)`` features. ``variant`` says what is
+    computed with the weights: other heads, activations or poolings of the same ones give other features.
     """
 
     mean: torch.Tensor
@@ -43,6 +44,7 @@ class VisionTower(nn.Module):
         self.preprocessing = preprocessing
         self.pooling = pooling
         self.fingerprint: str | None = None
+        self.variant = pooling
         self.is_random = False
         self._fresh = fresh
         # Some heads widen what they pool; poolings of our own pass them by.
@@ -151,6 +153,7 @@ def build_vision(
     if pretrained and weights is not None:
         _load_weights(model, weights)
     tower = VisionTower(model, preprocessing or _preprocessing(model, stated, args), spec.pooling, fresh)
+    tower.variant = f"{name} {sorted(args.items())} {spec.pooling}"
     if pretrained:
         tower.fingerprint = fingerprint(model)
     return tower
