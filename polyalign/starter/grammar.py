@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 import numpy as np
 
 from polyalign.lang import Lang
-from polyalign.starter.lexicon import Lexicon, Tags, Template
+from polyalign.starter.lexicon import Lexicon, Slot, Tags, Template
 from polyalign.starter.world import OPPOSITE, Scene
 
 KEEP: Final = 0.75
@@ -110,19 +110,18 @@ class _Wording:
         return text
 
     def _fill(self, template: Template, present: frozenset[str]) -> str:
-        return "".join(
-            part if isinstance(part, str) else self._slot(part[0], part[1], part[2]) for part in template.parts(present)
-        )
+        return "".join(part if isinstance(part, str) else self._say(part) for part in template.parts(present))
 
-    def _slot(self, name: str, tags: Tags, agree: str | None) -> str:
+    def _say(self, slot: Slot) -> str:
+        name = slot.name
         if name in self.phrases:
-            return self.phrases[name].text(tags)
+            return self.phrases[name].text(slot.tags)
         if name == "rel" and self.plan.relation is not None:
             return self._fill(self.pick(self.lexicon.relations[self.plan.relation]), frozenset("ab"))
         if name == "bg" and self.plan.background is not None:
             return self._fill(self.pick(self.lexicon.backgrounds[self.plan.background]), frozenset("ab"))
-        agreed = self.phrases[agree].tags if agree else frozenset()
-        return self.pick(self.lexicon.words[name]).inflect(agreed | tags)
+        agreed = self.phrases[slot.agrees_with].tags if slot.agrees_with else frozenset()
+        return self.pick(self.lexicon.words[name]).inflect(agreed | slot.tags)
 
 
 class _Phrase:
@@ -143,7 +142,9 @@ class _Phrase:
         tags = self.tags | tags
         template = self.wording.pick(self.wording.lexicon.phrase(tags))
         parts = template.parts(frozenset(self.words))
-        return "".join(part if isinstance(part, str) else self._word(part[0], tags | part[1]) for part in parts).strip()
+        return "".join(
+            part if isinstance(part, str) else self._word(part.name, tags | part.tags) for part in parts
+        ).strip()
 
     def _word(self, name: str, tags: Tags) -> str:
         entry = self.words[name] if name in self.words else self.wording.pick(self.wording.lexicon.words[name])

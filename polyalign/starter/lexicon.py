@@ -7,11 +7,10 @@ engine knows no tag but those of number (``sg``/``pl`` and the count itself); al
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
 from collections.abc import Collection, Mapping
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -73,6 +72,14 @@ class Table(BaseModel):
     rewrites: tuple[tuple[str, str], ...] = ()
 
 
+class Slot(NamedTuple):
+    """A place in a template: what fills it, tags added to it, and the phrase that it agrees with."""
+
+    name: str
+    tags: Tags
+    agrees_with: str | None
+
+
 class Template:
     """Text with ``{slot}``s and ``[optional parts]``, which are left out when a slot in them has nothing to say.
 
@@ -84,19 +91,24 @@ class Template:
         self.text = text
         self.slots = frozenset(slot[1] for slot in _SLOT.finditer(text))
         self.required = frozenset(slot[1] for slot in _SLOT.finditer(_OPTIONAL.sub("", text)))
+        self._known: dict[Tags, list[str | Slot]] = {}
 
-    @functools.cache  # noqa: B019 - templates live as long as their language
-    def parts(self, present: frozenset[str]) -> tuple[str | tuple[str, Tags, str | None], ...]:
-        """Cut into literals and slots ``(name, tags, phrase to agree with)``, optional parts resolved."""
+    def parts(self, present: frozenset[str]) -> list[str | Slot]:
+        """Cut into literals and slots, optional parts kept where all their slots are ``present``."""
+        if present not in self._known:
+            self._known[present] = self._cut(present)
+        return self._known[present]
+
+    def _cut(self, present: frozenset[str]) -> list[str | Slot]:
         whole = _OPTIONAL.sub(
             lambda part: part[1] if all(slot[1] in present for slot in _SLOT.finditer(part[1])) else "", self.text
         )
-        cut: list[str | tuple[str, Tags, str | None]] = []
+        cut: list[str | Slot] = []
         end = 0
         for slot in _SLOT.finditer(whole):
-            cut += [whole[end : slot.start()], (slot[1], frozenset((slot[2] or "").split()), slot[3])]
+            cut += [whole[end : slot.start()], Slot(slot[1], frozenset((slot[2] or "").split()), slot[3])]
             end = slot.end()
-        return (*cut, whole[end:])
+        return [*cut, whole[end:]]
 
 
 class Entry:
@@ -165,7 +177,8 @@ class Lexicon:
             for tags in expand(key)
         }
         self.sentences = self._parse("sentences", table.sentences, _FACTS)
-        self.rewrites = tuple((re.compile(pattern), new) for pattern, new in table.rewrites)
+        self.rewrites = [(self._pattern(pattern), new) for pattern, new in table.rewrites]
+        self._usable: dict[frozenset[str], list[Template]] = {}
         self._check_sentences()
 
     def phrase(self, tags: Tags) -> tuple[Template, ...]:
@@ -175,9 +188,13 @@ class Lexicon:
             raise UserError(f"{self.file}: [starter.phrases] has no template for the tags {' '.join(sorted(tags))!r}")
         return self.phrases[max(fitting, key=len)]
 
-    def usable(self, present: frozenset[str]) -> tuple[Template, ...]:
+    def usable(self, present: frozenset[str]) -> list[Template]:
         """Give the sentence templates that say exactly what is ``present``, of ``a``, ``b``, ``rel`` and ``bg``."""
-        return _usable(self.sentences, present)
+        if present not in self._usable:
+            # A relation says {b} itself, so a sentence with {rel} need not.
+            said = present - {"b"} if "rel" in present else present
+            self._usable[present] = [t for t in self.sentences if t.required & _FACTS <= present and said <= t.slots]
+        return self._usable[present]
 
     def _words(
         self, section: str, given: Mapping[str, tuple[Word, ...]], needed: Collection[str]
@@ -209,7 +226,17 @@ class Lexicon:
                 if slot[1] not in slots and slot[1] not in self.words:
                     known = did_you_mean(slot[1], {*slots, *self.words})
                     raise UserError(f'{self.file}: [starter] {where}: unknown slot "{slot[1]}" in "{text}": {known}')
+                if slot[3] not in (None, "a", "b"):
+                    raise UserError(f'{self.file}: [starter] {where}: a word agrees with a or b, not "{slot[3]}"')
         return tuple(Template(text) for text in texts)
+
+    def _pattern(self, pattern: str) -> re.Pattern[str]:
+        try:
+            return re.compile(pattern)
+        except re.error as error:
+            raise UserError(
+                f'{self.file}: [starter] rewrites: "{pattern}" is no regular expression: {error}'
+            ) from error
 
     def _check_sentences(self) -> None:
         for extra in ((), ("rel",), ("bg",), ("rel", "bg")):
@@ -221,10 +248,3 @@ class Lexicon:
 def expand(key: str) -> list[Tags]:
     """Spell out the alternatives of a key: ``"dat m|n"`` gives ``{dat, m}`` and ``{dat, n}``."""
     return [frozenset(choice) for choice in itertools.product(*(part.split("|") for part in key.split()))]
-
-
-@functools.lru_cache(maxsize=512)
-def _usable(templates: tuple[Template, ...], present: frozenset[str]) -> tuple[Template, ...]:
-    # A relation phrase says {b} itself, so a sentence with {rel} need not.
-    said = present - {"b"} if "rel" in present else present
-    return tuple(t for t in templates if t.required & _FACTS <= present and said <= t.slots)
