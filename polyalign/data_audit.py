@@ -29,13 +29,18 @@ _FLORES_MODEL = Path(SACREBLEU_DIR) / "models" / "flores200sacrebleuspm"
 
 
 class AuditScore(BaseModel):
-    """A score from 0 to 100 with half the width of its 95 % bootstrap interval, or why it could not be computed."""
+    """A score from 0 to 100 with half the width of its 95 % bootstrap interval, or why it could not be computed.
+
+    Two people say different things of one image, so that no caption can reach 100. ``human`` is what they reach: the
+    first reference caption of each image scored against the image's others, where it has any.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     metric: str
     score: float | None = None
     plus_minus: float | None = None
+    human: float | None = None
     signature: str | None = None
     missing_because: str | None = None
 
@@ -81,21 +86,27 @@ def audit(candidate: PairTable, reference: PairTable, lang: Lang) -> AuditReport
         )
     texts = [candidate.captions[c] for c in kept]
     against = [references[keys[candidate.image_of[c]]] for c in kept]
+    shared = {keys[candidate.image_of[c]] for c in kept}
+    others = [(first, rest) for key in shared for first, *rest in [references[key]] if rest]
     tokenizer = _BLEU_TOKENIZERS.get(lang.script, "13a")
+
+    def score(name: str, make: Callable[[], Metric]) -> AuditScore:
+        return _score(name, make, texts, against, others)
+
     return AuditReport(
         lang=candidate.lang,
         candidate=candidate.name,
         candidate_origin=candidate.origin,
         reference=reference.name,
         reference_origin=reference.origin,
-        images=len({keys[candidate.image_of[c]] for c in kept}),
+        images=len(shared),
         captions=len(kept),
         captions_left_out=len(candidate) - len(kept),
         references_per_caption=sum(map(len, against)) / len(against),
         scores=(
-            _score("chrF++", lambda: CHRF(word_order=2), texts, against),
-            _score("BLEU", lambda: BLEU(tokenize=tokenizer), texts, against),
-            _score("spBLEU", _spbleu, texts, against),
+            score("chrF++", lambda: CHRF(word_order=2)),
+            score("BLEU", lambda: BLEU(tokenize=tokenizer)),
+            score("spBLEU", _spbleu),
         ),
     )
 
@@ -116,13 +127,23 @@ def _spbleu() -> Metric:
         ) from error
 
 
-def _score(name: str, make: Callable[[], Metric], texts: list[str], against: list[list[str]]) -> AuditScore:
+def _score(
+    name: str,
+    make: Callable[[], Metric],
+    texts: list[str],
+    against: list[list[str]],
+    others: list[tuple[str, list[str]]],
+) -> AuditScore:
     try:
         metric = make()
     except _NotAvailableError as error:
         return AuditScore(metric=name, missing_because=str(error))
+    human = None
+    if others:
+        human = metric.corpus_score([first for first, _ in others], _streams([rest for _, rest in others])).score
     result: Any = metric.corpus_score(texts, _streams(against), n_bootstrap=_BOOTSTRAP)
-    return AuditScore(metric=name, score=result.score, plus_minus=result._ci, signature=str(metric.get_signature()))
+    signature = str(metric.get_signature())
+    return AuditScore(metric=name, score=result.score, plus_minus=result._ci, human=human, signature=signature)
 
 
 def _streams(against: Sequence[Sequence[str]]) -> Any:
@@ -157,10 +178,12 @@ def render(report: AuditReport) -> Table:
     table = Table(title=title, title_justify="left")
     table.add_column("")
     table.add_column("score", justify="right")
+    table.add_column("people", justify="right")
     table.add_column("signature", overflow="fold")
     for one in report.scores:
         if one.score is None:
-            table.add_row(one.metric, "-", escape(f"not scored: {one.missing_because}"))
+            table.add_row(one.metric, "-", "-", escape(f"not scored: {one.missing_because}"))
         else:
-            table.add_row(one.metric, f"{one.score:.1f} ± {one.plus_minus:.1f}", one.signature)
+            human = "-" if one.human is None else f"{one.human:.1f}"
+            table.add_row(one.metric, f"{one.score:.1f} ± {one.plus_minus:.1f}", human, one.signature)
     return table

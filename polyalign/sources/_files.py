@@ -86,14 +86,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not JSON: {error}") from error
 
 
-def json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield each line's number, from 1, and its object; blank lines are passed over.
+def json_lines(path: Path, containing: str = "") -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each line's number, from 1, and its object; blank lines, and any without this text, are passed over.
 
     Raises:
         UserError: the file cannot be read, or a line is not a JSON object; the message names the line.
     """
     for number, line in enumerate(stream(path), start=1):
-        if not line.strip():
+        if containing not in line or not line.strip():
             continue
         try:
             value = json.loads(line)

@@ -12,7 +12,20 @@ from polyalign.errors import UserError, did_you_mean
 from polyalign.lang import Lang
 from polyalign.pairs import FileImage, Origin, PairTable
 from polyalign.sources import _files
+from polyalign.sources._benchmark import Info
 from polyalign.sources._gather import gather
+
+INFO = Info(
+    title="Flickr8k",
+    languages="en zh (5 captions an image), ar (3), de fr cs qu gn (1, on 6,993 of the images)",
+    size="6,000 train, 1,000 dev, 1,000 test images; 5,176, 867 and 871 of them with captions in every language",
+    origin="human; qu and gn machine",
+    licence="research only; photos belong to their Flickr authors",
+    home="https://hockenmaier.cs.illinois.edu/8k-pictures.html",
+    place="root: the folder with captions/<language>.txt, splits/{train,dev,test}.txt and images/ "
+    "(or the files as first published: Flickr8k.token.txt, Flickr_8k.trainImages.txt, Flicker8k_Dataset/)",
+    note="243 of Flickr30k's 1,000 test images are among its photos, 173 of them in the training split.",
+)
 
 _SPLITS = {"train": "Flickr_8k.trainImages.txt", "dev": "Flickr_8k.devImages.txt", "test": "Flickr_8k.testImages.txt"}
 _IMAGE_FOLDERS = ("images", "Flicker8k_Dataset", "Flickr8k_Dataset")
@@ -56,6 +69,11 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     if not len(table):
         raise UserError(f"{root} has no captions in {lang.code} for any image of the {split} split")
     return table
+
+
+def languages(config: Config) -> list[str]:
+    """List the languages that there are captions in."""
+    return sorted(_token_files(config.root))
 
 
 def _split_ids(root: Path, split: str) -> set[str]:

@@ -59,6 +59,14 @@ def test_scores_are_sacrebleus_own_with_every_reference_of_the_image():
     assert report.references_per_caption == 1.5
 
 
+def test_what_people_reach_is_one_of_them_against_the_others():
+    report = data_audit.audit(MACHINE, HUMAN, EN)
+    _, first, second, _ = HUMAN.captions
+    assert report.scores[0].human == pytest.approx(sacrebleu.corpus_chrf([first], [[second]], word_order=2).score)
+    alone = data_audit.audit(table("mt", [("a", "a dog")]), HUMAN, EN)
+    assert alone.scores[0].human is None
+
+
 def test_a_human_scored_against_himself_is_perfect_and_against_others_is_not():
     assert scores(data_audit.audit(HUMAN, HUMAN, EN))["chrF++"] == pytest.approx(100)
     assert scores(data_audit.audit(MACHINE, HUMAN, EN))["chrF++"] < 90

@@ -1,0 +1,60 @@
+"""COCO captions (English) in Karpathy's split: the 5k test set, and the five folds of 1k."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from polyalign.lang import Lang
+from polyalign.pairs import PairTable
+from polyalign.sources import _benchmark, _files, _karpathy
+from polyalign.sources._benchmark import Benchmark, Info
+
+INFO = Info(
+    title="COCO (Karpathy split)",
+    languages="en",
+    size="113,287 train, 5,000 dev, 5,000 test images, five captions each (a few more on some)",
+    origin="human",
+    licence="captions CC BY 4.0; images under Flickr's terms",
+    home="https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip, https://cocodataset.org",
+    place="root: the folder with dataset_coco.json; images: COCO train2014 and val2014",
+    note="protocol=1k gives one of five folds of the test set in the file's order: a 1k figure is the mean of all "
+    "five. 25,010 captions in the 5k test set; captions=first-5 keeps 25,000, as some peers do.",
+)
+
+_FOLD = 1000
+
+
+class Config(Benchmark):
+    """Which test set (``fold`` counts from 0), and which of the captions of an image that has more than five."""
+
+    protocol: Literal["5k", "1k"] = "5k"
+    fold: int = Field(0, ge=0, le=4)
+    captions: Literal["all", "first-5"] = "all"
+
+
+def load(config: Config, lang: Lang, split: str) -> PairTable:
+    """Load a split.
+
+    Raises:
+        UserError: no such split, another language than English, the file is missing or malformed, or images are.
+    """
+    _benchmark.only_splits("coco-karpathy", split, _karpathy.COCO_PARTS)
+    _benchmark.pick("coco-karpathy", lang, {"en": "en"})
+    path = _files.existing(config.root / "dataset_coco.json", what="annotation file")
+    images = _karpathy.read(path, _karpathy.COCO_PARTS[split])
+    name = f"coco-karpathy-{split}"
+    if split == "test":
+        name += f"-{config.protocol}"
+        if config.protocol == "1k":
+            name += f"-fold{config.fold}"
+            images = images[config.fold * _FOLD : (config.fold + 1) * _FOLD]
+    most = 5 if config.captions == "first-5" else None
+    pairs = [(image_id, caption) for image_id, captions in images for caption in captions[:most]]
+    return _benchmark.table(name, lang, "human", pairs, config)
+
+
+def languages(config: Config) -> list[str]:
+    """List the languages that there are captions in."""
+    return ["en"]

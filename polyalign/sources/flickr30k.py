@@ -1,0 +1,44 @@
+"""Flickr30k captions (English) in Karpathy's split."""
+
+from __future__ import annotations
+
+from polyalign.lang import Lang
+from polyalign.pairs import PairTable
+from polyalign.sources import _benchmark, _files, _karpathy
+from polyalign.sources._benchmark import Benchmark, Info
+
+INFO = Info(
+    title="Flickr30k (Karpathy split)",
+    languages="en",
+    size="29,000 train, 1,014 dev, 1,000 test images, five captions each",
+    origin="human",
+    licence="research and education, non-commercial; images under Flickr's terms",
+    home="https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip",
+    place="root: the folder with dataset_flickr30k.json; images: flickr30k-images",
+    note="The test images are those of Multi30k test 2016, Flickr30k-200 and xFlickr&CO's Flickr half.",
+)
+
+_PARTS = {"train": ("train",), "dev": ("val",), "test": ("test",)}
+
+
+class Config(Benchmark):
+    """See ``Benchmark``."""
+
+
+def load(config: Config, lang: Lang, split: str) -> PairTable:
+    """Load a split.
+
+    Raises:
+        UserError: no such split, another language than English, the file is missing or malformed, or images are.
+    """
+    _benchmark.only_splits("flickr30k", split, _PARTS)
+    _benchmark.pick("flickr30k", lang, {"en": "en"})
+    path = _files.existing(config.root / "dataset_flickr30k.json", what="annotation file")
+    images = _karpathy.read(path, _PARTS[split])
+    pairs = [(image_id, caption) for image_id, captions in images for caption in captions]
+    return _benchmark.table(f"flickr30k-{split}", lang, "human", pairs, config)
+
+
+def languages(config: Config) -> list[str]:
+    """List the languages that there are captions in."""
+    return ["en"]

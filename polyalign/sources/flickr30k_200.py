@@ -1,0 +1,36 @@
+"""Flickr30k-200: one English caption of each Flickr30k test image, translated into 200 languages by NLLB."""
+
+from __future__ import annotations
+
+from polyalign.lang import Lang
+from polyalign.pairs import PairTable
+from polyalign.sources import _flores
+from polyalign.sources._benchmark import Benchmark, Info
+
+INFO = Info(
+    title="Flickr30k-200",
+    languages="201, by FLORES-200 code",
+    size="1,000 Flickr30k test images, one caption each",
+    origin="machine (NLLB); English human",
+    licence="none stated for the translations; Flickr30k is for research and education, non-commercial",
+    home="https://github.com/visheratin/nllb-clip (data/flickr30k-200)",
+    place="root: the folder with filenames.txt and <flores code>.txt; images: Flickr30k's flickr30k-images "
+    "(Flickr8k's photos are found too, 243 of the 1,000)",
+    note="The images are those of Multi30k test 2016 and of xFlickr&CO; 173 are in Flickr8k's training split.",
+)
+
+_ENGLISH = "eng_captions.txt"
+
+
+class Config(Benchmark):
+    """See ``Benchmark``."""
+
+
+def load(config: Config, lang: Lang, split: str) -> PairTable:
+    """Load the captions of a language, see ``_flores.load``."""
+    return _flores.load("flickr30k-200", config, lang, split, names="filenames.txt", english=_ENGLISH)
+
+
+def languages(config: Config) -> list[str]:
+    """List the languages, of those polyalign knows, that there are captions in."""
+    return _flores.languages(config, english=_ENGLISH)

@@ -1,0 +1,68 @@
+"""STAIR: Japanese captions of all COCO 2014 images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from polyalign.errors import UserError
+from polyalign.lang import Lang
+from polyalign.pairs import PairTable
+from polyalign.sources import _benchmark, _files, _karpathy
+from polyalign.sources._benchmark import Benchmark, Info
+
+INFO = Info(
+    title="STAIR Captions",
+    languages="ja",
+    size="82,783 train2014 and 40,504 val2014 images, five captions each",
+    origin="human",
+    licence="CC BY 4.0; images under Flickr's terms",
+    home="http://captions.stair.center",
+    place="root: the folder with stair_captions_v1.2_{train,val}.json; images: COCO train2014 and val2014",
+    note="karpathy=dataset_coco.json gives Karpathy's splits, which its 5,000 test images are of.",
+)
+
+_FILES = {"train": "train", "dev": "val"}
+
+
+class Config(Benchmark):
+    """``karpathy`` is the path of ``dataset_coco.json``; without it train and dev are COCO's train2014 and val2014."""
+
+    karpathy: Path | None = None
+
+
+def load(config: Config, lang: Lang, split: str) -> PairTable:
+    """Load a split.
+
+    Raises:
+        UserError: no such split, another language than Japanese, a file is missing or malformed, or images are.
+    """
+    _benchmark.only_splits("stair", split, _karpathy.COCO_PARTS)
+    _benchmark.pick("stair", lang, {"ja": "ja"})
+    if config.karpathy is None:
+        if split == "test":
+            raise UserError(
+                "stair has no test split of its own: give Karpathy's with source.karpathy=dataset_coco.json"
+            )
+        pairs = _captions(config.root, _FILES[split])
+        return _benchmark.table(f"stair-{split}", lang, "human", pairs, config)
+    wanted = {image_id for image_id, _ in _karpathy.read(config.karpathy, _karpathy.COCO_PARTS[split])}
+    both = _captions(config.root, "train") + _captions(config.root, "val")
+    pairs = [(image_id, caption) for image_id, caption in both if image_id in wanted]
+    return _benchmark.table(f"stair-karpathy-{split}", lang, "human", pairs, config)
+
+
+def languages(config: Config) -> list[str]:
+    """List the languages that there are captions in."""
+    return ["ja"]
+
+
+def _captions(root: Path, part: str) -> list[tuple[str, str]]:
+    """Read COCO's form: annotations know their image by its number."""
+    path = _files.existing(root / f"stair_captions_v1.2_{part}.json", what="annotation file")
+    try:
+        return [
+            (f"COCO_{part}2014_{int(one['image_id']):012d}.jpg", str(one["caption"]))
+            for one in _files.read_json(path)["annotations"]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not of COCO's form, annotations[].{{image_id, caption}}") from error

@@ -1,0 +1,35 @@
+"""XTD200: XTD10's English captions translated into 200 languages by NLLB."""
+
+from __future__ import annotations
+
+from polyalign.lang import Lang
+from polyalign.pairs import PairTable
+from polyalign.sources import _flores
+from polyalign.sources._benchmark import Benchmark, Info
+
+INFO = Info(
+    title="XTD200",
+    languages="201, by FLORES-200 code",
+    size="1,000 COCO 2014 images (those of XTD10), one caption each",
+    origin="machine (NLLB); English human",
+    licence="none stated for the translations; XTD10's is non-commercial research",
+    home="https://github.com/visheratin/nllb-clip (data/xtd200)",
+    place="root: the folder with test_image_names.txt and <flores code>.txt; images: COCO train2014 and val2014",
+    note="800 of the images are in COCO train2014: leave them out of training (data.leakage).",
+)
+
+_ENGLISH = "eng_Latn.txt"
+
+
+class Config(Benchmark):
+    """See ``Benchmark``."""
+
+
+def load(config: Config, lang: Lang, split: str) -> PairTable:
+    """Load the captions of a language, see ``_flores.load``."""
+    return _flores.load("xtd200", config, lang, split, names="test_image_names.txt", english=_ENGLISH)
+
+
+def languages(config: Config) -> list[str]:
+    """List the languages, of those polyalign knows, that there are captions in."""
+    return _flores.languages(config, english=_ENGLISH)
