@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from polyalign import storage
+from polyalign.errors import UserError
+
+
+def test_tensors_and_metadata_come_back_to_the_bit(tmp_path):
+    tensors = {
+        "half": torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).half(),
+        "scalar": torch.tensor(2.5),
+        "ids": torch.arange(4),
+        "turned": torch.arange(6.0).view(2, 3).T,
+    }
+    storage.save_tensors(tmp_path / "deep" / "x.safetensors", tensors, {"who": "Kiswahili é"})
+    found, metadata = storage.load_tensors(tmp_path / "deep" / "x.safetensors")
+    assert metadata == {"who": "Kiswahili é"}
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) and found[name].dtype == tensors[name].dtype for name in found)
+
+
+def test_tensors_that_share_memory_are_kept_apart(tmp_path):
+    base = torch.arange(4.0)
+    storage.save_tensors(tmp_path / "x", {"whole": base, "part": base[:2]})
+    assert {name: tensor.tolist() for name, tensor in storage.load_tensors(tmp_path / "x")[0].items()} == {
+        "whole": [0, 1, 2, 3],
+        "part": [0, 1],
+    }
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_a_write_that_fails_leaves_the_old_file_and_no_other(error, tmp_path):
+    path = tmp_path / "x.txt"
+    storage.write_text(path, "old")
+
+    def fill(partial):
+        partial.write_text("half of the n")
+        raise error
+
+    with pytest.raises(error):
+        storage.write(path, fill)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_reader_in_the_middle_of_a_write_sees_the_old_file(tmp_path):
+    path = tmp_path / "x.txt"
+    storage.write_text(path, "old")
+
+    def fill(partial):
+        partial.write_text("new")
+        assert path.read_text() == "old"
+
+    storage.write(path, fill)
+    assert path.read_text() == "new"
+
+
+def test_text_keeps_its_line_ends_and_letters(tmp_path):
+    storage.write_text(tmp_path / "x", "ñ\r\n漢\n")
+    assert (tmp_path / "x").read_bytes() == "ñ\r\n漢\n".encode()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"not a tensor in sight", b"\xff" * 64])
+def test_a_file_that_holds_no_tensors_is_a_user_error_of_one_line(content, tmp_path):
+    path = tmp_path / "x.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot read .*x\.safetensors") as caught:
+        storage.load_tensors(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_cut_off_file_is_a_user_error(tmp_path):
+    storage.save_tensors(tmp_path / "x", {"a": torch.zeros(100)})
+    whole = (tmp_path / "x").read_bytes()
+    (tmp_path / "x").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="cannot read"):
+        storage.load_tensors(tmp_path / "x")
