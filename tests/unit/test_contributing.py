@@ -1,0 +1,110 @@
+"""The examples of CONTRIBUTING.md and README.md are true: they are cut out of the text and run."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from polyalign import lang, recipe
+from polyalign.aligner import Aligner
+from polyalign.embed import Embeddings
+from polyalign.errors import UserError
+from polyalign.pairs import PairTable
+from polyalign.towers.spec import TextSpec, VisionSpec
+from polyalign.towers.text import build_text
+from polyalign.towers.vision import build_vision
+
+FENCE = re.compile(r"^```(python|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+TEXT = {"model_type": "bert", "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+VISION = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 2, "num_heads": 2}
+
+
+@pytest.fixture(scope="session")
+def examples(repo):
+    """Every example that begins with the path of the file it is, by that path."""
+    blocks = [block for _, block in FENCE.findall((repo / "CONTRIBUTING.md").read_text(encoding="utf-8"))]
+    found = {block.partition("\n")[0].removeprefix("# "): block for block in blocks}
+    assert len(found) == 5
+    return found
+
+
+@pytest.fixture
+def module(examples, tmp_path, monkeypatch):
+    """Import an example as a module of its own."""
+
+    def load(path):
+        file = tmp_path / path.rpartition("/")[2]
+        file.write_text(examples[path], encoding="utf-8")
+        spec = importlib.util.spec_from_file_location(f"example_{file.stem}", file)
+        made = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, made.__name__, made)  # pydantic looks annotations up there
+        spec.loader.exec_module(made)
+        return made
+
+    return load
+
+
+def test_the_language_loads_from_the_folder_worked_in(examples, tmp_path, monkeypatch):
+    (tmp_path / "langs").mkdir()
+    (tmp_path / "langs" / "ts.toml").write_text(examples["langs/ts.toml"], encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert lang.load("ts").recipe == {"text": {"max_tokens": 80}}
+
+
+def test_the_language_in_the_readme_loads(repo, tmp_path, monkeypatch):
+    (block,) = [block for _, block in FENCE.findall((repo / "README.md").read_text(encoding="utf-8"))]
+    (tmp_path / "langs").mkdir()
+    (tmp_path / "langs" / "ts.toml").write_text(block, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert lang.load("ts").english_name == "Tsonga"
+
+
+def test_the_strategy_trains_attention_and_nothing_else_of_the_towers(module):
+    strategy = module("polyalign/strategies/attention.py")
+    vision = build_vision(VisionSpec(model="vit_tiny_patch16_224", args=VISION), pretrained=False)
+    text = build_text(TextSpec(model="bert", architecture=TEXT), pretrained=False)
+    aligner = Aligner(vision, text, dim=8)
+    strategy.apply(aligner, strategy.Config(towers="both"))
+    towers = {name for name in aligner.trainable() if name.startswith(("vision.", "text."))}
+    assert {name for name, _ in aligner.named_parameters() if ".attn." in name or ".attention." in name} == towers
+    assert any(name.startswith("vision.") for name in towers)
+    assert any(name.startswith("text.") for name in towers)
+
+
+def test_the_source_reads_captions_off_file_names(module, tmp_path):
+    source = module("polyalign/sources/named.py")
+    (tmp_path / "train").mkdir()
+    for name in ("red-fish", "two-birds"):
+        Image.new("RGB", (4, 4)).save(tmp_path / "train" / f"{name}.jpg")
+    table = source.load(source.Config(root=tmp_path), lang.load("en"), "train")
+    assert table.captions == ("red fish", "two birds")
+    assert table.images[1].open().size == (4, 4)
+    with pytest.raises(UserError, match=r"no \*\.jpg in .*test"):
+        source.load(source.Config(root=tmp_path), lang.load("en"), "test")
+
+
+def test_the_evaluator_is_the_mean_over_all_pairs(module, monkeypatch):
+    evaluator = module("polyalign/evaluators/spread.py")
+    rng = np.random.default_rng(0)
+    images, captions = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in rng.normal(size=(2, 5, 3)))
+    monkeypatch.setattr(evaluator, "embed", lambda *_: Embeddings(images, captions, np.arange(5)))
+    table = PairTable("five", "en", "human", tuple("abcde"), (None,) * 5, tuple("abcde"), np.arange(5))
+    result = evaluator.evaluate(torch.nn.Identity(), table, evaluator.Config())
+    off_diagonal = ~np.eye(5, dtype=bool)
+    assert result.images == pytest.approx((images @ images.T)[off_diagonal].mean())
+    assert result.captions == pytest.approx((captions @ captions.T)[off_diagonal].mean())
+
+
+def test_the_recipe_resolves(examples, tmp_path):
+    file = tmp_path / "bert-dinov2.toml"
+    file.write_text(examples["recipes/bert-dinov2.toml"], encoding="utf-8")
+    resolved = recipe.resolve(str(file), "en")
+    assert (resolved.name, resolved.text.architecture["vocab_size"]) == ("bert-dinov2", 30522)
+    vision = build_vision(resolved.vision, pretrained=False)
+    assert (vision.width, vision.preprocessing.image_px) == (768, 224)
