@@ -40,9 +40,11 @@ Offline = Annotated[bool, typer.Option(help="Never ask the network: use local fo
 def main() -> None:
     """Run the command line; bad input is one line on standard error and exit code 2."""
     try:
-        app()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        sys.exit(app(standalone_mode=False))
+    except (UserError, typer.TyperException) as error:
+        message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        if message:  # a group of commands without one of them has shown its help
+            print(f"error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -68,9 +70,9 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Align two frozen towers on image-caption pairs, and test what came of it."""
+    _go_offline(offline)
     from polyalign import runs
 
-    _go_offline(offline)
     resolved = _resolve(recipe, lang, strategy, set_, budget=budget, towers=towers, layers=layers, data=data, seed=seed)
     _train(out or runs.default_folder(resolved), resolved, resume=resume, overwrite=overwrite, as_json=as_json)
 
@@ -87,9 +89,9 @@ def repeat(
     as_json: Json = False,
 ) -> None:
     """Train again from a resolved recipe alone."""
+    _go_offline(offline)
     from polyalign import recipe as recipes
 
-    _go_offline(offline)
     _train(out, recipes.from_toml(recipe), resume=resume, overwrite=overwrite, as_json=as_json)
 
 
@@ -136,10 +138,10 @@ def compare(
     offline: Offline = False,
 ) -> None:
     """Train every strategy on the same scarce pairs, and write which is worth it."""
+    _go_offline(offline)
     from polyalign import compare as comparing
     from polyalign import pool, progress
 
-    _go_offline(offline)
     overrides = _overrides(set_, towers=towers, layers=layers, data=data)
     grid = comparing.Grid(
         recipe, _split(lang), _split(budget), _split(strategies), seeds, overrides, out, Path("runs") / "compare"
@@ -177,10 +179,10 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Measure retrieval of a trained run, in one language or several, on its own data or other."""
+    _go_offline(offline)
     from polyalign import runs, tables
 
-    _go_offline(offline)
-    results = runs.evaluate(run, list(_split(lang)), split, _overrides(set_, data=data))
+    results = runs.evaluate(run, list(_split(lang)), split, _overrides(set_, data=data), _say)
     if as_json:
         _print_json([result.model_dump(mode="json") for result in results])
     else:
@@ -199,10 +201,10 @@ def search(
     """Find the photos of a folder that best fit a sentence."""
     from dataclasses import asdict
 
+    _go_offline(offline)
     from polyalign import progress
     from polyalign import search as searching
 
-    _go_offline(offline)
     with progress.display() as report:
         found = searching.search(run, images, query, top, report)
     if as_json:
@@ -234,9 +236,9 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Read every image and caption as training would, and say what is wrong with them."""
+    _go_offline(offline)
     from polyalign import data_check
 
-    _go_offline(offline)
     resolved = _resolve(recipe, lang, "projection", set_, data=data)
     reports = data_check.check_recipe(resolved)
     if as_json:
