@@ -21,13 +21,7 @@ def load_tables(recipe: Recipe, progress: Progress, say: Say) -> dict[str, PairT
     Raises:
         UserError: too many corrupt images, images of train in dev or test, fewer pairs than the budget.
     """
-    tables: dict[str, PairTable] = {}
-    for split in ("train", "dev", "test"):
-        table = load_table(recipe, split)
-        table, report = image_check.check_images(table, progress, max_corrupt=recipe.data.max_corrupt)
-        if report.bad:
-            say(f"{split}: left out {report.describe()}")
-        tables[split] = table.without_empty_captions()
+    tables = {split: load_split(recipe, split, progress, say) for split in ("train", "dev", "test")}
     for split in ("dev", "test"):
         if recipe.data.leakage == "allow":
             continue
@@ -35,6 +29,7 @@ def load_tables(recipe: Recipe, progress: Progress, say: Say) -> dict[str, PairT
         if recipe.data.leakage == "exclude" and found.leaks:
             say(f"left out of training: {found.describe()}")
             tables["train"] = leakage.exclude(tables["train"], found)
+            _not_empty(tables["train"], "that are not in dev or test too")
         else:
             leakage.refuse(found)
     if recipe.data.budget is not None:
@@ -43,3 +38,23 @@ def load_tables(recipe: Recipe, progress: Progress, say: Say) -> dict[str, PairT
             raise UserError(f"train takes a budget of pairs, such as 10k-pairs; {recipe.data.budget} is for compare")
         tables["train"] = budget.draw(tables["train"], wanted, recipe.data.data_seed)
     return tables
+
+
+def load_split(recipe: Recipe, split: str, progress: Progress, say: Say, lang: str | None = None) -> PairTable:
+    """Load one split, in the recipe's language or another, without corrupt images and empty captions.
+
+    Raises:
+        UserError: the source does not have it, too many images are corrupt, or nothing is left.
+    """
+    table = load_table(recipe, split, lang)
+    table, report = image_check.check_images(table, progress, max_corrupt=recipe.data.max_corrupt)
+    if report.bad:
+        say(f"{split}: left out {report.describe()}")
+    table = table.without_empty_captions()
+    _not_empty(table, "with a caption that is not blank")
+    return table
+
+
+def _not_empty(table: PairTable, what: str) -> None:
+    if not len(table):
+        raise UserError(f"{table.name} has no images {what} ({table.lang})")

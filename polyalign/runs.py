@@ -11,8 +11,8 @@ from accelerate import PartialState
 from polyalign import checkpoint, progress, train
 from polyalign import lang as languages
 from polyalign import recipe as recipes
-from polyalign.build import load_table
-from polyalign.data import Say
+from polyalign.data import Say, load_split
+from polyalign.embed import embed
 from polyalign.errors import UserError
 from polyalign.evaluators import retrieval
 from polyalign.recipe import Recipe
@@ -36,10 +36,12 @@ def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool, s
     Raises:
         UserError: the folder holds another run, or an unfinished one and neither ``resume`` nor ``overwrite`` is given.
     """
-    main = PartialState().is_main_process
+    processes = PartialState()
+    main = processes.is_main_process
     finished, begun = folder / train.RESULT, folder / train.STATE
     if overwrite and main and (finished.exists() or begun.exists()):
         shutil.rmtree(folder)
+    processes.wait_for_everyone()  # none may look into a folder that is being emptied
     if finished.exists():
         run = Run.load_json(finished)
         if run.recipe != recipe.model_dump(mode="json", exclude_none=True):
@@ -54,7 +56,7 @@ def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool, s
         return train.train(recipe, folder, resume=resume, progress=report, say=say)
 
 
-def evaluate(folder: Path, langs: list[str], split: str, overrides: dict[str, Any]) -> list[Retrieval]:
+def evaluate(folder: Path, langs: list[str], split: str, overrides: dict[str, Any], say: Say) -> list[Retrieval]:
     """Measure a finished run in these languages (its own when none is given), on its own source or another.
 
     Raises:
@@ -62,11 +64,15 @@ def evaluate(folder: Path, langs: list[str], split: str, overrides: dict[str, An
     """
     aligner, recipe = checkpoint.load(folder)
     results = []
-    for code in langs or [recipe.lang]:
-        languages.load(code)
-        table = recipes.merge(recipe.model_dump(mode="json", exclude_none=True), {**overrides, "lang": code})
-        gallery = load_table(recipes.validate(table, f"{folder} with --set"), split)
-        results.append(retrieval.evaluate(aligner, gallery, retrieval.Config()))
+    with progress.display() as report:
+        for code in langs or [recipe.lang]:
+            languages.load(code)
+            table = recipes.merge(recipe.model_dump(mode="json", exclude_none=True), {**overrides, "lang": code})
+            asked = recipes.validate(table, f"{folder} with --set")
+            gallery = load_split(asked, split, report, say)
+            retrieval.check_gallery(gallery)
+            embedded = embed(aligner, gallery, config=asked.cache, progress=report)
+            results.append(retrieval.score(embedded.images, embedded.captions, gallery))
     return results
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 import resource
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -18,8 +23,8 @@ from torch import nn
 
 from polyalign import checkpoint, metrics, training_state
 from polyalign.aligner import Aligner
-from polyalign.build import build_aligner, load_table
-from polyalign.data import Say, load_tables
+from polyalign.build import build_aligner
+from polyalign.data import Say, load_split, load_tables
 from polyalign.embed import Stores, embed_stores, prepare
 from polyalign.errors import UserError
 from polyalign.evaluators import knowledge, retrieval
@@ -58,7 +63,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool, progress: Progress, say: S
         peak = peak_memory(accelerator.device)
         checkpoint.restore(aligner, state.best, "the best state")
         size = checkpoint.save(out, aligner, recipe)
-        tested = (_test(aligner, stores["test"], tables["test"]), *_transfer(aligner, recipe, progress))
+        tested = (_test(aligner, stores["test"], tables["test"]), *_transfer(aligner, recipe, progress, say))
         kept = _knowledge(aligner, recipe) if recipe.test.knowledge else None
         facts = {"peak_memory_bytes": peak, "checkpoint_bytes": size, "knowledge": kept}
         run = Run(**_facts(loop, state, tables["train"]), **facts, untrained=untrained, test=tested)
@@ -110,18 +115,18 @@ class Loop:
             state = training_state.load(path, self.aligner, self.optimiser, settings)
             say(f"going on after step {state.step:,} of {self.plan.steps:,}")
         began = time.monotonic() - state.seconds
-        try:
+        with ctrl_c_held_back() as pressed:
             while state.step < self.plan.steps and not state.finished:
                 state.losses.append(self._step(state.step))
                 state.step += 1
                 state.seconds = time.monotonic() - began
                 if state.step in self.plan.looks:
                     self._look(state, say)
+                if state.step in self.plan.looks or pressed:
                     self._save(path, state, settings)
                 progress("training", state.step, self.plan.steps, _note(state))
-        except KeyboardInterrupt:
-            self._save(path, state, settings)
-            raise
+                if pressed:
+                    raise KeyboardInterrupt
         state.seconds = time.monotonic() - began
         return state
 
@@ -213,6 +218,29 @@ class Loop:
             training_state.save(path, state, self.aligner, self.optimiser, settings)
 
 
+@contextmanager
+def ctrl_c_held_back() -> Iterator[list[int]]:
+    """Note Ctrl-C in the list given, and go on: a state saved in the middle of a step is no state to go on from.
+
+    A second Ctrl-C interrupts at once. Only where Ctrl-C would interrupt, which is in the main thread.
+    """
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        yield pressed
+        return
+
+    def note(number: int, _: FrameType | None) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def average_gradients(aligner: Aligner, accelerator: Accelerator) -> None:
     """Average every trainable parameter's gradient over processes, in one message."""
     if accelerator.num_processes == 1:
@@ -225,13 +253,11 @@ def average_gradients(aligner: Aligner, accelerator: Accelerator) -> None:
 
 
 def collapse_alarm(looks: list[Look], dev_images: int) -> str | None:
-    """Say so when the last look is a collapse: recall at chance, or less than half of what it was at its best.
-
-    Chance for the mean of R@1, R@5 and R@10 among ``dev_images`` is 16 / 3 / ``dev_images``.
-    """
+    """Say so when the last look is a collapse: recall at chance, or less than half of what it was at its best."""
+    chance = sum(min(k / dev_images, 1) for k in metrics.RECALL_AT) / len(metrics.RECALL_AT)
     last, best = looks[-1].dev_mean_recall, max(look.dev_mean_recall for look in looks)
     advice = "lower the learning rate (--set optim.lr=...); the best state so far is kept"
-    if len(looks) > 2 and last <= 2 * (16 / 3 / dev_images):
+    if len(looks) > 2 and last <= 1.25 * chance:
         return f"collapse: dev recall {100 * last:.1f} % is at chance after step {looks[-1].step:,}; {advice}"
     if last < best / 2:
         fall = f"fell from {100 * best:.1f} to {100 * last:.1f} %"
@@ -266,11 +292,11 @@ def _note(state: State) -> str:
     return f"loss {last.loss:.2f}, dev mean recall {100 * last.dev_mean_recall:.1f} (best {100 * best:.1f})"
 
 
-def _transfer(aligner: Aligner, recipe: Recipe, progress: Progress) -> list[Retrieval]:
+def _transfer(aligner: Aligner, recipe: Recipe, progress: Progress, say: Say) -> list[Retrieval]:
     """Test in the languages that were not trained on."""
     results = []
     for lang in recipe.test.languages:
-        gallery = load_table(recipe, "test", lang)
+        gallery = load_split(recipe, "test", progress, say, lang)
         results.append(_test(aligner, prepare(aligner, gallery, recipe.cache, progress), gallery).without_ranks())
     return results
 
