@@ -93,13 +93,15 @@ class DataReport(BaseModel):
 
 
 def check_recipe(recipe: Recipe) -> list[DataReport]:
-    """Check the three splits of a recipe's source in its language, with its text tower's tokenizer.
+    """Check all splits of a recipe's source in its language, with its text tower's tokenizer.
 
     Raises:
         UserError: the source or the tokenizer cannot be loaded.
     """
     lang = languages.load(recipe.lang)
-    tables = [load_table(recipe, split) for split in ("train", "dev", "test")]
+    source, config = recipe.plugin("source")
+    splits = source.splits(config) if hasattr(source, "splits") else ("train", "dev", "test")
+    tables = [load_table(recipe, split) for split in splits]
     tokenizer = load_tokenizer(recipe.text)
     with display() as progress:
         return [check(table, lang, tokenizer, recipe.text.max_tokens, progress) for table in tables]

@@ -40,13 +40,18 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     Raises:
         UserError: no such language or split, the file is missing or malformed, images are missing.
     """
-    _benchmark.only_splits("coco35l", split, ("train", "dev"))
+    _benchmark.only_splits("coco35l", split, splits(config))
     code = _benchmark.pick("coco35l", lang, _CODES)
     name = f"coco_mt_{split}.jsonl"
     path = _files.existing(*(config.root / f"{name}{end}" for end in ("", ".bz2", ".gz")), what="file of captions")
     pairs = _captions(path, code)
     origin: Origin = "human" if code == "en" else "machine"
     return _benchmark.table(f"coco35l-{split}", lang, origin, pairs, config, file_of="{}.jpg")
+
+
+def splits(config: Config) -> tuple[str, ...]:
+    """List the splits that there are."""
+    return ("train", "dev")
 
 
 def languages(config: Config) -> list[str]:

@@ -99,6 +99,8 @@ def _token_file(root: Path, code: str) -> Path:
     files = _token_files(root)
     if code not in files:
         path = root / "captions" / f"{code}.txt"
+        if not files:
+            raise UserError(f"there is no {path}, nor any other flickr8k captions in {root}: is source.root right?")
         raise UserError(f'flickr8k has no captions in "{code}" ({path}): {did_you_mean(code, files)}')
     return files[code]
 

@@ -76,7 +76,9 @@ def _captions(config: Config, stem: str) -> dict[str, Path]:
 def _caption_file(config: Config, stem: str, lang: Lang) -> Path:
     files = _captions(config, stem)
     if lang.code not in files:
-        folder = config.root / f"task{config.task}"
+        folder = _files.folder(config.root, "source.root, with task1 and task2") / f"task{config.task}"
+        if not files:
+            raise UserError(f"multi30k: there is no {stem}.<language>.gz in {folder} or {folder / 'raw'}")
         raise UserError(
             f'multi30k has no {stem} captions in "{lang.code}" in {folder}: {did_you_mean(lang.code, files)}'
         )

@@ -36,19 +36,22 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     Raises:
         UserError: no such split, another language than Japanese, a file is missing or malformed, or images are.
     """
-    _benchmark.only_splits("stair", split, _karpathy.COCO_PARTS)
+    if split == "test" and config.karpathy is None:
+        raise UserError("stair has no test split of its own: give Karpathy's with source.karpathy=dataset_coco.json")
+    _benchmark.only_splits("stair", split, splits(config))
     _benchmark.pick("stair", lang, {"ja": "ja"})
     if config.karpathy is None:
-        if split == "test":
-            raise UserError(
-                "stair has no test split of its own: give Karpathy's with source.karpathy=dataset_coco.json"
-            )
         pairs = _captions(config.root, _FILES[split])
         return _benchmark.table(f"stair-{split}", lang, "human", pairs, config)
     wanted = {image_id for image_id, _ in _karpathy.read(config.karpathy, _karpathy.COCO_PARTS[split])}
     both = _captions(config.root, "train") + _captions(config.root, "val")
     pairs = [(image_id, caption) for image_id, caption in both if image_id in wanted]
     return _benchmark.table(f"stair-karpathy-{split}", lang, "human", pairs, config)
+
+
+def splits(config: Config) -> tuple[str, ...]:
+    """List the splits that there are."""
+    return ("train", "dev") if config.karpathy is None else ("train", "dev", "test")
 
 
 def languages(config: Config) -> list[str]:

@@ -48,7 +48,7 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     Raises:
         UserError: no such language or split, a file is missing or malformed, images are missing.
     """
-    _benchmark.only_splits("xflickrco", split, ("train", "test"))
+    _benchmark.only_splits("xflickrco", split, splits(config))
     code = _benchmark.pick("xflickrco", lang, _CODES)
     file = "test.jsonl" if split == "test" else f"train_{config.shots}.jsonl"
     path = _files.existing(config.root / code / file, what=f"file of captions in {code}")
@@ -57,6 +57,11 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
         pairs = [(image, _clean(caption) if _part(image) == "flickr" else caption) for image, caption in pairs]
     name = "xflickrco" if config.part == "both" else f"xflickrco-{config.part}"
     return _benchmark.table(f"{name}-{split}{'-clean' if config.clean else ''}", lang, "human", pairs, config)
+
+
+def splits(config: Config) -> tuple[str, ...]:
+    """List the splits that there are."""
+    return ("train", "test")
 
 
 def languages(config: Config) -> list[str]:

@@ -39,12 +39,17 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     Raises:
         UserError: no such language or split, the file is missing or malformed, images are missing.
     """
-    _benchmark.only_splits("xm3600", split, ("test",))
+    _benchmark.only_splits("xm3600", split, splits(config))
     code = _benchmark.pick("xm3600", lang, _CODES)
     path = _files.existing(config.root / "captions.jsonl", what="file of captions")
     wanted = slice(1) if config.captions == "first" else slice(None)
     pairs = [(key, caption) for key, captions in _captions(path, code) for caption in captions[wanted]]
     return _benchmark.table(f"xm3600-{config.captions}-{split}", lang, "human", pairs, config, file_of="{}.jpg")
+
+
+def splits(config: Config) -> tuple[str, ...]:
+    """List the splits that there are."""
+    return ("test",)
 
 
 def languages(config: Config) -> list[str]:

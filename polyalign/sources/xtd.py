@@ -38,7 +38,7 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     Raises:
         UserError: no such language or split, a file is missing, lines do not belong together, images are missing.
     """
-    _benchmark.only_splits("xtd", split, ("train", "test") if config.protocol == "lilt-200" else ("test",))
+    _benchmark.only_splits("xtd", split, splits(config))
     code = _benchmark.pick("xtd", lang, _CODES)
     captions = _files.existing(*_caption_files(config, code), what=f"file of captions in {lang.code}")
     names = _files.existing(config.root / "XTD10" / "test_image_names.txt", what="list of image names")
@@ -47,6 +47,11 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
         part = {"train": "COCO_train2014", "test": "COCO_val2014"}[split]
         pairs = [(image_id, caption) for image_id, caption in pairs if image_id.startswith(part)]
     return _benchmark.table(f"xtd-{config.protocol}-{split}", lang, "human", pairs, config)
+
+
+def splits(config: Config) -> tuple[str, ...]:
+    """List the splits that there are."""
+    return ("train", "test") if config.protocol == "lilt-200" else ("test",)
 
 
 def languages(config: Config) -> list[str]:

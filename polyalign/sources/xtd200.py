@@ -30,6 +30,11 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     return _flores.load("xtd200", config, lang, split, names="test_image_names.txt", english=_ENGLISH)
 
 
+def splits(config: Config) -> tuple[str, ...]:
+    """List the splits that there are."""
+    return ("test",)
+
+
 def languages(config: Config) -> list[str]:
     """List the languages, of those polyalign knows, that there are captions in."""
     return _flores.languages(config, english=_ENGLISH)

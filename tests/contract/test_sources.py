@@ -258,6 +258,12 @@ def test_an_unknown_split_is_the_users_error(source):
         _load(module, sample, "tset")
 
 
+def test_a_source_that_lacks_a_split_says_which_it_has(source):
+    module, sample, _ = source
+    said = module.splits(module.Config(**sample.options)) if hasattr(module, "splits") else ALL
+    assert said == sample.splits
+
+
 def test_a_dataset_lists_languages_that_it_then_has(source):
     module, sample, _ = source
     if hasattr(module, "INFO"):

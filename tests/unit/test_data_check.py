@@ -160,3 +160,14 @@ def test_a_recipes_three_splits_are_checked(monkeypatch):
     reports = data_check.check_recipe(recipes.resolve("starter", "sw", "projection", overrides))
     assert [report.name for report in reports] == ["starter-train", "starter-dev", "starter-test"]
     assert all(report.tokens and not report.images.bad and not report.other_script.count for report in reports)
+
+
+def test_a_source_without_all_three_splits_is_checked_as_far_as_it_goes(monkeypatch, tmp_path):
+    from polyalign import recipe as recipes
+
+    monkeypatch.setattr(data_check, "load_tokenizer", lambda spec: Words())
+    (tmp_path / "filenames.txt").write_text("1.jpg\n")
+    (tmp_path / "swh_Latn.txt").write_text("mbwa\n")
+    overrides = {"source": {"name": "flickr30k-200", "root": str(tmp_path)}}
+    (report,) = data_check.check_recipe(recipes.resolve("starter", "sw", "projection", overrides))
+    assert (report.name, report.captions, len(report.images.missing)) == ("flickr30k-200-test", 1, 1)

@@ -111,6 +111,10 @@ def test_multi30k_says_which_languages_a_test_set_has(multi30k):
     assert module.languages(module.Config(root=multi30k)) == ["de", "en"]
     with pytest.raises(UserError, match="no list of the test_2018_flickr images"):
         load("multi30k", multi30k, "de", test="2018-flickr")
+    for path in multi30k.glob("task1/**/val.*.gz"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"there is no val\.<language>\.gz in .*task1 or .*raw"):
+        load("multi30k", multi30k, "de", "dev")
 
 
 def test_a_broken_gzip_file_is_named(multi30k):
