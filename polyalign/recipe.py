@@ -113,7 +113,7 @@ class Recipe(_Section):
         if "name" not in value:
             raise ValueError(f"no name (known: {', '.join(plugins.names(kind))})")
         options = {key: option for key, option in value.items() if key != "name"}
-        config = plugins.load(kind, value["name"]).Config(**options)
+        config = plugins.load(kind, str(value["name"])).Config(**options)
         return {"name": value["name"], **config.model_dump(mode="json", exclude_none=True)}
 
     def plugin(self, section: Literal["strategy", "source"]) -> tuple[Any, Any]:
@@ -142,31 +142,42 @@ def resolve(name: str, lang: str, strategy: str | None = None, overrides: dict[s
         UserError: unknown recipe, language, strategy or key, or a value out of its range.
     """
     raw = _read(name)
-    presets = raw.pop("strategies", {})
-    raw.pop("languages", None)
-    overrides = overrides or {}
-    chosen = overrides.get("strategy", {}).get("name") or strategy or raw.get("strategy", {}).get("name")
+    where, overrides = f"recipe {name}", overrides or {}
+    presets = _section(raw, "strategies", where)
+    own, asked = _section(raw, "strategy", where), _section(overrides, "strategy", "--set")
+    chosen = asked.get("name") or strategy or own.get("name")
+    if chosen is None:
+        known = ", ".join(plugins.names("strategies"))
+        raise UserError(f"{where} names no strategy: say what trains with --strategy (known: {known})")
     if chosen not in plugins.names("strategies"):
         raise UserError(f'unknown strategy "{chosen}": {did_you_mean(str(chosen), plugins.names("strategies"))}')
-    if chosen != raw.get("strategy", {}).get("name"):
+    raw = {key: value for key, value in raw.items() if key not in ("strategies", "languages")}
+    if chosen != own.get("name"):
         raw["strategy"] = {}
     layers = (
         {"strategy": {"name": chosen}},
-        presets.get(chosen, {}),
+        _section(presets, chosen, f"{where}, strategies"),
         languages.load(lang).recipe,
         overrides,
         {"lang": lang},
     )
     for layer in layers:
         raw = merge(raw, layer)
-    return validate(raw, f"recipe {name}")
+    return validate(raw, where)
+
+
+def _section(raw: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    section = raw.get(key, {})
+    if not isinstance(section, dict):
+        raise UserError(f'{where}: "{key}" is a section with keys of its own, not {section!r}')
+    return section
 
 
 def recipe_languages(name: str) -> list[str]:
     """List the languages a recipe is meant for (its ``languages``), for commands that are given none."""
     found = _read(name).get("languages")
-    if not found:
-        raise UserError(f"recipe {name} names no languages: say which with --lang")
+    if not isinstance(found, list) or not found:
+        raise UserError(f"recipe {name} names no list of languages: say which with --lang")
     return list(found)
 
 
@@ -179,20 +190,24 @@ def parse_set(items: list[str]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for item in items:
         key, equals, text = item.partition("=")
-        if not equals or not key.strip():
+        *path, leaf = (part.strip() for part in key.split("."))
+        if not equals or not all((*path, leaf)):
             raise UserError(f'--set takes key=value, as in --set optim.lr=3e-4; got "{item}"')
-        try:
-            value = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            value = text.strip()
         nested: dict[str, Any] = {}
-        *path, leaf = key.strip().split(".")
         inner = nested
         for part in path:
             inner = inner.setdefault(part, {})
-        inner[leaf] = value
+        inner[leaf] = _value(text)
         table = merge(table, nested)
     return table
+
+
+def _value(text: str) -> Any:
+    try:
+        read = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+    return read["value"] if len(read) == 1 else text.strip()  # text of several lines may read as several keys
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -232,17 +247,20 @@ def validate(raw: dict[str, Any], where: str) -> Recipe:
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise UserError(f"{where}: {describe(error)}{_hint(error)}") from error
+        raise UserError(f"{where}: {describe(error)}{_hint(error, raw)}") from error
 
 
-def _hint(error: ValidationError) -> str:
+def _hint(error: ValidationError, raw: dict[str, Any]) -> str:
     """Suggest the key that was meant, where a key is unknown."""
     first = error.errors()[0]
     if first["type"] != "extra_forbidden":
         return ""
     model: Any = Recipe
-    for part in first["loc"][:-1]:
-        field = model.model_fields.get(str(part))
+    for part in map(str, first["loc"][:-1]):
+        if model is Recipe and part in ("strategy", "source"):
+            model = plugins.load("strategies" if part == "strategy" else "sources", raw[part]["name"]).Config
+            continue
+        field = model.model_fields.get(part)
         model = field.annotation if field is not None else None
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return ""
