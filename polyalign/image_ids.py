@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import PurePosixPath
 
 _COCO = re.compile(r"COCO_(?:train|val|test)\d{4}_(\d{12})")
 _COCO_2017 = re.compile(r"0{6}\d{6}")
@@ -13,7 +12,8 @@ _BARE_FLICKR = re.compile(r"[1-9]\d{6,11}")
 
 def stem(image_id: str) -> str:
     """Take away folders, the ending and a caption's number (``#3``)."""
-    return PurePosixPath(image_id.partition("#")[0].replace("\\", "/")).stem
+    name = image_id.partition("#")[0].replace("\\", "/").rpartition("/")[2]
+    return name.rpartition(".")[0] or name
 
 
 def photo(image_id: str) -> str | None:

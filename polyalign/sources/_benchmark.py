@@ -139,18 +139,18 @@ def _find_images(name: str, ids: Sequence[str], file_of: str, config: Benchmark)
             f"{len(missing):,} of the {len(ids):,} images of {name} are not in {config.images} "
             f"({first}{', ...' if len(missing) > _NAMED else ''}): put them there{way_out}"
         )
-    return {image_id: FileImage(path) for image_id, path in paths.items() if path is not None}
+    return {image_id: FileImage(Path(path)) for image_id, path in paths.items() if path is not None}
 
 
-def _index(folder: Path) -> dict[str, Path]:
+def _index(folder: Path) -> dict[str, str]:
     """List all images in and below a folder by file name, and by the photo or bare name; the first of each wins."""
-    found: dict[str, Path] = {}
+    found: dict[str, str] = {}
     for parent, folders, files in os.walk(folder):
         folders.sort()
         for file in sorted(files):
             if file.lower().endswith(_IMAGE_SUFFIXES):
                 for name in (file, _key(file)):
-                    found.setdefault(name, Path(parent) / file)
+                    found.setdefault(name, f"{parent}/{file}")
     return found
 
 
