@@ -1,0 +1,28 @@
+"""The command line: parse, call, show. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from polyalign.cli.shared import app
+from polyalign.errors import UserError
+
+# isort: off
+# In this order the commands stand in `polyalign --help`.
+from polyalign.cli import training, comparing, evaluating, inspecting, caching, pretraining  # noqa: F401
+# isort: on
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Run the command line; bad input is one line on standard error and exit code 2."""
+    try:
+        sys.exit(app(standalone_mode=False))
+    except (UserError, typer.TyperException) as error:
+        message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
+        if message:  # a group of commands without one of them has shown its help
+            print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,67 @@
+"""``polyalign compare`` and ``report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from polyalign.cli.shared import DataOption, Offline, Recipe, Set, app, comma_separated, go_offline, overrides, say
+
+
+@app.command(epilog="Example: polyalign compare --lang sw --budget 1k-pairs,10k-pairs --seeds 3")
+def compare(
+    lang: Annotated[
+        str | None, typer.Option(help="Languages, separated by commas; the recipe's when not given.")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="Budgets, separated by commas: 1k-pairs,10k-pairs.")] = None,
+    strategies: Annotated[
+        str | None, typer.Option(help="Strategies, separated by commas; those that answer the question when not given.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="How many seeds of each.")] = 1,
+    recipe: Recipe = "starter",
+    towers: Annotated[str | None, typer.Option(help="Which towers to adapt: both, vision or text.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Which layers: all, or last:k.")] = None,
+    data: DataOption = None,
+    tune: Annotated[bool, typer.Option("--tune", help="First choose each learning rate on dev.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Runs side by side.")] = 1,
+    on: Annotated[Literal["local", "ray"], typer.Option(help="Where the runs go: local, or ray (an extra).")] = "local",
+    set_: Set = None,
+    out: Annotated[Path, typer.Option(help="Folder of the tables and of every run's JSON.")] = Path("eval"),
+    offline: Offline = False,
+) -> None:
+    """Train every strategy on the same scarce pairs, and write which is worth it."""
+    go_offline(offline)
+    from polyalign import compare as comparing
+    from polyalign import pool, progress
+
+    changes = overrides(set_, towers=towers, layers=layers, data=data)
+    grid = comparing.Grid(
+        recipe,
+        comma_separated(lang),
+        comma_separated(budget),
+        comma_separated(strategies),
+        seeds,
+        changes,
+        out,
+        Path("runs") / "compare",
+    )
+    try:
+        with progress.display() as report:
+            workshop = pool.Pool(workers, on, report, say)
+            written = comparing.compare(grid, workshop, tune=tune)
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on where it stopped")
+        raise typer.Exit(130) from None
+    for path in written:
+        print(path)
+
+
+@app.command(epilog="Example: polyalign report --out eval")
+def report(out: Annotated[Path, typer.Option(help="Folder with runs/*.json.")] = Path("eval")) -> None:
+    """Make the tables and figures again from the JSON of the runs, without training."""
+    from polyalign import report as reporting
+
+    for path in reporting.write(out):
+        print(path)

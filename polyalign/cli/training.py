@@ -1,0 +1,92 @@
+"""``polyalign train`` and ``repeat``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from polyalign.cli.shared import (
+    Budget,
+    DataOption,
+    Json,
+    Lang,
+    Offline,
+    Recipe,
+    Set,
+    Strategy,
+    app,
+    console,
+    go_offline,
+    resolve,
+    say,
+)
+
+
+@app.command(epilog="Example: polyalign train --lang sw --strategy lilt --budget 1k-pairs")
+def train(
+    lang: Lang,
+    strategy: Strategy = None,
+    recipe: Recipe = "starter",
+    budget: Budget = None,
+    towers: Annotated[str | None, typer.Option(help="Which towers to adapt: both, vision or text.")] = None,
+    layers: Annotated[str | None, typer.Option(help="Which layers: all, or last:k.")] = None,
+    data: DataOption = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of initialisation and batches.")] = None,
+    set_: Set = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; named after it in ./runs when not given.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Throw an earlier run in the same folder away.")
+    ] = False,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Align two frozen towers on image-caption pairs, and test what came of it."""
+    go_offline(offline)
+    from polyalign import runs
+
+    resolved = resolve(recipe, lang, strategy, set_, budget=budget, towers=towers, layers=layers, data=data, seed=seed)
+    _train(out or runs.default_folder(resolved), resolved, resume=resume, overwrite=overwrite, as_json=as_json)
+
+
+@app.command(epilog="Example: polyalign repeat runs/starter-sw-lilt-10k-pairs-s0/recipe.toml --out runs/again")
+def repeat(
+    recipe: Annotated[Path, typer.Argument(help="A resolved recipe, as it lies in every run's folder.")],
+    out: Annotated[Path, typer.Option(help="Folder of the new run.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Throw an earlier run in the same folder away.")
+    ] = False,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Train again from a resolved recipe alone."""
+    go_offline(offline)
+    from polyalign import recipe as recipes
+
+    _train(out, recipes.from_toml(recipe), resume=resume, overwrite=overwrite, as_json=as_json)
+
+
+def _train(folder: Path, recipe: Any, *, resume: bool, overwrite: bool, as_json: bool) -> None:
+    from polyalign import runs, tables
+
+    try:
+        run = runs.train_into(folder, recipe, resume=resume, overwrite=overwrite, say=say)
+    except KeyboardInterrupt:
+        say(f"interrupted; go on with the same command and --resume (the state is in {folder})")
+        raise typer.Exit(130) from None
+    if run is None:  # not the main process of several
+        return
+    if as_json:
+        print(run.model_dump_json(indent=2))
+        return
+    terminal = console()
+    terminal.print(tables.retrieval_table(run.test[0], run.untrained, label=run.strategy))
+    terminal.print(tables.run_facts(run))
+    terminal.print(f"\ncheckpoint: [bold]{folder}[/]\nnext:")
+    for line in runs.next_commands(folder, run):
+        terminal.print(f"  {line}", highlight=False)
