@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from polyalign import recipe as recipes
 from polyalign import storage
 from polyalign.aligner import Aligner
 from polyalign.build import build_aligner
 from polyalign.errors import UserError
+from polyalign.lang import describe
 from polyalign.recipe import Recipe
 from polyalign.towers.spec import Preprocessing
 
@@ -69,7 +70,7 @@ def load(folder: Path) -> tuple[Aligner, Recipe]:
     if not (folder / WEIGHTS).is_file():
         raise UserError(f"{folder} holds no finished checkpoint (no {WEIGHTS}): train first, or finish with --resume")
     recipe = recipes.from_toml(folder / RECIPE)
-    towers = Towers.model_validate_json((folder / TOWERS).read_bytes())
+    towers = _read_towers(folder / TOWERS)
     aligner = build_aligner(recipe, preprocessing=towers.preprocessing, tokenizer=folder / TOKENIZER)
     for name, found, wanted in (
         ("vision", aligner.vision.fingerprint, towers.vision),
@@ -83,6 +84,15 @@ def load(folder: Path) -> tuple[Aligner, Recipe]:
     tensors, _ = storage.load_tensors(folder / WEIGHTS)
     restore(aligner, tensors, str(folder / WEIGHTS))
     return aligner.eval(), recipe
+
+
+def _read_towers(path: Path) -> Towers:
+    try:
+        return Towers.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValidationError as error:
+        raise UserError(f"{path} is not what was saved there: {describe(error)}") from error
 
 
 @torch.no_grad()

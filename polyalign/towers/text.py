@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
@@ -172,15 +173,20 @@ def build_text(spec: TextSpec, *, pretrained: bool = True, tokenizer: Path | Non
     if not pretrained:
         config = _config(spec, source)
         return TextTower(AutoModel.from_config(config), None, spec)
-    model = _load_model(spec, source)
+    model = load_encoder(spec)
     _check_architecture(spec, model.config)
     tower = TextTower(model.eval(), load_tokenizer(spec, tokenizer), spec)
     tower.fingerprint = fingerprint(tower.model)
     return tower
 
 
-def _load_model(spec: TextSpec, source: str) -> PreTrainedModel:
-    """Load the weights, quietly, and refuse a file that lacks some: transformers would draw them at random."""
+def load_encoder(spec: TextSpec) -> PreTrainedModel:
+    """Load the model alone, quietly; without its pooler where the file has none for it.
+
+    Raises:
+        UserError: no such model or folder, or it lacks weights, which transformers would draw at random.
+    """
+    source = _source(spec)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -188,15 +194,18 @@ def _load_model(spec: TextSpec, source: str) -> PreTrainedModel:
         model, info = AutoModel.from_pretrained(
             source, revision=spec.revision, dtype=torch.float32, output_loading_info=True
         )
-    except (OSError, ValueError, ImportError) as error:
-        raise _cannot_load(spec, error) from error
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise _cannot_load(spec.model, error) from error
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
-    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise UserError(f"{spec.model} lacks {len(missing)} of the tower's weights, {missing[0]} among them")
-    return cast(PreTrainedModel, model)
+    missing = sorted(info["missing_keys"])
+    without_pooler = [key for key in missing if not key.startswith("pooler.")]
+    if without_pooler:
+        raise UserError(
+            f"{spec.model} lacks {len(without_pooler)} of the tower's weights, {without_pooler[0]} among them"
+        )
+    return cast(PreTrainedModel, _without_pooler(model) if missing else model)
 
 
 def load_tokenizer(spec: TextSpec, folder: Path | None = None) -> Any:
@@ -209,8 +218,10 @@ def load_tokenizer(spec: TextSpec, folder: Path | None = None) -> Any:
         if folder is not None:
             return AutoTokenizer.from_pretrained(str(folder))
         return AutoTokenizer.from_pretrained(_source(spec), revision=spec.revision)
-    except (OSError, ValueError, ImportError) as error:
-        raise _cannot_load(spec, error) from error
+    except UserError:
+        raise
+    except Exception as error:  # a file that is no tokenizer's raises whatever reading it came upon
+        raise _cannot_load(f"{folder or spec.model}, its tokenizer", error) from error
 
 
 def _source(spec: TextSpec) -> str:
@@ -223,9 +234,9 @@ def _source(spec: TextSpec) -> str:
     return spec.model
 
 
-def _cannot_load(spec: TextSpec, error: Exception) -> UserError:
-    line = str(error).splitlines()[0]
-    return UserError(f"cannot load the text tower {spec.model}: {line} (offline? give a local folder)")
+def _cannot_load(what: str, error: Exception) -> UserError:
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return UserError(f"cannot load the text tower {what}: {line} (offline? give a local folder)")
 
 
 def _config(spec: TextSpec, source: str) -> PretrainedConfig:
