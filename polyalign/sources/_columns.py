@@ -31,8 +31,9 @@ class Columns(BaseModel):
     """The columns of a table of captions.
 
     One that is not given is looked for under its usual names. Several captions of an image are several rows, a list
-    in one column, or several caption columns; ``{lang}`` in a column's name stands for the language's code. With a
-    language column only the rows of the language asked for are read.
+    in one column, or several caption columns; ``{lang}`` in a column's name stands for the language's code, and
+    ``caption_{lang}`` is one of the usual names. With a language column only the rows of the language asked for are
+    read.
 
     With a split column (``train``, ``dev`` or ``val``, ``test``) the splits are the dataset's own. Without, an image
     goes to dev or test by a hash of its id and ``split_seed``: its captions in all languages go with it, and adding
@@ -106,7 +107,7 @@ def _caption_columns(sheet: Sheet, config: Columns, lang: Lang) -> list[str]:
         names = [wanted] if isinstance(wanted, str) else list(wanted)
         return [need(sheet, "caption_column", name.replace("{lang}", lang.code), ()) for name in names]
     numbered = [name for name in sheet.names if _NUMBERED_CAPTION.fullmatch(name)]
-    one = find(sheet, "caption_column", None, _CAPTION_NAMES)
+    one = find(sheet, "caption_column", None, (f"caption_{lang.code}", *_CAPTION_NAMES))
     return [one] if one else numbered or [need(sheet, "caption_column", None, _CAPTION_NAMES)]
 
 

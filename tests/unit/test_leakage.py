@@ -123,7 +123,7 @@ def test_a_small_object_of_another_colour_makes_another_picture(folder):
 
 
 def test_scenes_of_the_starter_world_raise_no_alarm_drawn_or_saved(folder):
-    config = starter.Config(train_images=400, dev_images=1, test_images=100)
+    config = starter.Config(train_images=150, dev_images=1, test_images=50)
     train, test = (starter.load(config, lang.load("sw"), split) for split in ("train", "test"))
     assert leakage.check(train, test).leaks == ()
     saved = [
@@ -134,7 +134,7 @@ def test_scenes_of_the_starter_world_raise_no_alarm_drawn_or_saved(folder):
         for t in (train, test)
     ]
     assert leakage.check(*saved).leaks == ()
-    assert len(leakage.check(saved[0], saved[0]).train_ids) == 400
+    assert len(leakage.check(saved[0], saved[0]).train_ids) == 150
 
 
 def test_missing_and_corrupt_images_are_compared_by_id_alone(folder):

@@ -244,6 +244,9 @@ def test_only_rows_of_the_language_are_read(tmp_path):
 def test_a_language_may_have_a_column_or_a_file_of_its_own(tmp_path):
     (tmp_path / "all.csv").write_text("image,en,sw\na.jpg,a dog,mbwa\n")
     assert load(tmp_path, lang=SW, captions="all.csv", caption_column="{lang}") == [("a.jpg", "mbwa")]
+    (tmp_path / "usual.csv").write_text("image,caption,caption_sw\na.jpg,a dog,mbwa\n")
+    assert load(tmp_path, lang=SW, captions="usual.csv") == [("a.jpg", "mbwa")]
+    assert load(tmp_path, captions="usual.csv") == [("a.jpg", "a dog")]
     (tmp_path / "sw.csv").write_text("image,caption\na.jpg,mbwa mmoja\n")
     assert load(tmp_path, lang=SW, captions="{lang}.csv") == [("a.jpg", "mbwa mmoja")]
 
