@@ -314,6 +314,16 @@ def test_a_text_tower_whose_weights_are_not_all_there_is_refused(tmp_path):
         build_text(TextSpec(model=str(folder)))
 
 
+@pytest.mark.parametrize("content", [b"{}", b"\x00nothing of the kind", b""])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_a_text_tower_with_a_corrupt_file_is_an_error_of_one_line(name, content, tmp_path):
+    folder = shutil.copytree(tiny.text("xlmr"), tmp_path / "text")
+    (folder / name).write_bytes(content)
+    with pytest.raises(UserError, match="cannot load the text tower") as caught:
+        build_text(TextSpec(model=str(folder)))
+    assert "\n" not in str(caught.value)
+
+
 def test_weights_of_the_head_may_be_missing_and_nothing_is_said_of_it(tmp_path, capfd):
     folder = shutil.copytree(tiny.text(), tmp_path / "text")
     state = load_file(folder / "model.safetensors")
