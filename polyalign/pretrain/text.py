@@ -37,8 +37,8 @@ class Config(BaseModel):
 
     Without ``texts`` and ``parallel`` the text is the starter world's, in ``languages`` (all that can say it when
     empty), and ``low_resource_share`` is the share of the lines that a low-resource language has. ``texts`` are
-    files of one sentence a line, ``parallel`` files that belong together line by line, by language. Where no line
-    has a translation there is no second stage.
+    files of one sentence a line, ``parallel`` files that belong together line by line, by language, of which
+    ``held_out`` at most are kept back to measure with. Where no line has a translation there is no second stage.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -48,6 +48,7 @@ class Config(BaseModel):
     low_resource_share: float = Field(0.25, ge=0, le=1)
     texts: tuple[Path, ...] = ()
     parallel: dict[str, Path] = {}
+    held_out: int = Field(text_corpus.HELD_OUT, ge=0)
 
     vocab_size: int = Field(2000, gt=3)
     width: int = Field(128, gt=0)
@@ -56,12 +57,12 @@ class Config(BaseModel):
     hidden_width: int = Field(512, gt=0)
     max_tokens: int = Field(128, gt=4)
 
-    mlm_steps: int = Field(2500, ge=0)
-    ranking_steps: int = Field(2000, ge=0)
-    batch_size: int = Field(128, gt=1)
+    mlm_steps: int = Field(600, ge=0)
+    ranking_steps: int = Field(2600, ge=0)
+    batch_size: int = Field(64, gt=1)
     mlm_lr: float = Field(2e-3, gt=0)
-    ranking_lr: float = Field(1e-3, gt=0)
-    mask_share: float = Field(0.2, gt=0, lt=1)
+    ranking_lr: float = Field(2e-3, gt=0)
+    mask_share: float = Field(0.3, gt=0, lt=1)
     temperature: float = Field(0.05, gt=0)
     seed: int = 0
 
@@ -80,7 +81,7 @@ def run(config: Config, out: Path, resume: bool, progress: Progress | None = Non
     Raises:
         UserError: the text cannot be read or is too little, or ``out`` holds a run that is not resumed.
     """
-    corpus = _corpus(config)
+    corpus = _corpus(config, progress)
     pieces = text_vocab.train((s for line in corpus.train for s in line.values()), config.vocab_size)
     tokenizer = text_vocab.tokenizer(pieces, config.max_tokens)
     torch.manual_seed(config.seed)
@@ -98,16 +99,23 @@ def run(config: Config, out: Path, resume: bool, progress: Progress | None = Non
         progress=progress,
     )
     _save(model, pieces, tokenizer, out)
-    write_card(out, corpus, settings)
+    write_card(out, corpus, settings, progress)
     discard(out)
     return out
 
 
-def _corpus(config: Config) -> Corpus:
+def _corpus(config: Config, progress: Progress | None) -> Corpus:
     if config.texts or config.parallel:
-        return text_corpus.files(config.texts, config.parallel, config.seed)
+        return text_corpus.files(config.texts, config.parallel, config.seed, held_out=config.held_out)
     codes = config.languages or tuple(code for code in langs.names() if langs.load(code).starter)
-    return text_corpus.starter(codes, config.lines, config.low_resource_share, config.seed)
+    return text_corpus.starter(
+        codes,
+        config.lines,
+        config.low_resource_share,
+        config.seed,
+        held_out=config.held_out,
+        progress=progress,
+    )
 
 
 def _architecture(config: Config, vocab_size: int) -> XLMRobertaConfig:

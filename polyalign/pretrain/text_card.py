@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast, XLMRobertaForMaskedLM
 from polyalign import lang as langs
 from polyalign.metrics import both_directions
 from polyalign.pretrain.text_corpus import Corpus
+from polyalign.progress import Progress
 from polyalign.towers.spec import masked_pool
 
 Floats = npt.NDArray[np.float32]
@@ -86,7 +87,7 @@ class Measured:
     perplexity: float
 
 
-def measure(folder: Path, corpus: Corpus) -> tuple[str, dict[str, Measured]]:
+def measure(folder: Path, corpus: Corpus, progress: Progress | None = None) -> tuple[str, dict[str, Measured]]:
     """Measure every language that is held out; gives the pivot (English, else the largest) and the numbers."""
     reader = Reader(folder)
     counts = corpus.sentences()
@@ -97,7 +98,7 @@ def measure(folder: Path, corpus: Corpus) -> tuple[str, dict[str, Measured]]:
         code: dict(zip(held_out[code], reader.embed(list(held_out[code].values())), strict=True)) for code in codes
     }
     found = {}
-    for code in codes:
+    for number, code in enumerate(codes, 1):
         sentences = list(held_out[code].values())
         both = [i for i in held_out[code] if i in held_out[pivot]]
         to_pivot, from_pivot = None, None
@@ -106,13 +107,15 @@ def measure(folder: Path, corpus: Corpus) -> tuple[str, dict[str, Measured]]:
             to_pivot, from_pivot = recall_at_1(queries, keys)
         tokens = float(np.mean([reader.tokens(sentence) for sentence in sentences]))
         perplexity = reader.pseudo_perplexity(sentences[:_PERPLEXITY_SENTENCES])
-        found[code] = Measured(counts.get(code, 0), tokens, to_pivot, from_pivot, perplexity)
+        found[code] = Measured(counts[code], tokens, to_pivot, from_pivot, perplexity)
+        if progress:
+            progress("measuring languages", number, len(codes))
     return pivot, found
 
 
-def write_card(folder: Path, corpus: Corpus, settings: Mapping[str, Any]) -> None:
+def write_card(folder: Path, corpus: Corpus, settings: Mapping[str, Any], progress: Progress | None = None) -> None:
     """Write ``README.md``: what the tower is, how it was made, and what was measured."""
-    pivot, measured = measure(folder, corpus)
+    pivot, measured = measure(folder, corpus, progress)
     text = _CARD.format(
         languages="\n".join(f"- {code}" for code in measured) or "- und",
         origin=corpus.origin,

@@ -15,6 +15,7 @@ import numpy as np
 from polyalign import lang as langs
 from polyalign.errors import UserError
 from polyalign.lang import Lang
+from polyalign.progress import Progress
 from polyalign.starter.grammar import choose, word
 from polyalign.starter.scenes import sample_scene
 
@@ -24,7 +25,8 @@ Line = Mapping[str, str]
 UNNAMED = "text"
 """What stands for a language where a user's file says none."""
 
-_STARTER_HELD_OUT = 1000
+HELD_OUT = 1000
+"""How many lines are kept back to measure with, where there are enough."""
 
 
 @dataclass(frozen=True)
@@ -56,25 +58,39 @@ class Corpus:
         return digest.hexdigest()[:16]
 
 
-def starter(codes: Sequence[str], lines: int, low_resource_share: float, seed: int) -> Corpus:
+def starter(
+    codes: Sequence[str],
+    lines: int,
+    low_resource_share: float,
+    seed: int,
+    *,
+    held_out: int = HELD_OUT,
+    progress: Progress | None = None,
+) -> Corpus:
     """Say ``lines`` scenes of the starter world in every language; a low-resource one has only that share of them.
+
+    The ``held_out`` scenes are said in every language.
 
     Raises:
         UserError: a language has no ``[starter]`` table.
     """
     languages = [langs.load(code) for code in codes]
     rng = np.random.default_rng([seed, 0])
-    train = [_say(_some(languages, low_resource_share, rng), rng) for _ in range(lines)]
+    train: list[Line] = []
+    for done in range(lines):
+        train.append(_say(_some(languages, low_resource_share, rng), rng))
+        if progress and (done + 1) % 500 == 0:
+            progress("saying scenes", done + 1, lines)
     rng = np.random.default_rng([seed, 1])
-    held_out = [_say(languages, rng) for _ in range(_STARTER_HELD_OUT)]
-    return Corpus(train, held_out, f"the starter world's grammar, {lines:,} scenes")
+    kept_back = [_say(languages, rng) for _ in range(held_out)]
+    return Corpus(train, kept_back, f"the starter world's grammar, {lines:,} scenes")
 
 
-def files(texts: Sequence[Path], parallel: Mapping[str, Path], seed: int) -> Corpus:
+def files(texts: Sequence[Path], parallel: Mapping[str, Path], seed: int, *, held_out: int = HELD_OUT) -> Corpus:
     """Read a user's files, one sentence a line; ``parallel`` files belong together line by line.
 
-    An empty line in a parallel file means that the translation is missing. A tenth of the parallel lines, at most
-    1,000, is held out.
+    An empty line in a parallel file means that the translation is missing. A tenth of the parallel lines is held
+    out, at most ``held_out``.
 
     Raises:
         UserError: a file cannot be read, parallel files differ in length, or there is nothing in them.
@@ -88,7 +104,7 @@ def files(texts: Sequence[Path], parallel: Mapping[str, Path], seed: int) -> Cor
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     together = [line for row in rows if (line := {code: text for code, text in row.items() if text})]
     order = np.random.default_rng(seed).permutation(len(together))
-    kept_back = min(_STARTER_HELD_OUT, len(together) // 10)
+    kept_back = min(held_out, len(together) // 10)
     train = alone + [together[i] for i in sorted(order[kept_back:])]
     if len(train) < 2:
         given = ", ".join(str(path) for path in [*texts, *parallel.values()])

@@ -96,7 +96,7 @@ def test_only_the_language_s_script_is_written_in_its_normal_form(code: str) -> 
 def test_a_sentence_tells_which_facts_it_says(code: str) -> None:
     lang, rng = langs.load(code), np.random.default_rng(2)
     meaning: dict[str, str] = {}
-    for plan in random_plans(400):
+    for plan in random_plans(200):
         for other in neighbours(plan):
             for _ in range(2):
                 sentence = word(other, lang, rng)
