@@ -44,7 +44,9 @@ def train(sentences: Iterable[str], vocab_size: int) -> bytes:
             minloglevel=2,
         )  # fmt: skip
     except RuntimeError as error:
-        raise UserError(f"no vocabulary of {vocab_size} pieces from this text: {str(error).strip()}") from error
+        # SentencePiece says where in its source it stopped, then, after a bracket, why.
+        why = str(error).rpartition("] ")[2].strip()
+        raise UserError(f"no vocabulary of {vocab_size} pieces from this text, change vocab_size: {why}") from error
     return model.getvalue()
 
 
