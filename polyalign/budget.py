@@ -85,6 +85,18 @@ def parse(text: str) -> Budget:
     return PairBudget(pairs=round(pairs))
 
 
+def parse_all(text: str) -> tuple[Budget, ...]:
+    """Read a budget or several that hold together, joined by a plus: ``10k-pairs+20min``.
+
+    Raises:
+        UserError: one of them is no budget, or two are of one kind.
+    """
+    found = tuple(parse(part) for part in text.split("+"))
+    if len({one.kind for one in found}) < len(found):
+        raise UserError(f'"{text}" has two budgets of one kind: give one number of pairs, one time, one memory')
+    return found
+
+
 def draw(table: PairTable, budget: PairBudget, seed: int) -> PairTable:
     """Draw that many pairs: the same for the same seed, and a smaller draw lies inside every larger one.
 

@@ -35,7 +35,7 @@ def load_tables(recipe: Recipe, progress: Progress, say: Say) -> dict[str, PairT
     if recipe.data.budget is not None:
         wanted = budget.parse(recipe.data.budget)
         if not isinstance(wanted, budget.PairBudget):
-            raise UserError(f"train takes a budget of pairs, such as 10k-pairs; {recipe.data.budget} is for compare")
+            raise UserError(f"data.budget counts pairs, as in 10k-pairs: give {recipe.data.budget} as --budget")
         tables["train"] = budget.draw(tables["train"], wanted, recipe.data.data_seed)
     return tables
 
@@ -50,7 +50,10 @@ def load_split(recipe: Recipe, split: str, progress: Progress, say: Say, lang: s
     table, report = image_check.check_images(table, progress, max_corrupt=recipe.data.max_corrupt)
     if report.bad:
         say(f"{split}: left out {report.describe()}")
-    table = table.without_empty_captions()
+    spoken = table.without_empty_captions()
+    if len(spoken) < len(table):
+        say(f"{split}: left out {len(table) - len(spoken):,} empty captions of {len(table):,}")
+    table = spoken
     _not_empty(table, "with a caption that is not blank")
     return table
 

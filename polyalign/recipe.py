@@ -9,6 +9,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from polyalign import budget as budgets
 from polyalign import lang as languages
 from polyalign import plugins, shipped
 from polyalign.errors import UserError, did_you_mean
@@ -60,12 +61,18 @@ class Optim(_Section):
 
 
 class Train(_Section):
-    """The loop: ``evals`` looks at the dev split, evenly spread; stop after ``patience`` of them without a gain."""
+    """The loop: ``evals`` looks at the dev split, evenly spread; stop after ``patience`` of them without a gain.
+
+    ``max_seconds`` ends training, and the learning rate's course with it, when so much time is spent; what it cost to
+    compute the frozen part once is time spent too. Training that holds more than ``max_memory_bytes`` is refused.
+    """
 
     seed: int = 0
     evals: int = Field(20, gt=0)
     patience: int = Field(5, gt=0)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    max_seconds: float | None = Field(None, gt=0)
+    max_memory_bytes: int | None = Field(None, gt=0)
 
 
 class Test(_Section):
@@ -115,6 +122,16 @@ class Recipe(_Section):
         options = {key: option for key, option in value.items() if key != "name"}
         config = plugins.load(kind, str(value["name"])).Config(**options)
         return {"name": value["name"], **config.model_dump(mode="json", exclude_none=True)}
+
+    @property
+    def budget(self) -> str:
+        """Say what bounds training, in the words of ``--budget``; ``all`` where nothing does, which is all pairs."""
+        bounds = [self.data.budget] if self.data.budget is not None else []
+        if self.train.max_seconds is not None:
+            bounds.append(str(budgets.TimeBudget(seconds=self.train.max_seconds)))
+        if self.train.max_memory_bytes is not None:
+            bounds.append(str(budgets.MemoryBudget(bytes=self.train.max_memory_bytes)))
+        return "+".join(bounds) or "all"
 
     def plugin(self, section: Literal["strategy", "source"]) -> tuple[Any, Any]:
         """Give the module and the ``Config`` of the strategy or the source."""
@@ -251,8 +268,10 @@ def validate(raw: dict[str, Any], where: str) -> Recipe:
 
 
 def _hint(error: ValidationError, raw: dict[str, Any]) -> str:
-    """Suggest the key that was meant, where a key is unknown."""
+    """Suggest the key that was meant, where one is unknown, and what to place where for a dataset without its root."""
     first = error.errors()[0]
+    if first["type"] == "missing" and first["loc"] == ("source", "root"):
+        return _place(str(raw["source"]["name"]))
     if first["type"] != "extra_forbidden":
         return ""
     model: Any = Recipe
@@ -267,6 +286,19 @@ def _hint(error: ValidationError, raw: dict[str, Any]) -> str:
     return f"; {did_you_mean(str(first['loc'][-1]), model.model_fields)}"
 
 
+def _place(source: str) -> str:
+    """Say what a dataset needs that only its user can tell."""
+    module = plugins.load("sources", source)
+    images = " --images FOLDER" if takes_images(source) else ""
+    say = f"; tell where it is with --set source.root=FOLDER{images}"
+    return f"{say} ({module.INFO.place}; see polyalign datasets {source})" if hasattr(module, "INFO") else say
+
+
+def takes_images(source: str) -> bool:
+    """Tell whether a source's photos lie in a folder of the user's, of which some may be left out."""
+    return "allow_missing" in plugins.load("sources", source).Config.model_fields
+
+
 def overrides(
     sets: list[str],
     *,
@@ -275,16 +307,18 @@ def overrides(
     layers: str | None = None,
     data: str | None = None,
     seed: int | None = None,
+    images: Path | None = None,
+    allow_missing: bool = False,
 ) -> dict[str, Any]:
     """Gather the command line's options into one table of overrides; ``--set`` wins over the others.
 
-    ``data`` is the name of a source, or a folder, which the source ``folder`` reads.
+    ``data`` is the name of a source, or a folder, which the source ``folder`` reads. ``images`` is a benchmark's folder
+    of photos, ``allow_missing`` leaves out those that are not there.
 
     Raises:
-        UserError: ``data`` is neither, or a ``--set`` item is not ``key=value``.
+        UserError: ``data`` is neither, or has its photos elsewhere; ``budget`` is none; ``--set`` is not ``key=value``.
     """
-    table: dict[str, Any] = {"data": {"budget": budget}, "train": {"seed": seed}}
-    table["strategy"] = {"towers": towers, "layers": layers}
+    table: dict[str, Any] = {"train": {"seed": seed}, "strategy": {"towers": towers, "layers": layers}}
     if data is not None:
         known = plugins.names("sources")
         if Path(data).exists():
@@ -293,9 +327,36 @@ def overrides(
             table["source"] = {"name": data}
         else:
             raise UserError(f'--data "{data}" is no folder and no source: {did_you_mean(data, known)}')
+    photos = {"images": str(images) if images is not None else None, "allow_missing": allow_missing or None}
+    if any(photos.values()):
+        table["source"] = {**table.get("source", {}), **photos}
+        name = table["source"].get("name")
+        if name is not None and not takes_images(name):
+            takers = ", ".join(filter(takes_images, plugins.names("sources")))
+            raise UserError(f'the source "{name}" has its images in its root: --images is for {takers}')
     given = {
         section: kept
         for section, options in table.items()
         if (kept := {key: value for key, value in options.items() if value is not None})
     }
+    if budget is not None:
+        given = merge(given, within(budget))
     return merge(given, parse_set(sets))
+
+
+def within(budget: str) -> dict[str, Any]:
+    """Turn a budget into the keys of a recipe that keep to it; one that names no pairs takes all there are.
+
+    Raises:
+        UserError: it is no budget.
+    """
+    pairs: str | None = None
+    train: dict[str, float] = {}
+    for one in budgets.parse_all(budget):
+        if isinstance(one, budgets.PairBudget):
+            pairs = str(one)
+        elif isinstance(one, budgets.TimeBudget):
+            train["max_seconds"] = one.seconds
+        else:
+            train["max_memory_bytes"] = one.bytes
+    return {"data": {"budget": pairs}} | ({"train": train} if train else {})

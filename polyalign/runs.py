@@ -26,7 +26,7 @@ def default_folder(recipe: Recipe) -> Path:
     plain = type(config)()
     parts = [recipe.name, recipe.lang, strategy["name"]]
     parts += [str(strategy[key]) for key in ("towers", "layers") if strategy[key] != getattr(plain, key)]
-    parts += [recipe.data.budget or "all", f"s{recipe.train.seed}"]
+    parts += [recipe.budget, f"s{recipe.train.seed}"]
     return Path("runs") / "-".join(parts).replace(":", "")
 
 

@@ -3,16 +3,9 @@
 from __future__ import annotations
 
 import math
-import resource
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -30,6 +23,7 @@ from polyalign.errors import UserError
 from polyalign.evaluators import knowledge, retrieval
 from polyalign.loss import gather, info_nce, sigmoid
 from polyalign.pairs import PairTable
+from polyalign.process import ctrl_c_held_back, peak_memory
 from polyalign.progress import Progress
 from polyalign.recipe import Recipe
 from polyalign.results import Knowledge, Look, Retrieval, Run
@@ -50,27 +44,52 @@ def train(recipe: Recipe, out: Path, *, resume: bool, progress: Progress, say: S
     Raises:
         UserError: bad data, leakage, a tower that cannot carry the strategy, a loss that is no longer finite.
     """
+    start = set_up(recipe, progress, say)
+    loop, aligner = start.loop, start.loop.aligner
+    state = loop.run(out / STATE, resume=resume, progress=progress, say=say)
+    run = None
+    if loop.accelerator.is_main_process:
+        peak = peak_memory(loop.accelerator.device)
+        checkpoint.restore(aligner, state.best, "the best state")
+        size = checkpoint.save(out, aligner, recipe)
+        tested = (start.test(), *_transfer(aligner, recipe, progress, say))
+        kept = _knowledge(aligner, recipe) if recipe.test.knowledge else None
+        facts = {"peak_memory_bytes": peak, "checkpoint_bytes": size, "knowledge": kept}
+        run = Run(**_facts(loop, state, start.tables["train"]), **facts, untrained=start.untrained, test=tested)
+        run.save_json(out / RESULT)
+        (out / STATE).unlink(missing_ok=True)
+    loop.accelerator.end_training()
+    return run
+
+
+@dataclass(frozen=True)
+class Start:
+    """All that is made before the first step: the data, the loop, and what the untrained projections find in test."""
+
+    tables: dict[str, PairTable]
+    loop: Loop
+    test_stores: Stores
+    untrained: Retrieval
+
+    def test(self) -> Retrieval:
+        """Test the aligner as it is now."""
+        return _test(self.loop.aligner, self.test_stores, self.tables["test"], _at_a_time(self.loop.recipe))
+
+
+def set_up(recipe: Recipe, progress: Progress, say: Say) -> Start:
+    """Load the data, build the towers, compute what is frozen and test what is untrained.
+
+    Raises:
+        UserError: bad data, leakage, a tower that cannot carry the strategy.
+    """
     accelerator = Accelerator(mixed_precision=_precision(recipe))
     tables = load_tables(recipe, progress, say)
     aligner = build_aligner(recipe).to(accelerator.device)
     with accelerator.main_process_first():
         stores = {split: prepare(aligner, table, recipe.cache, progress) for split, table in tables.items()}
-    untrained = _test(aligner, stores["test"], tables["test"]).without_ranks()
+    untrained = _test(aligner, stores["test"], tables["test"], _at_a_time(recipe)).without_ranks()
     loop = Loop(recipe, aligner, stores["train"], stores["dev"], accelerator)
-    state = loop.run(out / STATE, resume=resume, progress=progress, say=say)
-    run = None
-    if accelerator.is_main_process:
-        peak = peak_memory(accelerator.device)
-        checkpoint.restore(aligner, state.best, "the best state")
-        size = checkpoint.save(out, aligner, recipe)
-        tested = (_test(aligner, stores["test"], tables["test"]), *_transfer(aligner, recipe, progress, say))
-        kept = _knowledge(aligner, recipe) if recipe.test.knowledge else None
-        facts = {"peak_memory_bytes": peak, "checkpoint_bytes": size, "knowledge": kept}
-        run = Run(**_facts(loop, state, tables["train"]), **facts, untrained=untrained, test=tested)
-        run.save_json(out / RESULT)
-        (out / STATE).unlink(missing_ok=True)
-    accelerator.end_training()
-    return run
+    return Start(tables, loop, stores["test"], untrained)
 
 
 @dataclass(frozen=True)
@@ -102,13 +121,20 @@ class Loop:
         self.accelerator = accelerator
         self.plan = Plan.of(recipe, len(stores.captions))
         self.optimiser = adamw(aligner.trainable(), recipe.optim)
+        allowed = recipe.train.max_seconds
+        self.seconds = None if allowed is None else allowed - stores.seconds - dev.seconds
 
     def run(self, path: Path, *, resume: bool, progress: Progress, say: Say) -> State:
-        """Train to the end or until dev has stopped gaining.
+        """Train to the end, until dev has stopped gaining or until the time is over.
 
         Raises:
-            UserError: the loss is no longer finite.
+            UserError: the loss is no longer finite, there is no time to train in, or memory goes over its bound.
         """
+        if self.seconds is not None and self.seconds <= 0:
+            spent = self.stores.seconds + self.dev.seconds
+            raise UserError(
+                f"computing the frozen part took {spent:.0f} s and leaves no time to train: allow more time"
+            )
         settings = self.recipe.to_toml()
         state = State()
         if resume and path.is_file():
@@ -116,19 +142,29 @@ class Loop:
             say(f"going on after step {state.step:,} of {self.plan.steps:,}")
         began = time.monotonic() - state.seconds
         with ctrl_c_held_back() as pressed:
-            while state.step < self.plan.steps and not state.finished:
+            while (before := self.place(state)) < self.plan.steps and not state.finished:
+                for group in self.optimiser.param_groups:
+                    group["lr"] = learning_rate(self.recipe.optim, before, self.plan.steps)
                 state.losses.append(self._step(state.step))
                 state.step += 1
-                state.seconds = time.monotonic() - began
-                if state.step in self.plan.looks:
+                state.seconds = self._clock(began)
+                place = self.place(state)
+                if look := any(before < due <= place for due in self.plan.looks):
                     self._look(state, say)
-                if state.step in self.plan.looks or pressed:
+                self._hold_memory()
+                if look or pressed:
                     self._save(path, state, settings)
-                progress("training", state.step, self.plan.steps, _note(state))
+                progress("training", place, self.plan.steps, _note(state))
                 if pressed:
                     raise KeyboardInterrupt
         state.seconds = time.monotonic() - began
         return state
+
+    def place(self, state: State) -> int:
+        """Say how far along its course training is, in steps: further than those done where time is the shorter."""
+        if self.seconds is None:
+            return state.step
+        return max(state.step, min(self.plan.steps, int(self.plan.steps * state.seconds / self.seconds)))
 
     def batch(self, step: int) -> npt.NDArray[np.int64]:
         """Draw this process's pairs of a step: a share of the batch, from the epoch's seeded permutation."""
@@ -183,8 +219,6 @@ class Loop:
         return image.float(), text.float()
 
     def _step(self, step: int) -> float:
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate(self.recipe.optim, step, self.plan.steps)
         self.aligner.train()
         self.optimiser.zero_grad(set_to_none=True)
         chance = np.random.default_rng((self.recipe.train.seed, step, self.accelerator.process_index))
@@ -198,7 +232,7 @@ class Loop:
 
     def _look(self, state: State, say: Say) -> None:
         """Measure dev, keep the state if it is the best so far, stop after ``patience`` looks without a gain."""
-        embedded = embed_stores(self.aligner, self.dev)
+        embedded = embed_stores(self.aligner, self.dev, _at_a_time(self.recipe))
         ranked = metrics.both_directions(embedded.images, embedded.captions, embedded.image_of)
         hits = metrics.gather_hits(ranked[0].rank, ranked[1].rank, embedded.image_of)
         mean_recall = float(metrics.recalls([hits])[-1])
@@ -213,32 +247,25 @@ class Loop:
             say(alarm)
         state.finished = len(state.looks) - 1 - state.best_look >= self.recipe.train.patience
 
+    def _clock(self, began: float) -> float:
+        """Read the time spent; with several processes that of the slowest, so that all end at the same step."""
+        spent = time.monotonic() - began
+        if self.seconds is None or self.accelerator.num_processes == 1:
+            return spent
+        clocks: torch.Tensor = self.accelerator.gather(torch.tensor([spent], device=self.accelerator.device))
+        return float(clocks.max())
+
+    def _hold_memory(self) -> None:
+        allowed = self.recipe.train.max_memory_bytes
+        if allowed is not None and (held := peak_memory(self.accelerator.device)) > allowed:
+            raise UserError(
+                f"training holds {held / 2**30:.2f} GiB, over its bound of {allowed / 2**30:.2f} GiB: "
+                "lower optim.micro_batch, or allow more memory"
+            )
+
     def _save(self, path: Path, state: State, settings: str) -> None:
         if self.accelerator.is_main_process:
             training_state.save(path, state, self.aligner, self.optimiser, settings)
-
-
-@contextmanager
-def ctrl_c_held_back() -> Iterator[list[int]]:
-    """Note Ctrl-C in the list given, and go on: a state saved in the middle of a step is no state to go on from.
-
-    A second Ctrl-C interrupts at once. Only where Ctrl-C would interrupt, which is in the main thread.
-    """
-    pressed: list[int] = []
-    before = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
-        yield pressed
-        return
-
-    def note(number: int, _: FrameType | None) -> None:
-        pressed.append(number)
-        signal.signal(signal.SIGINT, before)
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def average_gradients(aligner: Aligner, accelerator: Accelerator) -> None:
@@ -265,14 +292,6 @@ def collapse_alarm(looks: list[Look], dev_images: int) -> str | None:
     return None
 
 
-def peak_memory(device: torch.device) -> int:
-    """Give the peak in bytes: of the GPU's memory where one is used, else of this process's."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def _precision(recipe: Recipe) -> str:
     """Choose bf16 on a GPU that has it; it makes training on a processor slower, and is chosen there only by name."""
     if recipe.train.precision == "auto":
@@ -280,8 +299,13 @@ def _precision(recipe: Recipe) -> str:
     return "bf16" if recipe.train.precision == "bf16" else "no"
 
 
-def _test(aligner: Aligner, stores: Stores, gallery: PairTable) -> Retrieval:
-    embedded = embed_stores(aligner, stores)
+def _at_a_time(recipe: Recipe) -> int:
+    """Give how many images or captions the towers see at a time when they are only measured."""
+    return min(256, recipe.optim.micro_batch or 256)
+
+
+def _test(aligner: Aligner, stores: Stores, gallery: PairTable, rows: int) -> Retrieval:
+    embedded = embed_stores(aligner, stores, rows)
     return retrieval.score(embedded.images, embedded.captions, gallery)
 
 
@@ -297,7 +321,8 @@ def _transfer(aligner: Aligner, recipe: Recipe, progress: Progress, say: Say) ->
     results = []
     for lang in recipe.test.languages:
         gallery = load_split(recipe, "test", progress, say, lang)
-        results.append(_test(aligner, prepare(aligner, gallery, recipe.cache, progress), gallery).without_ranks())
+        stores = prepare(aligner, gallery, recipe.cache, progress)
+        results.append(_test(aligner, stores, gallery, _at_a_time(recipe)).without_ranks())
     return results
 
 
@@ -314,7 +339,7 @@ def _facts(loop: Loop, state: State, pairs: PairTable) -> dict[str, Any]:
         "lang": recipe.lang,
         "strategy": recipe.strategy["name"],
         "towers": recipe.strategy["towers"],
-        "budget": recipe.data.budget or "all",
+        "budget": recipe.budget,
         "seed": recipe.train.seed,
         "pairs": len(pairs),
         "images": len(pairs.images),

@@ -1,0 +1,53 @@
+"""What a run asks of its process: to wait with Ctrl-C for the end of a step, and how much memory it held."""
+
+from __future__ import annotations
+
+import re
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+
+@contextmanager
+def ctrl_c_held_back() -> Iterator[list[int]]:
+    """Note Ctrl-C in the list given, and go on: a state saved in the middle of a step is no state to go on from.
+
+    A second Ctrl-C interrupts at once. Only where Ctrl-C would interrupt, which is in the main thread.
+    """
+    pressed: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is not signal.default_int_handler:
+        yield pressed
+        return
+
+    def note(number: int, _: FrameType | None) -> None:
+        pressed.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Give the peak in bytes: of the GPU's memory where one is used, else of this process's.
+
+    Linux hands a parent's peak on in ``getrusage``, so that a small run begun by a large process would seem large; its
+    own high-water mark is in ``/proc``.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if status.is_file() and (mark := re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)):
+        return int(mark[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
