@@ -110,6 +110,7 @@ class VisionTower(nn.Module):
         if stage == 0:
             x = (x - self.mean) / self.std
         if not self.is_staged:
+            x = x.contiguous(memory_format=torch.channels_last)  # twice as fast for MobileNetV2 on a processor
             return self._pool(self.model.forward_features(x))  # type: ignore[operator]
         vit = cast(VisionTransformer, self.model)
         if stage == 0:
