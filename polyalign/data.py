@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from polyalign import budget, image_check, leakage
+from polyalign import budget, image_check, leakage, source_spec
 from polyalign.build import load_table
 from polyalign.errors import UserError
 from polyalign.pairs import PairTable
@@ -46,6 +46,8 @@ def load_split(recipe: Recipe, split: str, progress: Progress, say: Say, lang: s
     Raises:
         UserError: the source does not have it, too many images are corrupt, or nothing is left.
     """
+    if source_spec.takes_images(recipe.source["name"]) and "images" not in recipe.source:
+        raise UserError(f"{recipe.source['name']}: say which folder its photos are in with --images FOLDER")
     table = load_table(recipe, split, lang)
     table, report = image_check.check_images(table, progress, max_corrupt=recipe.data.max_corrupt)
     if report.bad:

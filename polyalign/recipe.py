@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from polyalign import budget as budgets
 from polyalign import lang as languages
-from polyalign import plugins, shipped
+from polyalign import plugins, shipped, source_spec
 from polyalign.errors import UserError, did_you_mean
 from polyalign.lang import describe
 from polyalign.towers.spec import TextSpec, VisionSpec
@@ -168,7 +168,7 @@ def resolve(name: str, lang: str, strategy: str | None = None, overrides: dict[s
         raise UserError(f"{where} names no strategy: say what trains with --strategy (known: {known})")
     if chosen not in plugins.names("strategies"):
         raise UserError(f'unknown strategy "{chosen}": {did_you_mean(str(chosen), plugins.names("strategies"))}')
-    raw = {key: value for key, value in raw.items() if key not in ("strategies", "languages")}
+    raw = {key: value for key, value in raw.items() if key not in ("strategies", "languages", "transfer")}
     if chosen != own.get("name"):
         raw["strategy"] = {}
     layers = (
@@ -196,6 +196,11 @@ def recipe_languages(name: str) -> list[str]:
     if not isinstance(found, list) or not found:
         raise UserError(f"recipe {name} names no list of languages: say which with --lang")
     return list(found)
+
+
+def transfer_languages(name: str, lang: str) -> list[str]:
+    """List the languages in which a recipe's own data shows what carries over from ``lang`` (its ``transfer``)."""
+    return [code for code in _read(name).get("transfer", []) if code != lang]
 
 
 def parse_set(items: list[str]) -> dict[str, Any]:
@@ -271,7 +276,7 @@ def _hint(error: ValidationError, raw: dict[str, Any]) -> str:
     """Suggest the key that was meant, where one is unknown, and what to place where for a dataset without its root."""
     first = error.errors()[0]
     if first["type"] == "missing" and first["loc"] == ("source", "root"):
-        return _place(str(raw["source"]["name"]))
+        return source_spec.place(str(raw["source"]["name"]), "--set source.")
     if first["type"] != "extra_forbidden":
         return ""
     model: Any = Recipe
@@ -284,19 +289,6 @@ def _hint(error: ValidationError, raw: dict[str, Any]) -> str:
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return ""
     return f"; {did_you_mean(str(first['loc'][-1]), model.model_fields)}"
-
-
-def _place(source: str) -> str:
-    """Say what a dataset needs that only its user can tell."""
-    module = plugins.load("sources", source)
-    images = " --images FOLDER" if takes_images(source) else ""
-    say = f"; tell where it is with --set source.root=FOLDER{images}"
-    return f"{say} ({module.INFO.place}; see polyalign datasets {source})" if hasattr(module, "INFO") else say
-
-
-def takes_images(source: str) -> bool:
-    """Tell whether a source's photos lie in a folder of the user's, of which some may be left out."""
-    return "allow_missing" in plugins.load("sources", source).Config.model_fields
 
 
 def overrides(
@@ -327,13 +319,8 @@ def overrides(
             table["source"] = {"name": data}
         else:
             raise UserError(f'--data "{data}" is no folder and no source: {did_you_mean(data, known)}')
-    photos = {"images": str(images) if images is not None else None, "allow_missing": allow_missing or None}
-    if any(photos.values()):
-        table["source"] = {**table.get("source", {}), **photos}
-        name = table["source"].get("name")
-        if name is not None and not takes_images(name):
-            takers = ", ".join(filter(takes_images, plugins.names("sources")))
-            raise UserError(f'the source "{name}" has its images in its root: --images is for {takers}')
+    source = table.get("source", {})
+    table["source"] = source | source_spec.photos(source.get("name"), images, allow_missing=allow_missing)
     given = {
         section: kept
         for section, options in table.items()

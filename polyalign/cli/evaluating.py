@@ -8,7 +8,9 @@ from typing import Annotated
 import typer
 
 from polyalign.cli.shared import (
+    AllowMissing,
     DataOption,
+    Images,
     Json,
     Offline,
     Set,
@@ -29,6 +31,8 @@ def evaluate(
         str | None, typer.Option(help="Languages, separated by commas; the run's own when not given.")
     ] = None,
     data: DataOption = None,
+    images: Images = None,
+    allow_missing: AllowMissing = False,
     split: Annotated[str, typer.Option(help="Which split: test, dev or train.")] = "test",
     set_: Set = None,
     offline: Offline = False,
@@ -38,7 +42,8 @@ def evaluate(
     go_offline(offline)
     from polyalign import runs, tables
 
-    results = runs.evaluate(run, list(comma_separated(lang)), split, overrides(set_, data=data), say)
+    changes = overrides(set_, data=data, images=images, allow_missing=allow_missing)
+    results = runs.evaluate(run, list(comma_separated(lang)), split, changes, say)
     if as_json:
         print_json([result.model_dump(mode="json") for result in results])
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,10 @@ Strategy = Annotated[str | None, typer.Option(help="What trains: see `polyalign 
 Budget = Annotated[str | None, typer.Option(help="How many pairs to train on, such as 1k-pairs.")]
 DataOption = Annotated[
     str | None, typer.Option("--data", help="A folder with captions and images, or the name of a source.")
+]
+Images = Annotated[Path | None, typer.Option("--images", help="Folder of a benchmark's photos, under its own names.")]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Leave out photos that are not there, with their captions.")
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change any key of the recipe: --set optim.lr=3e-4.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from polyalign.cli.shared import (
+    AllowMissing,
     Budget,
     DataOption,
+    Images,
     Json,
     Lang,
     Offline,
@@ -33,6 +35,8 @@ def train(
     towers: Annotated[str | None, typer.Option(help="Which towers to adapt: both, vision or text.")] = None,
     layers: Annotated[str | None, typer.Option(help="Which layers: all, or last:k.")] = None,
     data: DataOption = None,
+    images: Images = None,
+    allow_missing: AllowMissing = False,
     seed: Annotated[int | None, typer.Option(help="Seed of initialisation and batches.")] = None,
     set_: Set = None,
     out: Annotated[
@@ -49,7 +53,8 @@ def train(
     go_offline(offline)
     from polyalign import runs
 
-    resolved = resolve(recipe, lang, strategy, set_, budget=budget, towers=towers, layers=layers, data=data, seed=seed)
+    options = {"budget": budget, "towers": towers, "layers": layers, "data": data, "seed": seed}
+    resolved = resolve(recipe, lang, strategy, set_, **options, images=images, allow_missing=allow_missing)
     _train(out or runs.default_folder(resolved), resolved, resume=resume, overwrite=overwrite, as_json=as_json)
 
 

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import pytest
+
+from polyalign import data, recipe, source_spec
+from polyalign.errors import UserError
+from polyalign.source_spec import SourceSpec
+from tests import tiny
+
+
+def test_a_name_may_carry_a_split_and_a_folder_is_read_by_the_source_folder(tmp_path):
+    assert source_spec.parse("xtd", {"root": "x"}) == (SourceSpec(name="xtd", options={"root": "x"}), None)
+    assert source_spec.parse("flickr8k:dev", {}) == (SourceSpec(name="flickr8k"), "dev")
+    here = SourceSpec(name="folder", options={"root": str(tmp_path)})
+    assert source_spec.parse(str(tmp_path), {}) == (here, None)
+    assert source_spec.parse(f"{tmp_path}:dev", {}) == (here, "dev")
+    with pytest.raises(UserError, match='"xdt" is no folder and no source: did you mean "xtd"'):
+        source_spec.parse("xdt", {})
+
+
+def test_a_mistyped_option_and_a_missing_root_say_what_to_do():
+    with pytest.raises(UserError, match=r'protcol.*did you mean "protocol"'):
+        SourceSpec(name="xtd", options={"root": "x", "protcol": "1k"}).configure()
+    with pytest.raises(UserError, match=r"tell where it is with root=FOLDER images=FOLDER.*COCO train2014"):
+        SourceSpec(name="xtd").configure()
+
+
+@pytest.mark.parametrize("key", ["source.protcol=1k", "strategy.towerz=both"])
+def test_a_mistyped_option_in_set_is_answered_with_the_one_that_was_meant(key):
+    changes = recipe.overrides(["source.root=x", key], data="xtd")
+    with pytest.raises(UserError, match=r'did you mean "(protocol|towers)"'):
+        recipe.resolve("starter", "de", "lilt", changes)
+
+
+def test_a_benchmark_in_a_recipe_without_root_or_photos_says_what_to_place_where(tmp_path):
+    with pytest.raises(UserError, match=r"--set source.root=FOLDER.*train2014"):
+        recipe.resolve("starter", "de", "lilt", recipe.overrides([], data="xtd"))
+    rootless = recipe.overrides([f"source.root={tmp_path}"], data="xtd")
+    with pytest.raises(UserError, match="xtd: say which folder its photos are in with --images"):
+        data.load_split(recipe.resolve("starter", "de", "lilt", rootless), "test", tiny.quiet, tiny.quiet)
+
+
+def test_photos_are_given_to_benchmarks_and_refused_where_the_root_has_them(tmp_path):
+    changes = recipe.overrides([], data="xtd", images=tmp_path, allow_missing=True)
+    assert changes["source"] == {"name": "xtd", "images": str(tmp_path), "allow_missing": True}
+    with pytest.raises(UserError, match=r'"flickr8k" has its images in its root: --images is for coco-cn, .*, xtd200'):
+        recipe.overrides([], data="flickr8k", images=tmp_path)
+
+
+def test_empty_captions_are_left_out_and_counted(tmp_path):
+    tiny.draw(("red",) * 4).save(tmp_path / "a.png")
+    tiny.draw(("blue",) * 4).save(tmp_path / "b.png")
+    (tmp_path / "captions.csv").write_text("image,caption\na.png,red\na.png,\nb.png,\n", encoding="utf-8")
+    resolved = tiny.resolved(source={"root": str(tmp_path), "test_share": 0.99, "dev_share": 0.0})
+    said = []
+    table = data.load_split(resolved, "test", tiny.quiet, said.append)
+    assert table.image_ids == ("a.png",)
+    assert said == ["test: left out 2 empty captions of 3"]
