@@ -10,6 +10,7 @@ from polyalign.errors import UserError
 from polyalign.pairs import PairTable
 from polyalign.progress import Progress
 from polyalign.recipe import Recipe
+from polyalign.source_spec import SourceSpec
 
 Say = Callable[[str], None]
 """Called with a line the user should read."""
@@ -19,17 +20,19 @@ def load_tables(recipe: Recipe, progress: Progress, say: Say) -> dict[str, PairT
     """Load train, dev and test; leave corrupt images out, refuse leakage, draw the budget.
 
     Raises:
-        UserError: too many corrupt images, images of train in dev or test, fewer pairs than the budget.
+        UserError: too many corrupt images, leakage where it is refused, fewer pairs than the budget.
     """
     tables = {split: load_split(recipe, split, progress, say) for split in ("train", "dev", "test")}
-    for split in ("dev", "test"):
-        if recipe.data.leakage == "allow":
-            continue
-        found = leakage.check(tables["train"], tables[split], progress=progress)
+    others = [_kept_out(SourceSpec.flat(one), recipe.lang) for one in recipe.data.keep_out]
+    checks = [("train", tables["dev"]), ("train", tables["test"])]
+    # Dev chooses which state of the run is kept: it must not hold what is tested on either.
+    checks += [(split, other) for other in others for split in ("train", "dev")]
+    for split, table in checks if recipe.data.leakage != "allow" else []:
+        found = leakage.check(tables[split], table, progress=progress)
         if recipe.data.leakage == "exclude" and found.leaks:
-            say(f"left out of training: {found.describe()}")
-            tables["train"] = leakage.exclude(tables["train"], found)
-            _not_empty(tables["train"], "that are not in dev or test too")
+            say(f"left out of {'training' if split == 'train' else split}: {found.describe()}")
+            tables[split] = leakage.exclude(tables[split], found)
+            _not_empty(tables[split], "that are in no set to be tested on")
         else:
             leakage.refuse(found)
     if recipe.data.budget is not None:
@@ -58,6 +61,12 @@ def load_split(recipe: Recipe, split: str, progress: Progress, say: Say, lang: s
     table = spoken
     _not_empty(table, "with a caption that is not blank")
     return table
+
+
+def _kept_out(spec: SourceSpec, lang: str) -> PairTable:
+    """Load another test set for the images in it; any language does where it lacks the recipe's."""
+    known = spec.languages()
+    return spec.load(lang if known is None or lang in known or not known else known[0], "test")
 
 
 def _not_empty(table: PairTable, what: str) -> None:

@@ -53,23 +53,33 @@ def prepare(aligner: Aligner, table: PairTable, config: Cache, progress: Progres
     )
 
 
-@torch.no_grad()
 def embed_stores(aligner: Aligner, stores: Stores, batch_size: int = 256) -> Embeddings:
-    """Run the trainable part in evaluation mode; captions go sorted by length, so that little is padded."""
+    """Run the trainable part in evaluation mode."""
+    images = embed_images(aligner, stores.images, batch_size)
+    return Embeddings(images, embed_captions(aligner, stores.captions, batch_size), stores.image_of)
+
+
+@torch.no_grad()
+def embed_images(aligner: Aligner, store: Store, batch_size: int = 256) -> npt.NDArray[np.float32]:
+    """Give ``(I, D)`` unit vectors."""
     aligner.eval()
-    device = aligner.logit_scale.device
-    dim = aligner.vision_projection.out_features
-    images = np.empty((len(stores.images), dim), np.float32)
+    images = np.empty((len(store), aligner.vision_projection.out_features), np.float32)
     for rows in _batches(np.arange(len(images)), batch_size):
-        x = stores.images.batch(rows, device)
-        images[rows] = aligner.encode_image(x, stores.images.cut).float().cpu().numpy()
-    captions = np.empty((len(stores.captions), dim), np.float32)
-    offsets = stores.captions.offsets
-    order = np.arange(len(captions)) if offsets is None else np.argsort(np.diff(offsets), kind="stable")
+        x = store.batch(rows, aligner.logit_scale.device)
+        images[rows] = aligner.encode_image(x, store.cut).float().cpu().numpy()
+    return images
+
+
+@torch.no_grad()
+def embed_captions(aligner: Aligner, store: Store, batch_size: int = 256) -> npt.NDArray[np.float32]:
+    """Give ``(C, D)`` unit vectors; captions go sorted by length, so that little is padded."""
+    aligner.eval()
+    captions = np.empty((len(store), aligner.vision_projection.out_features), np.float32)
+    order = np.arange(len(captions)) if store.offsets is None else np.argsort(np.diff(store.offsets), kind="stable")
     for rows in _batches(order, batch_size):
-        x = stores.captions.batch(rows, device)
-        captions[rows] = aligner.encode_text(x, stores.captions.cut).float().cpu().numpy()
-    return Embeddings(images, captions, stores.image_of)
+        x = store.batch(rows, aligner.logit_scale.device)
+        captions[rows] = aligner.encode_text(x, store.cut).float().cpu().numpy()
+    return captions
 
 
 def embed(

@@ -13,6 +13,10 @@ class UserError(Exception):
     """
 
 
+class AbsentError(UserError):
+    """Files that the user was to place are not there; a suite may be told to go on without them."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Give ``did you mean "x"?`` for the nearest known name, else the list of all known names."""
     names = sorted(known)

@@ -14,6 +14,7 @@ from polyalign import lang as languages
 from polyalign import plugins, shipped, source_spec
 from polyalign.errors import UserError, did_you_mean
 from polyalign.lang import describe
+from polyalign.source_spec import SourceSpec
 from polyalign.towers.spec import TextSpec, VisionSpec
 
 
@@ -32,12 +33,24 @@ class Data(_Section):
 
     ``budget`` (``10k-pairs``) draws a seeded subset; ``data_seed`` chooses which, and stays the same over training
     seeds. ``max_corrupt`` is the share of unreadable images above which training is refused.
+    ``keep_out`` are other test sets, each a source's ``name`` with its options: their images are treated as the
+    recipe's own test images are, refused in training or excluded from it; and from dev.
     """
 
     budget: str | None = None
     data_seed: int = 0
     max_corrupt: float = Field(0.01, ge=0, le=1)
     leakage: Literal["refuse", "exclude", "allow"] = "refuse"
+    keep_out: tuple[dict[str, Any], ...] = ()
+
+    @field_validator("keep_out")
+    @classmethod
+    def _known(cls, value: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+        for one in value:
+            if "name" not in one:
+                raise ValueError(f"no name (known: {', '.join(plugins.names('sources'))})")
+            SourceSpec.flat(one).configure()
+        return value
 
 
 class Optim(_Section):

@@ -6,17 +6,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
-
 from polyalign import checkpoint, progress, train
 from polyalign import lang as languages
 from polyalign import recipe as recipes
+from polyalign import suite as suites
 from polyalign.data import Say, load_split
-from polyalign.embed import embed
+from polyalign.encoders import Aligned, Encoder, Gallery
 from polyalign.errors import UserError
 from polyalign.evaluators import retrieval
+from polyalign.process import processes
 from polyalign.recipe import Recipe
 from polyalign.results import Retrieval, Run
+from polyalign.suite import Suite, SuiteResult
 
 
 def default_folder(recipe: Recipe) -> Path:
@@ -36,12 +37,12 @@ def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool, s
     Raises:
         UserError: the folder holds another run, or an unfinished one and neither ``resume`` nor ``overwrite`` is given.
     """
-    processes = PartialState()
-    main = processes.is_main_process
+    every = processes()
+    main = every.is_main_process
     finished, begun = folder / train.RESULT, folder / train.STATE
     if overwrite and main and (finished.exists() or begun.exists()):
         shutil.rmtree(folder)
-    processes.wait_for_everyone()  # none may look into a folder that is being emptied
+    every.wait_for_everyone()  # none may look into a folder that is being emptied
     if finished.exists():
         run = Run.load_json(finished)
         if run.recipe != recipe.model_dump(mode="json", exclude_none=True):
@@ -56,24 +57,52 @@ def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool, s
         return train.train(recipe, folder, resume=resume, progress=report, say=say)
 
 
-def evaluate(folder: Path, langs: list[str], split: str, overrides: dict[str, Any], say: Say) -> list[Retrieval]:
+def open_model(model: str | Path) -> tuple[Encoder, Recipe]:
+    """Load a finished run to evaluate it, with its recipe.
+
+    Raises:
+        UserError: there is no finished run.
+    """
+    aligner, recipe = checkpoint.load(Path(model))
+    return Aligned(str(model), aligner, recipe.cache), recipe
+
+
+def evaluate(model: str | Path, langs: list[str], split: str, overrides: dict[str, Any], say: Say) -> list[Retrieval]:
     """Measure a finished run in these languages (its own when none is given), on its own source or another.
 
     Raises:
         UserError: there is no finished run, or the source lacks the language or the split.
     """
-    aligner, recipe = checkpoint.load(folder)
+    encoder, recipe = open_model(model)
     results = []
     with progress.display() as report:
+        photos = Gallery(encoder, report)
         for code in langs or [recipe.lang]:
             languages.load(code)
             table = recipes.merge(recipe.model_dump(mode="json", exclude_none=True), {**overrides, "lang": code})
-            asked = recipes.validate(table, f"{folder} with --set")
+            asked = recipes.validate(table, f"{model} with --set")
             gallery = load_split(asked, split, report, say)
             retrieval.check_gallery(gallery)
-            embedded = embed(aligner, gallery, config=asked.cache, progress=report)
-            results.append(retrieval.score(embedded.images, embedded.captions, gallery))
+            results.append(retrieval.score(*photos.embed(gallery), gallery))
     return results
+
+
+def evaluate_suite(
+    model: str | Path,
+    suite: Suite,
+    langs: list[str],
+    say: Say,
+    *,
+    allow_absent: bool,
+) -> SuiteResult:
+    """Measure a finished run on a suite, in these languages (its own when none is given), or in ``all`` there are.
+
+    Raises:
+        UserError: see ``open_model`` and ``suite.run``.
+    """
+    encoder, recipe = open_model(model)
+    with progress.display() as report:
+        return suites.run(encoder, suite, langs or [recipe.lang], report, say, allow_absent=allow_absent)
 
 
 def next_commands(folder: Path, run: Run) -> list[str]:

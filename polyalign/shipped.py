@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 from polyalign.errors import UserError, did_you_mean
 
-Kind = Literal["recipes", "langs"]
+Kind = Literal["recipes", "langs", "suites"]
 
 _PACKAGE = Path(__file__).parent
 
 
 def folders(kind: Kind) -> list[Path]:
-    """List the folders to look in, the user's own ``./recipes`` or ``./langs`` first.
+    """List the folders to look in, the user's own ``./recipes``, ``./langs`` or ``./suites`` first.
 
     In a wheel the shipped folder lies inside the package, in a checkout beside it.
     """
@@ -37,7 +37,7 @@ def find(kind: Kind, name: str) -> Path:
         path = folder / f"{name}.toml"
         if path.is_file():
             return path
-    singular = {"recipes": "recipe", "langs": "language"}[kind]
+    singular = {"recipes": "recipe", "langs": "language", "suites": "suite"}[kind]
     raise UserError(f'unknown {singular} "{name}": {did_you_mean(name, names(kind))}')
 
 

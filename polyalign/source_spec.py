@@ -23,6 +23,11 @@ class SourceSpec(BaseModel):
     name: str
     options: dict[str, Any] = {}
 
+    @classmethod
+    def flat(cls, raw: Mapping[str, Any]) -> SourceSpec:
+        """Take the form of a recipe, where the options stand beside the name."""
+        return cls(name=str(raw["name"]), options={key: value for key, value in raw.items() if key != "name"})
+
     def configure(self) -> tuple[Any, Any]:
         """Give the source's module and its ``Config``.
 

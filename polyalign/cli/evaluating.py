@@ -22,14 +22,20 @@ from polyalign.cli.shared import (
     print_json,
     say,
 )
+from polyalign.errors import UserError
 
 
 @app.command("eval", epilog="Example: polyalign eval runs/starter-sw-lilt-s0 --lang sw,de,hi")
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: Annotated[str, typer.Argument(help="Folder of a finished run.")],
     lang: Annotated[
-        str | None, typer.Option(help="Languages, separated by commas; the run's own when not given.")
+        str | None, typer.Option(help="Languages, separated by commas; the run's own when not given; all in a suite.")
     ] = None,
+    suite: Annotated[str | None, typer.Option(help="Several benchmarks in one table: translated-flickr.")] = None,
+    root: Annotated[Path, typer.Option(help="Folder in which a suite's benchmarks lie.")] = Path(),
+    allow_absent: Annotated[
+        bool, typer.Option("--allow-absent", help="Leave out benchmarks of the suite that are not at hand.")
+    ] = False,
     data: DataOption = None,
     images: Images = None,
     allow_missing: AllowMissing = False,
@@ -38,10 +44,21 @@ def evaluate(
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Measure retrieval of a trained run, in one language or several, on its own data or other."""
+    """Measure retrieval of a trained run, in one language or several, on its own data, other data or a suite."""
     go_offline(offline)
     from polyalign import runs, tables
+    from polyalign import suite as suites
 
+    if suite is not None:
+        if data is not None or set_ or split != "test":
+            raise UserError("a suite names its data itself: leave out --data, --set and --split")
+        asked = suites.load(suite).within(root, images, allow_missing=allow_missing)
+        found = runs.evaluate_suite(run, asked, list(comma_separated(lang)), say, allow_absent=allow_absent)
+        if as_json:
+            print_json(found.model_dump(mode="json"))
+        else:
+            console().print(suites.render(found))
+        return
     changes = overrides(set_, data=data, images=images, allow_missing=allow_missing)
     results = runs.evaluate(run, list(comma_separated(lang)), split, changes, say)
     if as_json:

@@ -10,7 +10,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
 from polyalign import image_ids
-from polyalign.errors import UserError, did_you_mean
+from polyalign.errors import AbsentError, UserError, did_you_mean
 from polyalign.lang import Lang
 from polyalign.pairs import FileImage, ImageRef, Origin, PairTable
 from polyalign.sources import _files
@@ -134,8 +134,9 @@ def _find_images(name: str, ids: Sequence[str], file_of: str, config: Benchmark)
     missing = [image_id for image_id, path in paths.items() if path is None]
     if missing and (not config.allow_missing or len(missing) == len(ids)):
         first = ", ".join(files[image_id] for image_id in missing[:_NAMED])
-        way_out = "" if len(missing) == len(ids) else ", or leave them out with --set source.allow_missing=true"
-        raise UserError(
+        all_are = len(missing) == len(ids)
+        way_out = "" if all_are else ", or leave them out with --allow-missing"
+        raise (AbsentError if all_are else UserError)(
             f"{len(missing):,} of the {len(ids):,} images of {name} are not in {config.images} "
             f"({first}{', ...' if len(missing) > _NAMED else ''}): put them there{way_out}"
         )

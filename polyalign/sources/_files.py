@@ -12,34 +12,34 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
-from polyalign.errors import UserError, did_you_mean
+from polyalign.errors import AbsentError, UserError, did_you_mean
 
 
 def folder(path: Path, what: str) -> Path:
     """Give the folder back.
 
     Raises:
-        UserError: it is not there or is no folder; ``what`` says what it should be.
+        AbsentError: it is not there or is no folder; ``what`` says what it should be.
     """
     if path.is_dir():
         return path
     if path.exists():
-        raise UserError(f"{path} is a file; {what} is a folder")
-    raise UserError(f"there is no folder {path} ({what}){_nearest(path)}")
+        raise AbsentError(f"{path} is a file; {what} is a folder")
+    raise AbsentError(f"there is no folder {path} ({what}){_nearest(path)}")
 
 
 def existing(*candidates: Path, what: str) -> Path:
     """Give the first of the files that is there.
 
     Raises:
-        UserError: none is; ``what`` says what was looked for, and the message suggests a name beside it.
+        AbsentError: none is; ``what`` says what was looked for, and the message suggests a name beside it.
     """
     for path in candidates:
         if path.is_file():
             return path
     first, *others = candidates
     also = f" (nor {', nor '.join(str(path) for path in others)})" if others else ""
-    raise UserError(f"there is no {what}: {first}{also} is not there{_nearest(first)}")
+    raise AbsentError(f"there is no {what}: {first}{also} is not there{_nearest(first)}")
 
 
 def lines(path: Path) -> list[str]:

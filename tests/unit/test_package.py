@@ -47,8 +47,8 @@ def test_all_code_and_the_starter_weights_are_packed(archive, built, repo):
     assert {*wanted, "polyalign/py.typed"} <= set(built[archive])
 
 
-@pytest.mark.parametrize("kind", ["recipes", "langs"])
-def test_every_recipe_and_language_is_packed_where_an_installed_package_looks(kind, built, repo):
+@pytest.mark.parametrize("kind", ["recipes", "langs", "suites"])
+def test_every_recipe_language_and_suite_is_packed_where_an_installed_package_looks(kind, built, repo):
     files = in_checkout(repo, f"{kind}/*.toml")
     assert set(files) <= set(built["sdist"])
     assert {f"polyalign/{file}" for file in files} <= set(built["wheel"])

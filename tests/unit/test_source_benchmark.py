@@ -73,7 +73,7 @@ def test_missing_images_are_an_error_with_count_and_names(root):
     for name in NAMES[:2]:
         (root / "photos" / name).unlink()
     with pytest.raises(
-        UserError, match=r"2 of the 3 images of xtd-1k-test are not in .*photos .*000009\.jpg, .*allow_missing=true"
+        UserError, match=r"2 of the 3 images of xtd-1k-test are not in .*photos .*000009\.jpg, .*--allow-missing"
     ):
         load(root)
 

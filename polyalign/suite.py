@@ -1,0 +1,287 @@
+"""Suites: a model measured on several benchmarks in several languages, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from rich import box
+from rich.table import Table
+
+from polyalign import image_check, plugins, shipped, source_spec
+from polyalign import lang as languages
+from polyalign.data import Say
+from polyalign.encoders import Encoder, Gallery
+from polyalign.errors import AbsentError, UserError, did_you_mean
+from polyalign.evaluators import retrieval
+from polyalign.lang import describe
+from polyalign.pairs import PairTable
+from polyalign.progress import Progress
+from polyalign.results import Record, Retrieval
+from polyalign.source_spec import SourceSpec
+
+ALL = ("all",)
+"""In place of languages: every one that a benchmark has."""
+
+_OWN = ("split", "languages")
+_PATHS = ("root", "karpathy")
+_MAX_CORRUPT = 0.01
+_COLUMNS = ("t→i\nR@1", "t→i\nR@5", "t→i\nR@10", "i→t\nR@1", "i→t\nR@5", "i→t\nR@10", "mean\nrecall")
+
+
+class Benchmark(BaseModel):
+    """One source of a suite: its options, the split, and the languages if not all of them are wanted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    spec: SourceSpec
+    split: str = "test"
+    languages: tuple[str, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _flat(cls, raw: Any) -> Any:
+        """Take the form of a suite's file, where a source's options stand beside its name."""
+        if not isinstance(raw, Mapping) or "spec" in raw:
+            return raw
+        own = {key: raw[key] for key in _OWN if key in raw}
+        options = {key: value for key, value in raw.items() if key not in (*_OWN, "name")}
+        return {"spec": {"name": raw.get("name"), "options": options}, **own}
+
+
+class Suite(BaseModel):
+    """Benchmarks that are measured together; a file of them is TOML, its name the suite's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    description: str = ""
+    benchmarks: tuple[Benchmark, ...] = Field(min_length=1)
+
+    def within(self, root: Path, images: Path | None, *, allow_missing: bool) -> Suite:
+        """Look for relative paths below ``root``, and for photos in ``images`` where the suite names no folder."""
+        placed = [_place(one, root, images, allow_missing=allow_missing) for one in self.benchmarks]
+        return self.model_copy(update={"benchmarks": tuple(placed)})
+
+
+class Average(Record):
+    """Means over languages: the six recalls, text to image first, and their mean, as fractions."""
+
+    gallery: str
+    over: str
+    languages: tuple[str, ...]
+    values: tuple[float, float, float, float, float, float, float]
+
+
+class SuiteResult(Record):
+    """A model on a suite: a result for each benchmark and language, their means, and what was left out and why."""
+
+    suite: str
+    model: str
+    results: tuple[Retrieval, ...]
+    averages: tuple[Average, ...]
+    left_out: tuple[str, ...] = ()
+
+
+def load(name: str) -> Suite:
+    """Read a suite: a shipped one, one of the user's ``./suites``, or a path of a TOML file.
+
+    Raises:
+        UserError: there is none, or it is malformed.
+    """
+    path = Path(name) if name.endswith(".toml") else shipped.find("suites", name)
+    try:
+        suite = Suite.model_validate({**shipped.read_toml(path), "name": path.stem})
+    except ValidationError as error:
+        raise UserError(f"{path} is not a suite: {describe(error)}") from error
+    for one in suite.benchmarks:
+        plugins.load("sources", one.spec.name)
+    return suite
+
+
+def run(
+    encoder: Encoder,
+    suite: Suite,
+    langs: Sequence[str],
+    progress: Progress,
+    say: Say,
+    *,
+    allow_absent: bool = False,
+) -> SuiteResult:
+    """Measure retrieval on every benchmark in every language asked for.
+
+    What is not at hand is found before anything is computed.
+
+    Raises:
+        UserError: a benchmark's files are not at hand and ``allow_absent`` is false; nothing is at hand, or nothing in
+            these languages; an unknown language.
+    """
+    for code in () if tuple(langs) == ALL else langs:
+        languages.load(code)
+    here, left_out = _at_hand(suite, langs, say, allow_absent=allow_absent)
+    results = []
+    for one, codes in here:
+        gallery = Gallery(encoder, progress)
+        for table in _tables(one, codes, progress, say):
+            images, captions = gallery.embed(table)
+            results.append(retrieval.score(images, captions, table).without_ranks())
+    return SuiteResult(
+        suite=suite.name,
+        model=encoder.name,
+        results=tuple(results),
+        averages=tuple(averages(results)),
+        left_out=tuple(left_out),
+    )
+
+
+def averages(results: Sequence[Retrieval]) -> Iterator[Average]:
+    """Average each gallery over its languages, and over low-resource ones apart; then the same over all galleries.
+
+    Over galleries a language counts once, with the mean of the galleries that have it.
+    """
+    galleries = list(dict.fromkeys(result.gallery for result in results))
+    for gallery in [*galleries, *(["all galleries"] if len(galleries) > 1 else [])]:
+        by_lang: dict[str, list[Retrieval]] = {}
+        for result in results:
+            if gallery in (result.gallery, "all galleries"):
+                by_lang.setdefault(result.lang, []).append(result)
+        means = {code: np.mean([_values(one) for one in found], axis=0) for code, found in by_lang.items()}
+        scarce = {code: mean for code, mean in means.items() if languages.load(code).low_resource}
+        for over, chosen in (("languages", means), ("low-resource languages", scarce)):
+            if chosen:
+                mean = np.mean(list(chosen.values()), axis=0).tolist()
+                yield Average(gallery=gallery, over=over, languages=tuple(chosen), values=tuple(mean))
+
+
+def render(result: SuiteResult) -> Table:
+    """Show a suite's results, one language and gallery a row, and their averages below."""
+    notes = [
+        "percent found; images is the number searched; ties rank ahead",
+        "averages over galleries count a language once, with the mean of the galleries that have it",
+        *(f"left out: {line}" for line in result.left_out),
+    ]
+    table = Table(
+        title=f"{result.suite}: {result.model}",
+        caption="\n".join(notes),
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    table.add_column("gallery", overflow="fold")
+    table.add_column("captions by", no_wrap=True)
+    for name in ("images", "captions", *_COLUMNS):
+        table.add_column(name, justify="right", no_wrap=True)
+    last = None
+    for one in result.results:
+        if last not in (None, one.gallery):
+            table.add_section()
+        last = one.gallery
+        sizes = (f"{one.images:,}", f"{one.captions:,}")
+        table.add_row(f"{one.lang} {one.gallery}", one.origin, *sizes, *_percent(_values(one)))
+    table.add_section()
+    for mean in result.averages:
+        row = f"[bold]mean of {len(mean.languages)} {mean.over}[/], {mean.gallery}"
+        table.add_row(row, "", "", "", *_percent(mean.values))
+    return table
+
+
+def _place(one: Benchmark, root: Path, images: Path | None, *, allow_missing: bool) -> Benchmark:
+    options = {key: str(root / value) if key in _PATHS else value for key, value in one.spec.options.items()}
+    if source_spec.takes_images(one.spec.name):
+        options = source_spec.photos(one.spec.name, images, allow_missing=allow_missing) | options
+    return one.model_copy(update={"spec": one.spec.model_copy(update={"options": options})})
+
+
+def _at_hand(
+    suite: Suite, langs: Sequence[str], say: Say, *, allow_absent: bool
+) -> tuple[list[tuple[Benchmark, list[str]]], list[str]]:
+    """Find which benchmarks can be read in which of the languages, and say which not and why."""
+    here: list[tuple[Benchmark, list[str]]] = []
+    left_out = []
+    for one in suite.benchmarks:
+        try:
+            codes = _languages(one, langs)
+            if codes:
+                one.spec.load(codes[0], one.split)
+                here.append((one, codes))
+        except AbsentError as error:
+            if not allow_absent:
+                raise UserError(
+                    f"{one.spec.name}: {error}. {_where_from(one.spec.name)} Or leave out what is not at hand with "
+                    "--allow-absent"
+                ) from error
+            left_out.append(f"{one.spec.name}: {error}")
+            say(f"left out {left_out[-1]}")
+        else:
+            if not codes:
+                say(f"{one.spec.name} has no captions in {', '.join(langs)}")
+    if not here:
+        raise UserError(f"the suite {suite.name} has nothing at hand in {', '.join(langs)}; {'; '.join(left_out)}")
+    return here, left_out
+
+
+def _languages(one: Benchmark, langs: Sequence[str]) -> list[str]:
+    _, config = one.spec.configure()
+    root = getattr(config, "root", None)
+    if root is not None and not root.is_dir():
+        raise AbsentError(f"there is no folder {root}")
+    if source_spec.takes_images(one.spec.name) and config.images is None:
+        raise AbsentError("no folder of photos was given: --images FOLDER")
+    known = one.spec.languages()
+    if known is None:
+        known = list(one.languages)
+        if not known:
+            raise UserError(f"the source {one.spec.name} cannot tell its languages: the suite must name them")
+    if not known:
+        raise AbsentError(f"there are no captions in {root}")
+    wrong = sorted(set(one.languages) - set(known))
+    if wrong:
+        raise UserError(f'{one.spec.name} has no captions in "{wrong[0]}": {did_you_mean(wrong[0], known)}')
+    offered = one.languages or known
+    return list(offered) if tuple(langs) == ALL else [code for code in langs if code in offered]
+
+
+def _where_from(source: str) -> str:
+    info = getattr(plugins.load("sources", source), "INFO", None)
+    return f"Get it from {info.home}, and place {info.place}." if info is not None else ""
+
+
+@dataclass
+class _Photos:
+    """Which of a benchmark's photos can be opened; each is tried once, however many languages describe it."""
+
+    tried: frozenset[str] = frozenset()
+    bad: frozenset[str] = frozenset()
+
+    def readable(self, table: PairTable, progress: Progress, say: Say) -> PairTable:
+        new = table.without_images(self.tried)
+        if len(new):
+            _, report = image_check.check_images(new, progress, max_corrupt=_MAX_CORRUPT)
+            if report.bad:
+                say(f"{table.name}: left out {report.describe()}")
+            self.tried |= frozenset(new.image_ids)
+            self.bad |= frozenset(one.image_id for one in report.bad)
+        return table.without_images(self.bad) if self.bad else table
+
+
+def _tables(one: Benchmark, codes: Iterable[str], progress: Progress, say: Say) -> Iterator[PairTable]:
+    photos = _Photos()
+    for code in codes:
+        table = photos.readable(one.spec.load(code, one.split), progress, say)
+        spoken = table.without_empty_captions()
+        if len(spoken) < len(table):
+            say(f"{table.name} in {code}: left out {len(table) - len(spoken):,} empty captions of {len(table):,}")
+        retrieval.check_gallery(spoken)
+        yield spoken
+
+
+def _values(result: Retrieval) -> list[float]:
+    ways = (result.text_to_image, result.image_to_text)
+    return [*(score.value for way in ways for score in way.recall.values()), result.mean_recall.value]
+
+
+def _percent(values: Sequence[float]) -> list[str]:
+    return [f"{100 * value:.1f}" for value in values]
