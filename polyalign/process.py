@@ -1,7 +1,8 @@
-"""What a run asks of its process: to wait with Ctrl-C for the end of a step, and how much memory it held."""
+"""What a run asks of its process: who else is at work, to hold Ctrl-C back till a step is whole, its peak memory."""
 
 from __future__ import annotations
 
+import os
 import re
 import resource
 import signal
@@ -13,6 +14,20 @@ from pathlib import Path
 from types import FrameType
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
+
+
+def processes() -> PartialState:
+    """Join the processes that torchrun or accelerate began, if any.
+
+    Accelerate takes torchrun's processes for runs of their own where there is no GPU, unless it is told to use the
+    processor; a processor asked for by ``accelerate launch --cpu`` it looks up too late.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return PartialState(
+        cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.accelerator.is_available())
+    )
 
 
 @contextmanager

@@ -43,6 +43,8 @@ def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool, s
     if overwrite and main and (finished.exists() or begun.exists()):
         shutil.rmtree(folder)
     every.wait_for_everyone()  # none may look into a folder that is being emptied
+    if not main:
+        say = _nothing
     if finished.exists():
         run = Run.load_json(finished)
         if run.recipe != recipe.model_dump(mode="json", exclude_none=True):
@@ -54,7 +56,11 @@ def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool, s
     if resume and not begun.exists():
         say(f"nothing to resume in {folder}: beginning anew")
     with progress.display() as report:
-        return train.train(recipe, folder, resume=resume, progress=report, say=say)
+        return train.train(recipe, folder, resume=resume, progress=report if main else _nothing, say=say)
+
+
+def _nothing(*_: object, **__: object) -> None:
+    """Stand for what the main process shows and says."""
 
 
 def open_model(model: str | Path) -> tuple[Encoder, Recipe]:

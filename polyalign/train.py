@@ -23,7 +23,7 @@ from polyalign.errors import UserError
 from polyalign.evaluators import knowledge, retrieval
 from polyalign.loss import gather, info_nce, sigmoid
 from polyalign.pairs import PairTable
-from polyalign.process import ctrl_c_held_back, peak_memory
+from polyalign.process import ctrl_c_held_back, peak_memory, processes
 from polyalign.progress import Progress
 from polyalign.recipe import Recipe
 from polyalign.results import Knowledge, Look, Retrieval, Run
@@ -82,7 +82,8 @@ def set_up(recipe: Recipe, progress: Progress, say: Say) -> Start:
     Raises:
         UserError: bad data, leakage, a tower that cannot carry the strategy.
     """
-    accelerator = Accelerator(mixed_precision=_precision(recipe))
+    processes()
+    accelerator = Accelerator(mixed_precision="no")
     tables = load_tables(recipe, progress, say)
     aligner = build_aligner(recipe).to(accelerator.device)
     with accelerator.main_process_first():
@@ -213,7 +214,7 @@ class Loop:
     def _encode(self, pairs: npt.NDArray[np.int64], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         torch.manual_seed(seed)
         device, images, captions = self.accelerator.device, self.stores.images, self.stores.captions
-        with self.accelerator.autocast():
+        with torch.autocast(device.type, torch.bfloat16, enabled=_in_bf16(self.recipe)):
             image = self.aligner.encode_image(images.batch(self.stores.image_of[pairs], device), images.cut)
             text = self.aligner.encode_text(captions.batch(pairs, device), captions.cut)
         return image.float(), text.float()
@@ -292,11 +293,11 @@ def collapse_alarm(looks: list[Look], dev_images: int) -> str | None:
     return None
 
 
-def _precision(recipe: Recipe) -> str:
+def _in_bf16(recipe: Recipe) -> bool:
     """Choose bf16 on a GPU that has it; it makes training on a processor slower, and is chosen there only by name."""
     if recipe.train.precision == "auto":
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    return "bf16" if recipe.train.precision == "bf16" else "no"
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return recipe.train.precision == "bf16"
 
 
 def _at_a_time(recipe: Recipe) -> int:
