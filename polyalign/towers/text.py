@@ -229,7 +229,7 @@ def _source(spec: TextSpec) -> str:
     source = str(STARTER / "text") if spec.model == "starter" else str(Path(spec.model).expanduser())
     if Path(source).is_dir():
         return source
-    if source.startswith(("/", "~", ".")):
+    if spec.model.startswith(("/", "~", ".")):
         raise UserError(f"no such folder: {spec.model}")
     return spec.model
 
