@@ -26,33 +26,44 @@ Style = dict[str, str]
 
 
 def names(contest: Contest) -> dict[str, str]:
-    """Give each figure's description and file name, for a contest's language, gallery and recipe."""
-    stem = re.sub(r"[^A-Za-z0-9.-]+", "-", f"{contest.lang}-{contest.gallery.gallery}-{contest.recipe}")
+    """Give each figure's description and file name, for contests that are shown together.
+
+    Where time or memory is the budget, pairs are no axis to compare along.
+    """
+    compute = "-compute" if contest.of_compute else ""
+    stem = re.sub(r"[^A-Za-z0-9.-]+", "-", f"{contest.lang}-{contest.gallery.gallery}-{contest.recipe}{compute}")
+    pairs = {} if contest.of_compute else {"Mean recall against pairs": f"{stem}-pairs.png"}
     return {
         "Mean recall against trainable parameters": f"{stem}-parameters.png",
-        "Mean recall against pairs": f"{stem}-pairs.png",
+        **pairs,
         "Mean recall against seconds of training": f"{stem}-seconds.png",
     }
 
 
+def together(found: Sequence[Contest]) -> list[list[Contest]]:
+    """Group the contests that are shown together: one language, gallery and recipe, and one kind of budget."""
+    groups: dict[tuple[object, ...], list[Contest]] = {}
+    for contest in found:
+        key = (contest.lang, contest.gallery.gallery, contest.recipes, contest.of_compute)
+        groups.setdefault(key, []).append(contest)
+    return list(groups.values())
+
+
 def draw(found: Sequence[Contest], folder: Path) -> list[Path]:
-    """Draw the three figures of every language, gallery and recipe, and list the files.
+    """Draw the figures of all contests, those shown together in one, and list the files.
 
     An entry looks the same in all of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     styles = _styles(entry.name for contest in found for entry in contest.entries)
-    groups: dict[tuple[str, ...], list[Contest]] = {}
-    for contest in found:
-        groups.setdefault(tuple(names(contest).values()), []).append(contest)
     written = []
-    for files, own in groups.items():
-        drawn = (
+    for own in together(found):
+        drawn = [
             _scatter(own, styles, lambda run: run.trainable, "trainable parameters"),
-            _lines(own, styles),
+            *([] if own[0].of_compute else [_lines(own, styles)]),
             _scatter(own, styles, lambda run: run.seconds, "seconds of training"),
-        )
-        for name, figure in zip(files, drawn, strict=True):
+        ]
+        for name, figure in zip(names(own[0]).values(), drawn, strict=True):
             figure.savefig(folder / name, dpi=110)
             written.append(folder / name)
     return written

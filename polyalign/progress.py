@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Protocol
 
 
@@ -17,7 +19,7 @@ class Progress(Protocol):
 
 @contextmanager
 def display() -> Iterator[Progress]:
-    """Show a bar for each task on standard error; where that is no terminal, a line at each tenth of a task."""
+    """Show each task's progress and time left on standard error: a bar; where that is no terminal, a line a tenth."""
     if not sys.stderr.isatty():
         yield _Lines()
         return
@@ -26,7 +28,9 @@ def display() -> Iterator[Progress]:
     from rich.progress import Progress as Bars
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Bars(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as bars:
+    note_column = TextColumn("{task.fields[note]}")
+    # A run of a comparison takes minutes: the time left is told from a day's speed, not from the last half-minute's.
+    with Bars(*columns, note_column, console=Console(stderr=True), speed_estimate_period=86_400) as bars:
         tasks: dict[str, int] = {}
 
         def report(task: str, done: int, total: int, note: str = "") -> None:
@@ -38,13 +42,20 @@ def display() -> Iterator[Progress]:
 
 
 class _Lines:
-    """A line at each tenth, for logs."""
+    """A line at each tenth, with the time that is left if the rest goes as fast, for logs."""
 
     def __init__(self) -> None:
         self._told: dict[str, int] = {}
+        self._first: dict[str, tuple[float, int]] = {}
 
     def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
+        began, before = self._first.setdefault(task, (time.monotonic(), done))
         tenth = 10 * done // max(total, 1)
-        if self._told.get(task) != tenth:
-            self._told[task] = tenth
-            print(f"{task}: {done:,} of {total:,} {note}".rstrip(), file=sys.stderr, flush=True)
+        if self._told.get(task) == tenth:
+            return
+        self._told[task] = tenth
+        left = ""
+        if before < done < total:
+            seconds = (time.monotonic() - began) / (done - before) * (total - done)
+            left = f", about {timedelta(seconds=round(seconds))} left"
+        print(f"{task}: {done:,} of {total:,}{left} {note}".rstrip(), file=sys.stderr, flush=True)

@@ -14,10 +14,10 @@ from polyalign import figures, storage, tables
 from polyalign import lang as languages
 from polyalign.errors import UserError
 from polyalign.metrics import RECALL_AT
-from polyalign.results import Retrieval, Run, Score
+from polyalign.results import LeftOut, Retrieval, Run, Score
 from polyalign.standings import RESAMPLES, Contest, Entry, contests
 
-RUNS = "runs"
+RUNS, LEFT_OUT = "runs", "left-out"
 INDEX = "README.md"
 
 _NAMES = [f"{way} R@{k}" for way in ("t→i", "i→t") for k in RECALL_AT] + ["mean recall"]
@@ -28,6 +28,16 @@ _RULES = (
     f"{RESAMPLES:,} draws, Holm-corrected, 5 %)."
 )
 _MADE_BY = "Made by `polyalign report` from the JSON in [`runs/`](runs/); not to be edited by hand.\n"
+
+
+def load(folder: Path) -> list[Contest]:
+    """Sort what is in ``folder/runs`` into contests, with what ``folder/left-out`` says could not be made.
+
+    Raises:
+        UserError: there are no runs, or a file cannot be read.
+    """
+    runs = load_runs(folder)
+    return contests(runs, [LeftOut.load_json(path) for path in sorted((folder / LEFT_OUT).glob("*.json"))])
 
 
 def load_runs(folder: Path) -> list[Run]:
@@ -48,7 +58,7 @@ def write(folder: Path) -> list[Path]:
     Raises:
         UserError: there are no runs, or one cannot be read.
     """
-    found = contests(load_runs(folder))
+    found = load(folder)
     written = []
     for name, text in texts(found).items():
         storage.write_text(folder / name, text)
@@ -90,11 +100,12 @@ def _index(found: Sequence[Contest]) -> str:
 
 def _page(lang: str, found: Sequence[Contest]) -> str:
     parts = [f"# {language_name(lang)}\n", _MADE_BY]
-    for gallery, recipe in dict.fromkeys((contest.gallery.gallery, contest.recipe) for contest in found):
-        own = [c for c in found if (c.gallery.gallery, c.recipe) == (gallery, recipe)]
-        parts.append(f"## {gallery}, recipe {recipe}\n")
+    for own in figures.together(found):
+        first = own[0]
+        given = "the same time or memory, " if first.of_compute else ""
+        parts.append(f"## {first.gallery.gallery}, {given}recipe{'s' * (len(first.recipes) > 1)} {first.recipe}\n")
         parts += [_section(contest) for contest in own]
-        names = figures.names(own[0])
+        names = figures.names(first)
         parts.append("\n".join(f"![{what}](figures/{name})" for what, name in names.items()) + "\n")
     return "\n".join(parts)
 
@@ -160,11 +171,39 @@ def _footer(contest: Contest) -> str:
         _RULES,
         f"Pairs seen, in thousands: {seen}. Optimiser steps: {steps}.",
         _tuning(contest),
+        _compute(contest),
         f"Time is all of training, with what it cost to compute the frozen part once, on {machines}.",
         _retries(contest),
+        _left_out(contest),
         f"Versions: {versions}.",
     )
     return "".join(f"- {line}\n" for line in lines if line)
+
+
+def _compute(contest: Contest) -> str:
+    """Say what a budget of time or memory leaves to the reader's guess: the towers, and how memory was kept to."""
+    if not contest.of_compute:
+        return ""
+    models = _each(contest, lambda run: f"{_setting(run, 'vision.model')} and {_setting(run, 'text.model')}")
+    said = [f"Towers: {models}."]
+    if any(_setting(run, "train.max_memory_bytes") for entry in contest.entries for run in entry.runs):
+        said.append(f"Pairs in the towers at a time: {_each(contest, _at_a_time)}; the loss is of the whole batch.")
+    return " ".join(said)
+
+
+def _at_a_time(run: Run) -> Any:
+    return _setting(run, "optim.micro_batch") or _setting(run, "optim.batch_size")
+
+
+def _left_out(contest: Contest) -> str:
+    """Say what could not be made and why, once for all its seeds."""
+    reasons: dict[str, list[int]] = {}
+    for one in contest.left_out:
+        towers = "" if one.towers == "both" else f", {one.towers} tower"
+        recipe = f", recipe {one.recipe['name']}" if contest.of_compute else ""
+        reasons.setdefault(f"{one.strategy}{towers}{recipe}: {one.why}", []).append(one.seed)
+    listed = "; ".join(f"{why} (seed {', '.join(map(str, seeds))})" for why, seeds in reasons.items())
+    return f"Left out: {listed}." if listed else ""
 
 
 def _retries(contest: Contest) -> str:

@@ -250,3 +250,15 @@ class Run(Record):
     tuned: dict[str, tuple[Any, ...]] = {}
     retries: int = 0
     knowledge: Knowledge | None = None
+
+
+class LeftOut(Record):
+    """A run that a comparison could not make, and why; the fields are those of ``Run``."""
+
+    recipe: dict[str, Any]
+    lang: str
+    strategy: str
+    towers: Literal["both", "vision", "text"]
+    budget: str
+    seed: int
+    why: str

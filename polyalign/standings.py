@@ -1,7 +1,8 @@
 """Runs set against each other: which way of training is best, and which are not significantly worse.
 
 Runs that differ in the seed alone are one entry. Entries are compared where the language, the gallery, the recipe and
-the budget are the same. Pure functions of the records.
+the budget are the same; where time or memory is what all are given, recipes are compared too. Pure functions of the
+records.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import numpy.typing as npt
 
 from polyalign import metrics
 from polyalign.errors import UserError
-from polyalign.results import Retrieval, Run, Score
+from polyalign.results import LeftOut, Retrieval, Run, Score
 
 RESAMPLES = 10_000
 SIGNIFICANCE = 0.05
@@ -63,13 +64,24 @@ class Entry:
 
 @dataclass(frozen=True)
 class Contest:
-    """Entries that can be compared, the best first."""
+    """Entries that can be compared, the best first.
+
+    ``recipes`` are several only where time or memory is what all are given, which ``of_compute`` tells. ``left_out``
+    are the runs that would belong here and could not be made.
+    """
 
     lang: str
     gallery: Retrieval
-    recipe: str
+    recipes: tuple[str, ...]
     budget: str
     entries: tuple[Entry, ...]
+    of_compute: bool = False
+    left_out: tuple[LeftOut, ...] = ()
+
+    @property
+    def recipe(self) -> str:
+        """The recipe's name, or all names."""
+        return ", ".join(self.recipes)
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -77,22 +89,41 @@ class Contest:
         return tuple(sorted({run.seed for entry in self.entries for run in entry.runs}))
 
 
-def contests(runs: Iterable[Run]) -> list[Contest]:
+def contests(runs: Iterable[Run], left_out: Iterable[LeftOut] = ()) -> list[Contest]:
     """Sort runs into contests, in the order of language, gallery, recipe and pairs.
 
     Raises:
         UserError: two runs have the same settings and the same seed.
     """
-    found = [_contest(group) for group in _group(runs, _terms).values()]
+    missing = list(left_out)
+    found = []
+    for group in _group(runs, _terms).values():
+        conditions = {_conditions(run) for run in group}
+        found.append(_contest(group, [one for one in missing if _conditions(one) in conditions]))
     return sorted(found, key=lambda c: (c.lang, c.gallery.gallery, c.recipe, c.entries[0].runs[0].pairs, c.budget))
+
+
+def of_compute(run: Run | LeftOut) -> bool:
+    """Tell whether the run was given a time or a memory to keep to, whatever its towers."""
+    train = run.recipe.get("train", {})
+    return any(train.get(key) is not None for key in ("max_seconds", "max_memory_bytes"))
 
 
 def _terms(run: Run) -> Hashable:
     """Give what must be equal for two runs to be comparable."""
-    return run.lang, run.test[0].gallery, run.test[0].fingerprint, str(run.recipe.get("name")), run.budget
+    return run.lang, run.test[0].gallery, run.test[0].fingerprint, run.budget, _rival_recipe(run)
 
 
-def _contest(runs: Sequence[Run]) -> Contest:
+def _conditions(run: Run | LeftOut) -> Hashable:
+    """Give what is known of the terms before a run."""
+    return run.lang, run.budget, _rival_recipe(run), json.dumps(run.recipe.get("source"), sort_keys=True)
+
+
+def _rival_recipe(run: Run | LeftOut) -> str | None:
+    return None if of_compute(run) else _recipe_name(run)
+
+
+def _contest(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Contest:
     groups = [sorted(group, key=lambda run: run.seed) for group in _group(runs, _settings).values()]
     groups.sort(key=lambda group: str(_settings(group[0])))
     _refuse_twins(groups)
@@ -114,7 +145,15 @@ def _contest(runs: Sequence[Run]) -> Contest:
     ]
     entries.sort(key=lambda entry: (not entry.best, -entry.scores[_MEAN_RECALL].value))
     first = groups[leader][0]
-    return Contest(first.lang, first.test[0], str(first.recipe.get("name")), first.budget, tuple(entries))
+    return Contest(
+        lang=first.lang,
+        gallery=first.test[0],
+        recipes=tuple(sorted(set(map(_recipe_name, runs)))),
+        budget=first.budget,
+        entries=tuple(entries),
+        of_compute=of_compute(first),
+        left_out=tuple(sorted(left_out, key=lambda one: (one.strategy, _recipe_name(one), one.seed))),
+    )
 
 
 def _refuse_twins(groups: Sequence[Sequence[Run]]) -> None:
@@ -163,18 +202,21 @@ def _without_seed(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _options(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Name what sets groups of the same strategy and towers apart; empty where there is only one such group."""
+    """Name what sets groups of the same strategy and towers apart, and the recipe where there are several."""
     flat = [dict(_flatten(_without_seed(group[0].recipe))) for group in groups]
+    kinds = [(group[0].strategy, group[0].towers, _recipe_name(group[0])) for group in groups]
+    several = len({recipe for _, _, recipe in kinds}) > 1
     labels = []
-    for group, own in zip(groups, flat, strict=True):
-        alike = [
-            other
-            for rivals, other in zip(groups, flat, strict=True)
-            if (rivals[0].strategy, rivals[0].towers) == (group[0].strategy, group[0].towers)
-        ]
+    for kind, own in zip(kinds, flat, strict=True):
+        alike = [other for rival, other in zip(kinds, flat, strict=True) if rival == kind]
         keys = sorted({key for other in alike for key in other if any(o.get(key) != other[key] for o in alike)})
-        labels.append(", ".join(f"{key}={own.get(key)}" for key in keys))
+        differing = [f"{key}={own.get(key)}" for key in keys]
+        labels.append(", ".join([f"recipe {kind[2]}"] * several + differing))
     return labels
+
+
+def _recipe_name(run: Run | LeftOut) -> str:
+    return str(run.recipe.get("name"))
 
 
 def _flatten(table: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

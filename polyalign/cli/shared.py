@@ -18,7 +18,9 @@ app = typer.Typer(
 Lang = Annotated[str, typer.Option(help="Language code, as in langs/.")]
 Recipe = Annotated[str, typer.Option(help="A shipped recipe, one of your ./recipes, or a path to a TOML file.")]
 Strategy = Annotated[str | None, typer.Option(help="What trains: see `polyalign strategies`.")]
-Budget = Annotated[str | None, typer.Option(help="How many pairs to train on, such as 1k-pairs.")]
+Budget = Annotated[
+    str | None, typer.Option(help="How many pairs to train on, or how long: 1k-pairs, 20min, 10k-pairs+20min.")
+]
 DataOption = Annotated[
     str | None, typer.Option("--data", help="A folder with captions and images, or the name of a source.")
 ]

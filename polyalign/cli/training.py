@@ -21,6 +21,7 @@ from polyalign.cli.shared import (
     app,
     console,
     go_offline,
+    print_json,
     resolve,
     say,
 )
@@ -74,6 +75,31 @@ def repeat(
     from polyalign import recipe as recipes
 
     _train(out, recipes.from_toml(recipe), resume=resume, overwrite=overwrite, as_json=as_json)
+
+
+@app.command(epilog="Example: polyalign memory runs/starter-sw-lilt-10k-pairs-s0/recipe.toml")
+def memory(
+    recipe: Annotated[Path, typer.Argument(help="A resolved recipe, as it lies in every run's folder.")],
+    out: Annotated[Path | None, typer.Option(help="File to write the JSON to.")] = None,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Measure in two steps how much memory training with a resolved recipe holds at its highest."""
+    import json
+
+    go_offline(offline)
+    from polyalign import memory as measuring
+    from polyalign import progress, storage, tables
+    from polyalign import recipe as recipes
+
+    with progress.display() as report:
+        held = measuring.peak_of(recipes.from_toml(recipe), report, say)
+    if out is not None:
+        storage.write_text(out, json.dumps({"bytes": held}))
+    if as_json:
+        print_json({"bytes": held})
+    else:
+        print(tables.size(held))
 
 
 def _train(folder: Path, recipe: Any, *, resume: bool, overwrite: bool, as_json: bool) -> None:

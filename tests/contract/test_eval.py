@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from polyalign import figures, report
-from polyalign.standings import contests
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +18,7 @@ def folder() -> Path:
 
 
 def test_tables_are_what_the_runs_give(folder: Path) -> None:
-    found = contests(report.load_runs(folder))
+    found = report.load(folder)
     made = report.texts(found)
     assert len(made) >= 3
     for name, text in made.items():
