@@ -1,0 +1,54 @@
+"""Run by torchrun, twice at once: the gradient of a step for every recipe in a folder, then the command line.
+
+``python -m torch.distributed.run --nproc_per_node=2 tests/two_processes.py FOLDER train --lang en ...``
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from polyalign import cli, embed, recipe, storage
+from polyalign.build import build_aligner, load_table
+from polyalign.process import processes
+from polyalign.recipe import Recipe
+from polyalign.train import Loop, average_gradients
+
+
+def loop_of(resolved: Recipe) -> Loop:
+    """Make a training loop, before its first step."""
+    aligner = build_aligner(resolved)
+    train, dev = (embed.prepare(aligner, load_table(resolved, split), resolved.cache) for split in ("train", "dev"))
+    return Loop(resolved, aligner, train, dev, Accelerator())
+
+
+def gradients(resolved: Recipe) -> dict[str, torch.Tensor]:
+    """Give the gradient of the first step's global batch, as every process then has it, and the loss."""
+    loop = loop_of(resolved)
+    loop.aligner.train()
+    loss = loop.backward(loop.batch(0), seed=0)
+    average_gradients(loop.aligner, loop.accelerator)
+    found = {name: p.grad for name, p in loop.aligner.trainable().items() if p.grad is not None}
+    return {**found, "loss": torch.tensor(loss)}
+
+
+def main(folder: Path, arguments: list[str]) -> None:
+    """Write each process's gradients, then train."""
+    every = processes()
+    assert every.num_processes == 2
+    for path in sorted(folder.glob("*.toml")):
+        # Both fill the same, empty stores at once.
+        os.environ["POLYALIGN_CACHE"] = str(folder / f"cache-{path.stem}")
+        every.wait_for_everyone()
+        found = gradients(recipe.resolve(str(path), "en"))
+        storage.save_tensors(folder / f"{path.stem}-{every.process_index}.safetensors", found)
+    sys.argv = ["polyalign", *arguments]
+    cli.main()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:])

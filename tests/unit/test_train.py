@@ -1,0 +1,428 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomli_w
+import torch
+from accelerate import Accelerator
+
+from polyalign import runs, storage, train
+from polyalign.embed import prepare
+from polyalign.errors import UserError
+from polyalign.process import ctrl_c_held_back
+from polyalign.recipe import Recipe
+from polyalign.results import Look, Run
+from polyalign.train import Loop, Plan, collapse_alarm
+from tests import tiny, two_processes
+
+# Twelve steps of 32 pairs; dev is looked at after steps 4, 8 and 12.
+STEPS = 12
+
+
+def run_in(folder: Path, name: str = "lilt", *, resume: bool = False, **sections) -> Run:
+    found = train.train(tiny.resolved(name, **sections), folder, resume=resume, progress=tiny.quiet, say=tiny.quiet)
+    assert found is not None
+    return found
+
+
+def loop_for(recipe: Recipe) -> Loop:
+    aligner = tiny.build_aligner(recipe)
+    stores = [prepare(aligner, tiny.table(split), recipe.cache) for split in ("train", "dev")]
+    return Loop(recipe, aligner, *stores, Accelerator())
+
+
+def measured(run: Run) -> dict[str, object]:
+    """What must be the same when a run is repeated, which time and memory need not."""
+    facts = run.model_dump(exclude={"seconds", "peak_memory_bytes"})
+    facts["looks"] = [look.model_dump(exclude={"seconds"}) for look in run.looks]
+    return facts
+
+
+@dataclass(frozen=True)
+class Done:
+    """A run from beginning to end."""
+
+    run: Run
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Done:
+    folder = tmp_path_factory.mktemp("whole")
+    return Done(run_in(folder), folder)
+
+
+# A whole run
+
+
+def test_the_record_tells_what_was_done(whole):
+    run = whole.run
+    assert (run.lang, run.strategy, run.towers, run.budget, run.seed) == ("en", "lilt", "both", "all", 0)
+    assert (run.pairs, run.images, run.caption_origin) == (128, 64, "human")
+    assert (run.steps, run.epochs, run.pairs_seen, run.stopped_early) == (STEPS, 3, STEPS * 32, False)
+    assert [look.step for look in run.looks] == [4, 8, 12]
+    assert (run.trainable, run.total) == tiny.aligner("lilt").count()
+    assert run.checkpoint_bytes == (whole.folder / "model.safetensors").stat().st_size
+    assert run.seconds > 0
+    assert 2**20 < run.peak_memory_bytes < 2**40
+    assert run.test[0].images == run.untrained.images == 24
+    assert Recipe.model_validate(run.recipe) == tiny.resolved("lilt")
+
+
+def test_it_learns(whole):
+    assert whole.run.test[0].mean_recall.value > 1.5 * whole.run.untrained.mean_recall.value
+    losses = [look.loss for look in whole.run.looks]
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_the_folder_holds_the_result_and_the_checkpoint_and_no_state(whole):
+    names = {path.name for path in whole.folder.iterdir()}
+    assert names == {"model.safetensors", "recipe.toml", "towers.json", "tokenizer", "result.json"}
+    assert Run.load_json(whole.folder / train.RESULT) == whole.run
+
+
+def test_the_same_seed_repeats_a_run_to_the_bit_and_another_does_not(whole, tmp_path):
+    again = run_in(tmp_path / "again")
+    assert measured(again) == measured(whole.run)
+    assert tiny.same(tiny.weights(tmp_path / "again"), tiny.weights(whole.folder))
+    other = run_in(tmp_path / "other", train={"seed": 1})
+    assert [look.loss for look in other.looks] != [look.loss for look in whole.run.looks]
+    assert other.untrained.mean_recall != whole.run.untrained.mean_recall
+
+
+def test_languages_not_trained_on_are_tested_too(tmp_path):
+    run = run_in(tmp_path, "projection", test={"languages": ["de"]})
+    assert [result.lang for result in run.test] == ["en", "de"]
+
+
+def test_bf16_trains_and_stays_near(tmp_path):
+    plain, half = (run_in(tmp_path / kind, "projection", train={"precision": kind}) for kind in ("fp32", "bf16"))
+    losses = [[look.loss for look in run.looks] for run in (plain, half)]
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=0.02)
+
+
+# Stopped and gone on with
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """A command that was stopped: its exit code, what it said, and its folder."""
+
+    code: int
+    said: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, repo) -> dict[str, Stopped]:
+    """The same run, stopped in the middle of step 6 by SIGKILL and by Ctrl-C."""
+    root = tmp_path_factory.mktemp("stopped")
+    recipe = tiny.write(root / "tiny.toml", "lilt")
+    started = {}
+    for name in ("SIGKILL", "SIGINT"):
+        arguments = ["train", "--lang", "en", "--recipe", str(recipe), "--out", str(root / name)]
+        command = [sys.executable, str(repo / "tests" / "stopped.py"), name, "6", *arguments]
+        environment = {**os.environ, "PYTHONPATH": str(repo)}
+        started[name] = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    said = {name: process.communicate(timeout=600)[1] for name, process in started.items()}
+    return {name: Stopped(process.returncode, said[name], root / name) for name, process in started.items()}
+
+
+@pytest.mark.parametrize(("name", "code", "step"), [("SIGKILL", -signal.SIGKILL, 4), ("SIGINT", 130, 6)])
+def test_a_stopped_run_goes_on_to_the_same_result_to_the_bit(name, code, step, stopped, whole, tmp_path):
+    run = stopped[name]
+    assert run.code == code, run.said
+    assert [path.name for path in run.folder.iterdir()] == [train.STATE]
+    folder = shutil.copytree(run.folder, tmp_path / "run")
+    told = []
+    found = runs.train_into(folder, tiny.resolved("lilt"), resume=True, overwrite=False, say=told.append)
+    assert told == [f"going on after step {step} of {STEPS}"]
+    assert measured(found) == measured(whole.run)
+    assert tiny.same(tiny.weights(folder), tiny.weights(whole.folder))
+    assert not (folder / train.STATE).exists()
+
+
+def test_ctrl_c_says_how_to_go_on_in_one_line_and_shows_no_traceback(stopped):
+    run = stopped["SIGINT"]
+    assert "Traceback" not in run.said
+    assert run.said.splitlines()[-1] == (
+        f"interrupted; go on with the same command and --resume (the state is in {run.folder})"
+    )
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    def press_twice():
+        with ctrl_c_held_back() as pressed:
+            signal.raise_signal(signal.SIGINT)
+            assert pressed
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        press_twice()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_unfinished_run_is_neither_gone_on_with_nor_thrown_away_unasked(stopped, tmp_path):
+    folder = shutil.copytree(stopped["SIGKILL"].folder, tmp_path / "run")
+    state = (folder / train.STATE).read_bytes()
+    with pytest.raises(
+        UserError, match="holds an unfinished run: go on with --resume, or begin again with --overwrite"
+    ):
+        runs.train_into(folder, tiny.resolved("lilt"), resume=False, overwrite=False, say=tiny.quiet)
+    assert (folder / train.STATE).read_bytes() == state
+
+
+@pytest.mark.parametrize("sections", [{"optim": {"lr": 1e-3}}, {"train": {"seed": 5}}, {"strategy": {"reduction": 2}}])
+def test_going_on_with_other_settings_is_an_error(sections, stopped, tmp_path):
+    folder = shutil.copytree(stopped["SIGKILL"].folder, tmp_path / "run")
+    with pytest.raises(UserError, match="is of a run with other settings: give the same settings"):
+        run_in(folder, resume=True, **sections)
+
+
+def test_a_corrupt_state_is_an_error_of_one_line(stopped, tmp_path):
+    folder = shutil.copytree(stopped["SIGKILL"].folder, tmp_path / "run")
+    (folder / train.STATE).write_bytes((folder / train.STATE).read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"cannot read .*state\.safetensors") as caught:
+        run_in(folder, resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_state_holds_what_is_needed_and_no_pickle(stopped):
+    tensors, metadata = storage.load_tensors(stopped["SIGKILL"].folder / train.STATE)
+    kinds = {name.split("/")[0] for name in tensors}
+    assert kinds == {"model", "best", "optimiser"}
+    assert json.loads(metadata["position"])["step"] == 4
+
+
+# Stopping early, and going wrong
+
+
+def test_it_stops_when_dev_has_not_gained_for_so_many_looks(tmp_path):
+    still = {"optim": {"lr": 1e-12, "epochs": 50}, "train": {"evals": 100, "patience": 3}}
+    run = run_in(tmp_path, "projection", **still)
+    assert run.stopped_early
+    assert [look.step for look in run.looks] == [2, 4, 6, 8]
+    assert run.steps == 8
+
+
+def test_what_is_kept_is_the_best_look_not_the_last(tmp_path, monkeypatch):
+    recalls = iter([0.1, 0.4, 0.3, 0.4])
+    states = []
+    whole = train.checkpoint.trained_state
+
+    def noted(aligner):
+        states.append({name: tensor.clone() for name, tensor in whole(aligner).items()})
+        return whole(aligner)
+
+    loop = loop_for(tiny.resolved("projection", train={"evals": 4, "patience": 2}))
+    monkeypatch.setattr(train.metrics, "recalls", lambda hits: np.array([next(recalls)]))
+    monkeypatch.setattr(train.checkpoint, "trained_state", noted)
+    state = loop.run(tmp_path / "state", resume=False, progress=tiny.quiet, say=tiny.quiet)
+    assert state.best_look == 1
+    assert state.finished  # the fourth look equals the best and is no gain
+    assert any(tiny.same(state.best, earlier) for earlier in states)
+    assert not tiny.same(state.best, whole(loop.aligner))
+
+
+@pytest.mark.parametrize("name", ["projection", "full"])
+def test_a_loss_that_is_no_number_is_an_error_that_names_the_learning_rate(name, tmp_path):
+    with pytest.raises(
+        UserError, match=r"the loss is (nan|inf) at step \d+: lower the learning rate \(--set optim.lr="
+    ):
+        run_in(tmp_path, name, optim={"lr": 1e30, "warmup_steps": 0})
+
+
+def look(step: int, recall: float) -> Look:
+    return Look(step=step, seconds=1, loss=1, dev_mean_recall=recall)
+
+
+@pytest.mark.parametrize(
+    ("recalls", "images", "alarm"),
+    [
+        # Chance among 100 images is (0.01 + 0.05 + 0.10) / 3 = 5.3 %.
+        ([0.05, 0.05], 100, None),  # too early to tell
+        ([0.05, 0.05, 0.06], 100, "dev recall 6.0 % is at chance after step 3"),
+        ([0.05, 0.05, 0.07], 100, None),
+        ([0.05, 0.30, 0.14], 100, "dev recall fell from 30.0 to 14.0 % by step 3"),
+        ([0.05, 0.30, 0.16], 100, None),
+        ([0.05, 0.30, 0.01], 100, "is at chance"),
+        ([0.40, 0.10], 100, "fell from 40.0 to 10.0 %"),
+        # Among 10 images chance is already (0.1 + 0.5 + 1) / 3 = 53 %.
+        ([0.50, 0.60, 0.70], 10, None),
+        ([0.50, 0.60, 0.60], 10, "is at chance"),
+    ],
+)
+def test_the_collapse_alarm(recalls, images, alarm):
+    said = collapse_alarm([look(step, recall) for step, recall in enumerate(recalls, 1)], images)
+    assert (said is None) == (alarm is None)
+    if alarm:
+        assert alarm in said
+        assert "lower the learning rate (--set optim.lr=...)" in said
+
+
+def test_the_alarm_is_said_while_training(tmp_path):
+    told = []
+    recipe = tiny.resolved("projection", optim={"lr": 1e-12})
+    train.train(recipe, tmp_path, resume=False, progress=tiny.quiet, say=told.append)
+    assert [line for line in told if line.startswith("collapse: dev recall")]
+
+
+# The plan and the batches
+
+
+def plan(pairs: int, batch: int, epochs: int, evals: int = 4, **more: int) -> Plan:
+    optim = {"batch_size": batch, "epochs": epochs, **more}
+    return Plan.of(tiny.resolved(optim=optim, train={"evals": evals}), pairs)
+
+
+def test_a_plan_by_hand():
+    assert plan(128, 32, 3) == Plan(12, 4, frozenset({3, 6, 9, 12}))
+    assert plan(127, 32, 1, evals=1) == Plan(3, 3, frozenset({3}))
+    assert plan(10, 32, 5, evals=2) == Plan(5, 1, frozenset({2, 5}))
+    assert plan(128, 32, 1, min_steps=10, evals=2) == Plan(10, 4, frozenset({5, 10}))
+    assert plan(64, 32, 1, evals=20) == Plan(2, 2, frozenset({1, 2}))
+
+
+def test_an_epoch_sees_every_pair_once_in_another_order_each_time():
+    loop = loop_for(tiny.resolved())
+    first, second = ([loop.batch(step) for step in range(4 * epoch, 4 * epoch + 4)] for epoch in (0, 1))
+    for epoch in (first, second):
+        assert sorted(np.concatenate(epoch)) == list(range(128))
+    assert not np.array_equal(np.concatenate(first), np.concatenate(second))
+    assert np.array_equal(loop.batch(2), first[2])
+
+
+def test_processes_share_a_batch_between_them(monkeypatch):
+    loop = loop_for(tiny.resolved())
+    whole = loop.batch(5)
+
+    class Other:
+        num_processes = 3
+        process_index = 0
+
+    loop.accelerator = Other()
+    shares = []
+    for Other.process_index in range(3):
+        shares.append(loop.batch(5))
+    assert [len(share) for share in shares] == [10, 10, 10]
+    assert np.array_equal(np.concatenate(shares), whole[:30])
+
+
+# Gradients
+
+
+@pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
+def test_gradients_of_a_batch_in_parts_are_those_of_the_whole(loss):
+    found = []
+    for micro in ({}, {"micro_batch": 5}, {"micro_batch": 32}, {"micro_batch": 1}):
+        loop = loop_for(tiny.resolved("lilt", optim={"loss": loss, **micro}))
+        loop.aligner.train()
+        value = loop.backward(loop.batch(0), seed=3)
+        found.append((value, {name: p.grad for name, p in loop.aligner.trainable().items()}))
+    for value, gradients in found[1:]:
+        assert value == pytest.approx(found[0][0], rel=1e-5)
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, found[0][1][name], rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_parts_drop_out_the_same_both_times():
+    loop = loop_for(tiny.resolved("full", optim={"micro_batch": 8}))
+    loop.aligner.train()
+    pairs = loop.batch(0)
+    value = loop.backward(pairs, seed=3)
+    cached = {name: p.grad.clone() for name, p in loop.aligner.trainable().items()}
+    loop.aligner.zero_grad()
+    made = [loop._encode(part, 3 + number) for number, part in enumerate(np.array_split(pairs, 4))]
+    loss = loop.loss(*map(torch.cat, zip(*made, strict=True)), pairs)
+    loss.backward()
+    assert value == pytest.approx(loss.item(), rel=1e-6)
+    for name, parameter in loop.aligner.trainable().items():
+        torch.testing.assert_close(cached[name], parameter.grad, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_a_gradient_that_is_too_long_is_clipped(tmp_path):
+    one_step = {"grad_clip": 1e-3, "batch_size": 128, "epochs": 1}
+    loop = loop_for(tiny.resolved("projection", optim=one_step))
+    loop.run(tmp_path / "state", resume=False, progress=tiny.quiet, say=tiny.quiet)
+    norm = torch.cat([p.grad.flatten() for p in loop.aligner.trainable().values()]).norm().item()
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+
+
+# Two processes
+
+CASES = {
+    "lilt": tiny.resolved("lilt"),
+    "sigmoid": tiny.resolved("lilt", optim={"loss": "sigmoid"}),
+    "micro": tiny.resolved("lilt", optim={"micro_batch": 5}),
+    "projection": tiny.resolved("projection"),
+}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory, repo) -> Path:
+    """Folder of what two processes made: gradients of single steps, and a whole run."""
+    out = tmp_path_factory.mktemp("two")
+    for name, resolved in CASES.items():
+        raw = {key: value for key, value in tomllib.loads(resolved.to_toml()).items() if key not in ("name", "lang")}
+        (out / f"{name}.toml").write_text(tomli_w.dumps(raw), encoding="utf-8")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]
+    launch += ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1"]
+    command = ["train", "--lang", "en", "--recipe", str(out / "lilt.toml"), "--out", str(out / "run"), "--json"]
+    done = subprocess.run(
+        [*launch, str(repo / "tests" / "two_processes.py"), str(out), *command],
+        capture_output=True, text=True, timeout=600, check=False,
+        env={**os.environ, "PYTHONPATH": str(repo), "GLOO_SOCKET_IFNAME": "lo"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[:3000]
+    (out / "stdout").write_text(done.stdout, encoding="utf-8")
+    (out / "stderr").write_text(done.stderr, encoding="utf-8")
+    return out
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_of_two_processes_are_those_of_one_on_the_same_global_batch(case, pair):
+    alone = two_processes.gradients(CASES[case])
+    loop = two_processes.loop_of(CASES[case])
+    first, second = (loop.stores.image_of[half] for half in np.split(loop.batch(0), 2))
+    assert set(first) & set(second), "an image with one caption in each process is part of the test"
+    for process in range(2):
+        found, _ = storage.load_tensors(pair / f"{case}-{process}.safetensors")
+        assert found.keys() == alone.keys()
+        for name, gradient in alone.items():
+            torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6, msg=f"{case} {name}")
+
+
+def test_two_processes_that_fill_one_store_at_once_both_get_it_whole(pair):
+    # Their gradients come from it and are right, see above.
+    for case in CASES:
+        left = sorted(path.suffix for path in (pair / f"cache-{case}").iterdir())
+        assert left
+        assert left == [".json"] * (len(left) // 2) + [".npy"] * (len(left) // 2)
+
+
+def test_a_run_of_two_processes_measures_what_one_does(pair, whole):
+    found = Run.load_json(pair / "run" / train.RESULT)
+    for look, alone in zip(found.looks, whole.run.looks, strict=True):
+        assert look.loss == pytest.approx(alone.loss, rel=1e-4)
+        assert look.dev_mean_recall == pytest.approx(alone.dev_mean_recall)
+    assert (found.pairs_seen, found.steps) == (whole.run.pairs_seen, whole.run.steps)
+    assert found.untrained == whole.run.untrained
+    assert found.test == whole.run.test
+
+
+def test_two_processes_print_one_result_and_say_everything_once(pair):
+    assert Run.model_validate_json((pair / "stdout").read_text()) == Run.load_json(pair / "run" / train.RESULT)
+    told = [line for line in (pair / "stderr").read_text().splitlines() if line.startswith("training: 12 of 12")]
+    assert len(told) == 1
