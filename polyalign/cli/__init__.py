@@ -11,7 +11,7 @@ from polyalign.errors import UserError
 
 # isort: off
 # In this order the commands stand in `polyalign --help`.
-from polyalign.cli import training, comparing, evaluating, benchmarks, inspecting, caching, pretraining  # noqa: F401
+from polyalign.cli import training, comparing, evaluating, benchmarks, inspecting, caching, pretraining, trimming  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main"]

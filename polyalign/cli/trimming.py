@@ -1,0 +1,61 @@
+"""``polyalign trim``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from polyalign.cli.shared import (
+    DataOption,
+    Json,
+    Offline,
+    Recipe,
+    Set,
+    app,
+    comma_separated,
+    go_offline,
+    resolve,
+)
+
+
+@app.command(epilog="Example: polyalign trim --lang sw,en --text-tower xlm-roberta-base --out ./xlmr-sw-en")
+def trim(
+    lang: Annotated[str, typer.Option(help="Languages to keep, separated by commas.")],
+    text_tower: Annotated[str, typer.Option(help="A Hugging Face encoder by hub name, or a local folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the smaller tower into.")],
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(help="Files of one sentence a line in these languages; else the recipe's training captions."),
+    ] = None,
+    keep: Annotated[int | None, typer.Option(min=1, help="Keep so many of the pieces used, the most frequent.")] = None,
+    recipe: Recipe = "starter",
+    data: DataOption = None,
+    set_: Set = None,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Make a text tower small: keep the pieces of its vocabulary that some languages use."""
+    go_offline(offline)
+    from polyalign import lang as languages
+    from polyalign import progress, tables
+    from polyalign import trim as trimming
+    from polyalign.build import load_table
+    from polyalign.towers.spec import TextSpec
+
+    codes = [languages.load(code).code for code in comma_separated(lang)]
+    sentences = trimming.read(corpus or [])
+    for code in () if corpus else codes:
+        sentences += load_table(resolve(recipe, code, "projection", set_, data=data), "train").captions
+    with progress.display() as report:
+        done = trimming.trim(TextSpec(model=text_tower), sentences, out, langs=codes, keep=keep, progress=report)
+    if as_json:
+        print(done.model_dump_json(indent=2))
+        return
+    alike = f"{done.sentences_alike:,} of {done.sentences:,} sentences are cut and embedded as before"
+    print(f"pieces      {done.pieces[0]:,} -> {done.pieces[1]:,}")
+    print(f"parameters  {done.parameters[0]:,} -> {done.parameters[1]:,}")
+    print(f"weights     {tables.size(done.bytes[0])} -> {tables.size(done.bytes[1])}")
+    print(f"checked     {alike} (largest difference {done.max_difference:g})")
+    print(f"use it with --set text.model={out}")
