@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from polyalign import checkpoint, progress, train
+from polyalign import checkpoint, peers, progress, train
 from polyalign import lang as languages
 from polyalign import recipe as recipes
 from polyalign import suite as suites
@@ -63,12 +63,14 @@ def _nothing(*_: object, **__: object) -> None:
     """Stand for what the main process shows and says."""
 
 
-def open_model(model: str | Path) -> tuple[Encoder, Recipe]:
-    """Load a finished run to evaluate it, with its recipe.
+def open_model(model: str | Path) -> tuple[Encoder, Recipe | None]:
+    """Load what is to be evaluated: a finished run, with its recipe, or a peer (see ``peers``), which has none.
 
     Raises:
-        UserError: there is no finished run.
+        UserError: there is no finished run or no such peer.
     """
+    if peers.is_peer(str(model)):
+        return peers.load(str(model)), None
     aligner, recipe = checkpoint.load(Path(model))
     return Aligned(str(model), aligner, recipe.cache), recipe
 
@@ -76,14 +78,21 @@ def open_model(model: str | Path) -> tuple[Encoder, Recipe]:
 def evaluate(model: str | Path, langs: list[str], split: str, overrides: dict[str, Any], say: Say) -> list[Retrieval]:
     """Measure a finished run in these languages (its own when none is given), on its own source or another.
 
+    A peer has neither: it is told both.
+
     Raises:
-        UserError: there is no finished run, or the source lacks the language or the split.
+        UserError: there is no finished run or peer, or the source lacks the language or the split.
     """
     encoder, recipe = open_model(model)
+    codes = _codes(model, langs, recipe)
+    if recipe is None:
+        if "name" not in overrides.get("source", {}):
+            raise UserError(f"say what to measure {model} on with --data or --suite")
+        recipe = recipes.resolve("starter", codes[0], "projection", {"source": overrides["source"]})
     results = []
     with progress.display() as report:
         photos = Gallery(encoder, report)
-        for code in langs or [recipe.lang]:
+        for code in codes:
             languages.load(code)
             table = recipes.merge(recipe.model_dump(mode="json", exclude_none=True), {**overrides, "lang": code})
             asked = recipes.validate(table, f"{model} with --set")
@@ -93,22 +102,24 @@ def evaluate(model: str | Path, langs: list[str], split: str, overrides: dict[st
     return results
 
 
-def evaluate_suite(
-    model: str | Path,
-    suite: Suite,
-    langs: list[str],
-    say: Say,
-    *,
-    allow_absent: bool,
-) -> SuiteResult:
-    """Measure a finished run on a suite, in these languages (its own when none is given), or in ``all`` there are.
+def evaluate_suite(model: str | Path, suite: Suite, langs: list[str], say: Say, *, allow_absent: bool) -> SuiteResult:
+    """Measure a finished run or a peer on a suite, in these languages (a run's own when none is given) or in ``all``.
 
     Raises:
         UserError: see ``open_model`` and ``suite.run``.
     """
     encoder, recipe = open_model(model)
+    codes = _codes(model, langs, recipe)
     with progress.display() as report:
-        return suites.run(encoder, suite, langs or [recipe.lang], report, say, allow_absent=allow_absent)
+        return suites.run(encoder, suite, codes, report, say, allow_absent=allow_absent)
+
+
+def _codes(model: str | Path, langs: list[str], recipe: Recipe | None) -> list[str]:
+    if langs:
+        return langs
+    if recipe is None:
+        raise UserError(f"{model} has no language of its own: say which with --lang")
+    return [recipe.lang]
 
 
 def next_commands(folder: Path, run: Run) -> list[str]:

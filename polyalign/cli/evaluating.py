@@ -27,7 +27,7 @@ from polyalign.errors import UserError
 
 @app.command("eval", epilog="Example: polyalign eval runs/starter-sw-lilt-s0 --lang sw,de,hi")
 def evaluate(
-    run: Annotated[str, typer.Argument(help="Folder of a finished run.")],
+    run: Annotated[str, typer.Argument(help="Folder of a run; or open_clip:NAME/PRETRAINED, hf:NAME, mclip:NAME.")],
     lang: Annotated[
         str | None, typer.Option(help="Languages, separated by commas; the run's own when not given; all in a suite.")
     ] = None,
@@ -44,7 +44,7 @@ def evaluate(
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Measure retrieval of a trained run, in one language or several, on its own data, other data or a suite."""
+    """Measure retrieval of a trained run or another model in languages, on its own data, other data or a suite."""
     go_offline(offline)
     from polyalign import runs, tables
     from polyalign import suite as suites
