@@ -56,3 +56,22 @@ def test_empty_captions_are_left_out_and_counted(tmp_path):
     table = data.load_split(resolved, "test", tiny.quiet, said.append)
     assert table.image_ids == ("a.png",)
     assert said == ["test: left out 2 empty captions of 3"]
+
+
+def test_images_of_another_test_set_are_kept_out_of_training_and_dev(tmp_path):
+    train, dev = tiny.table("train"), tiny.table("dev")
+    rows = ["image,caption,split"]
+    for image_id, image in ((train.image_ids[3], train.images[3]), (dev.image_ids[0], dev.images[0])):
+        image.open().save(tmp_path / f"other-{image_id}")
+        rows.append(f"other-{image_id},a scene,test")
+    (tmp_path / "captions.csv").write_text("\n".join(rows), encoding="utf-8")
+    other = {"keep_out": [{"name": "folder", "root": str(tmp_path)}]}
+    said = []
+    tables = data.load_tables(tiny.resolved(data={**other, "leakage": "exclude"}), tiny.quiet, said.append)
+    assert train.image_ids[3] not in tables["train"].image_ids
+    assert dev.image_ids[0] not in tables["dev"].image_ids
+    assert [line.partition(":")[0] for line in said] == ["left out of training", "left out of dev"]
+    with pytest.raises(UserError, match="1 of the 2 test images"):
+        data.load_tables(tiny.resolved(data=other), tiny.quiet, tiny.quiet)
+    with pytest.raises(UserError, match=r"data\.keep_out.*no name"):
+        tiny.resolved(data={"keep_out": [{"root": "x"}]})
