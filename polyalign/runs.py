@@ -6,17 +6,17 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from polyalign import checkpoint, peers, progress, train
+from polyalign import checkpoint, labelled, peers, progress, train
 from polyalign import lang as languages
 from polyalign import recipe as recipes
 from polyalign import suite as suites
 from polyalign.data import Say, load_split
 from polyalign.encoders import Aligned, Encoder, Gallery
 from polyalign.errors import UserError
-from polyalign.evaluators import retrieval
+from polyalign.evaluators import retrieval, zeroshot
 from polyalign.process import processes
 from polyalign.recipe import Recipe
-from polyalign.results import Retrieval, Run
+from polyalign.results import Retrieval, Run, ZeroShot
 from polyalign.suite import Suite, SuiteResult
 
 
@@ -112,6 +112,30 @@ def evaluate_suite(model: str | Path, suite: Suite, langs: list[str], say: Say, 
     codes = _codes(model, langs, recipe)
     with progress.display() as report:
         return suites.run(encoder, suite, codes, report, say, allow_absent=allow_absent)
+
+
+def classify(
+    model: str | Path, images: str, lang: str | None, names: Path | None, split: str, prompts: tuple[str, ...]
+) -> ZeroShot:
+    """Classify labelled images without training: a folder of a folder a class, or a Hugging Face dataset.
+
+    Classes are named in English by the data; ``names`` is a file of their names in another language.
+
+    Raises:
+        UserError: see ``open_model``; no labelled images, unreadable ones, or no names in the language.
+    """
+    encoder, recipe = open_model(model)
+    code = languages.load(_codes(model, [lang] if lang else [], recipe)[0])
+    gallery = labelled.from_folder(Path(images)) if Path(images).is_dir() else labelled.from_hub(images, split)
+    if names is not None:
+        gallery = gallery.named(code.code, labelled.read_names(names, code, gallery.classes))
+    elif code.code != gallery.lang:
+        raise UserError(f"the classes of {images} are named in {gallery.lang}: give names in {code.code} with --names")
+    templates, texts, class_of = zeroshot.prompts(gallery, zeroshot.Config(prompts=prompts))
+    with progress.display() as report:
+        shown = encoder.encode_image(gallery.images, report)
+        centres = zeroshot.centres(encoder.encode_text(texts, report), class_of)
+    return zeroshot.score(shown, centres, gallery, templates)
 
 
 def _codes(model: str | Path, langs: list[str], recipe: Recipe | None) -> list[str]:

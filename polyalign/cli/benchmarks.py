@@ -1,12 +1,13 @@
-"""``polyalign datasets`` and ``leakage``: what there is to train and test on, and whether the two share photos."""
+"""``polyalign datasets``, ``leakage`` and ``zeroshot``: what there is to test on, whether training saw it, classes."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from polyalign.cli.shared import Json, app, console, print_json
+from polyalign.cli.shared import Json, Offline, app, console, go_offline, print_json
 
 
 @app.command(epilog="Example: polyalign datasets xm3600")
@@ -50,6 +51,32 @@ def leakage(
         print(found.describe())
     if found.leaks:
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example: polyalign zeroshot runs/my-run ./food101/test --lang sw --names food101.sw.tsv")
+def zeroshot(
+    run: Annotated[str, typer.Argument(help="Folder of a run; or open_clip:NAME/PRETRAINED, hf:NAME, mclip:NAME.")],
+    images: Annotated[str, typer.Argument(help="A folder with a folder for each class, or a Hugging Face dataset.")],
+    lang: Annotated[str | None, typer.Option(help="Language of the prompts; the run's own when not given.")] = None,
+    names: Annotated[
+        Path | None, typer.Option(help="Names of the classes in it: .tsv, .json or Babel-ImageNet's file.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A template with {} for the class; the language's own when not given.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which split of a Hugging Face dataset.")] = "test",
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Classify images by the prompt they are nearest to: top-1, top-5 and the mean over classes."""
+    go_offline(offline)
+    from polyalign import runs, tables
+
+    result = runs.classify(run, images, lang, names, split, tuple(prompt or ()))
+    if as_json:
+        print_json(result.model_dump(mode="json"))
+    else:
+        console().print(tables.zeroshot_table([result]))
 
 
 def _table(text: str, sets: list[str] | None, lang: str, split: str) -> Any:

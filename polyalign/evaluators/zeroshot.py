@@ -34,9 +34,7 @@ def evaluate(aligner: Aligner, gallery: Labelled, config: Config) -> ZeroShot:
     Raises:
         UserError: a template has no ``{}``.
     """
-    templates = _templates(gallery.lang, config)
-    texts = [template.replace("{}", name) for names in gallery.names for name in names for template in templates]
-    class_of = np.repeat(np.arange(len(gallery.names)), [len(names) * len(templates) for names in gallery.names])
+    templates, texts, class_of = prompts(gallery, config)
     # A prompt belongs to no image in particular; the table only carries both to the towers.
     table = PairTable(
         name=gallery.name,
@@ -48,7 +46,19 @@ def evaluate(aligner: Aligner, gallery: Labelled, config: Config) -> ZeroShot:
         image_of=np.zeros(len(texts), dtype=np.int64),
     )
     embedded = embed(aligner, table, batch_size=config.batch_size)
-    return score(embedded.images, _centres(embedded.captions, class_of), gallery, templates)
+    return score(embedded.images, centres(embedded.captions, class_of), gallery, templates)
+
+
+def prompts(gallery: Labelled, config: Config) -> tuple[tuple[str, ...], list[str], metrics.Ints]:
+    """Give the templates, the prompts (P,) that they make of every name, and the class of each prompt (P,).
+
+    Raises:
+        UserError: a template has no ``{}``.
+    """
+    templates = _templates(gallery.lang, config)
+    texts = [template.replace("{}", name) for names in gallery.names for name in names for template in templates]
+    counts = [len(names) * len(templates) for names in gallery.names]
+    return templates, texts, np.repeat(np.arange(len(gallery.names)), counts)
 
 
 def score(
@@ -85,7 +95,7 @@ def _templates(lang: str, config: Config) -> tuple[str, ...]:
     return templates
 
 
-def _centres(prompts: npt.NDArray[np.float32], class_of: metrics.Ints) -> metrics.Floats:
+def centres(prompts: npt.NDArray[np.float32], class_of: metrics.Ints) -> metrics.Floats:
     """Average unit vectors (P, D) by class and bring them back to unit length: (C, D)."""
     starts = np.flatnonzero(np.diff(class_of, prepend=-1))
     centres = np.add.reduceat(prompts.astype(np.float64), starts, axis=0)

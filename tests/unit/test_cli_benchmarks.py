@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from polyalign import catalogue, cli
+from polyalign import catalogue, cli, runs
 from tests import tiny
 
 
@@ -53,3 +53,22 @@ def test_leakage_is_found_by_pixels_and_by_id_and_tells_by_its_exit_code(run, tm
 def test_leakage_between_what_is_not_there_says_so(run, tmp_path):
     code, _, err = run("leakage", "xtd", tmp_path, "--train-set", "rooot=x")
     assert (code, "root=FOLDER" in err) == (2, True)
+
+
+def test_zeroshot_classifies_a_folder_in_the_language_of_its_names(run, tmp_path):
+    folder, photos = tmp_path / "run", tmp_path / "photos"
+    runs.train_into(folder, tiny.resolved(), resume=False, overwrite=False, say=tiny.quiet)
+    for name in ("red", "blue"):
+        (photos / name).mkdir(parents=True)
+        tiny.draw((name,) * 4).save(photos / name / "a.png")
+    code, out, _ = run("zeroshot", folder, photos, "--prompt", "{} then {}", "--json")
+    found = json.loads(out)
+    assert (code, found["classes"], found["images"], found["lang"]) == (0, 2, 2, "en")
+    assert found["templates"] == ["{} then {}"]
+    code, _, err = run("zeroshot", folder, photos, "--lang", "de")
+    assert (code, "give names in de with --names" in err) == (2, True)
+    (tmp_path / "names.tsv").write_text("red\trot\nblue\tblau\n", encoding="utf-8")
+    code, out, _ = run("zeroshot", folder, photos, "--lang", "de", "--names", tmp_path / "names.tsv")
+    assert (code, "photos" in out) == (0, True)
+    code, _, err = run("zeroshot", folder, photos, "--prompt", "a photo")
+    assert (code, "has no {}" in err) == (2, True)

@@ -52,7 +52,7 @@ def test_mean_per_class_has_the_interval_of_its_classes() -> None:
 
 def test_prompts_are_averaged_by_class() -> None:
     prompts = np.array([[1, 0], [0, 1], [0, 1]], dtype=np.float32)
-    centres = zeroshot._centres(prompts, np.array([0, 0, 1]))
+    centres = zeroshot.centres(prompts, np.array([0, 0, 1]))
     np.testing.assert_allclose(centres, [[0.5**0.5, 0.5**0.5], [0, 1]])
 
 
