@@ -20,7 +20,7 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Run the command line; bad input is one line on standard error and exit code 2."""
     try:
-        sys.exit(app(standalone_mode=False))
+        sys.exit(app(prog_name="polyalign", standalone_mode=False))
     except (UserError, typer.TyperException) as error:
         message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
         if message:  # a group of commands without one of them has shown its help
