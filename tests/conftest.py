@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 REPO = Path(__file__).resolve().parents[1]
+
+# A shell that runs the tests in the background may have Ctrl-C ignored, and children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Libraries read these when they are imported, so they are set before any of them is. Sockets are closed by
 # pytest-socket (see pyproject.toml); a process that a test starts is held offline by the environment.
