@@ -95,9 +95,12 @@ def fit(wanted: Mapping[K, Recipe], work: Path, workers: Pool) -> dict[K, Fit]:
     """Search for each recipe with a bound on its memory how it keeps to that; the others are not in the answer."""
     fits = {key: Fit(recipe) for key, recipe in wanted.items() if recipe.train.max_memory_bytes is not None}
     while probes := {search: probe for search in fits.values() if (probe := search.probe(work)) is not None}:
-        open_probes = [probe for probe in probes.values() if probe.peak() is None]
-        known = len(probes) - len(open_probes)
+        # Budgets that differ in their size alone ask for the same measurement.
+        by_folder = {probe.folder: probe for probe in probes.values()}
+        open_probes = [probe for probe in by_folder.values() if probe.peak() is None]
+        known = len(by_folder) - len(open_probes)
         failed = workers.run(open_probes, "measuring memory", already=known, done=lambda probe: None)
+        ended = {probe.folder: how for probe, how in failed.items()}
         for search, probe in probes.items():
-            search.learn(probe.peak(), failed.get(probe))
+            search.learn(probe.peak(), ended.get(probe.folder))
     return fits
