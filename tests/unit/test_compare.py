@@ -1,0 +1,477 @@
+"""A grid of tiny towers: once in processes of their own as a user would, else in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import polyalign
+from polyalign import cli, compare, fitting, pool, report, runs, storage, train
+from polyalign.compare import Grid, Job
+from polyalign.data import load_tables
+from polyalign.errors import UserError
+from polyalign.fitting import Fit
+from polyalign.pool import Ended
+from polyalign.results import Look, Run
+from tests import tiny
+from tests.unit.test_results import a_retrieval, a_run
+
+
+class Here:
+    """A pool that does its jobs in this process, one after the other, and remembers them."""
+
+    def __init__(self) -> None:
+        self.made: list[Any] = []
+        self.tasks: list[str] = []
+
+    def run(self, jobs: Sequence[Any], task: str, *, already: int, done: Callable[[Any], None]) -> dict[Any, Ended]:
+        failed = {}
+        self.tasks += [task] if jobs else []
+        for job in jobs:
+            self.made.append(job)
+            try:
+                self.make(job)
+                done(job)
+            except UserError as error:
+                failed[job] = Ended(str(error), bad_input=True)
+        return failed
+
+    def make(self, job: Job) -> None:
+        runs.train_into(job.folder, job.recipe, resume=True, overwrite=False, say=tiny.quiet)
+
+
+class Told(Here):
+    """Trains nothing: ``dev`` and ``noise`` of the test say by the recipe what came of it; ``cannot`` fail."""
+
+    def __init__(
+        self, dev: Any = lambda recipe: 0.5, noise: Any = lambda recipe: 2.0, cannot: Sequence[str] = ()
+    ) -> None:
+        super().__init__()
+        self.dev, self.noise, self.cannot = dev, noise, cannot
+
+    def make(self, job: Job) -> None:
+        name = job.recipe.strategy["name"]
+        if name in self.cannot:
+            raise UserError(f"{name} cannot")
+        look = Look(step=1, seconds=1, loss=1, dev_mean_recall=self.dev(job.recipe))
+        a_run(
+            recipe=job.recipe.model_dump(mode="json", exclude_none=True),
+            lang=job.recipe.lang,
+            strategy=name,
+            towers=job.recipe.strategy["towers"],
+            budget=job.recipe.budget,
+            seed=job.recipe.train.seed,
+            versions={"polyalign": polyalign.__version__},
+            test=(a_retrieval(self.noise(job.recipe)),),
+            looks=(look,),
+        ).save_json(job.folder / train.RESULT)
+
+
+@pytest.fixture
+def recipe(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tiny.write(tmp_path / "tiny.toml")
+
+
+def grid(recipe: Path | str, *strategies: str, **changes: Any) -> Grid:
+    """Compare in English with one seed, unless it is said otherwise."""
+    fields: dict[str, Any] = {
+        "recipes": (str(recipe),),
+        "langs": ("en",),
+        "budgets": (),
+        "strategies": strategies or ("projection",),
+        "seeds": 1,
+        "overrides": {},
+        "out": Path("eval"),
+        "work": Path("runs/compare"),
+    }
+    return Grid(**{**fields, **changes})
+
+
+def compared(wide: Grid, workers: Here | None = None, *, tune: bool = False, say: Any = tiny.quiet) -> Here:
+    workers = workers or Told()
+    compare.compare(wide, workers, say, tune=tune)  # type: ignore[arg-type]
+    return workers
+
+
+def results() -> dict[str, Run]:
+    return {path.stem: Run.load_json(path) for path in sorted(Path("eval", report.RUNS).glob("*.json"))}
+
+
+def page() -> str:
+    return Path("eval", "en.md").read_text(encoding="utf-8")
+
+
+# Once, as a user would: in processes of their own, of which one is killed and one cannot be made
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, repo) -> Iterator[tuple[int, str]]:
+    """Three strategies by two seeds on a convolutional tower, one worker killed in the middle: exit code and words."""
+    folder = tmp_path_factory.mktemp("grid")
+    path = tiny.write(folder / "tiny.toml", vision={"model": str(tiny.conv())})
+    python = folder / "python"
+    python.write_text(
+        f'#!/bin/sh\ncase "$*" in *-lit-*-s0-*) if mkdir {folder}/once 2>/dev/null; then shift 2; '
+        f'exec {sys.executable} {repo}/tests/stopped.py SIGKILL 6 "$@"; fi;; esac\nexec {sys.executable} "$@"\n'
+    )
+    python.chmod(0o755)
+    arguments = ["compare", "--recipe", str(path), "--lang", "en", "--strategies", "projection,lit,lilt"]
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as said:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["polyalign", *arguments, "--seeds", "2", "--workers", "2"])
+        patch.setattr(sys, "executable", str(python))
+        patch.setenv("PYTHONPATH", str(repo))
+        patch.setattr(signal, "signal", lambda *_: None)
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        yield caught.value.code, said.getvalue()
+
+
+@pytest.mark.slow
+def test_one_strategy_that_cannot_be_made_leaves_the_others(whole):
+    code, said = whole
+    assert code == 2
+    last = said.splitlines()[-1]
+    assert last.startswith("error: the tables are written, but 2 runs could not be made: tiny-en-lilt-all-s0: ")
+    assert "use --towers text" in last
+    assert "Traceback" not in said
+    assert set(results()) == {f"tiny-en-{name}-all-s{seed}" for name in ("projection", "lit") for seed in (0, 1)}
+    assert "| **lit**" in page() or "| **projection**" in page()
+    assert "- Left out: lilt: " in page()
+    assert "(seed 0, 1)." in page()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_goes_on_from_its_state_and_the_table_says_so(whole):
+    assert {name: run.retries for name, run in results().items() if run.retries} == {"tiny-en-lit-all-s0": 1}
+    assert "- Begun again because a worker died: lit, text tower 1." in page()
+    (folder,) = Path("runs/compare").glob("tiny-en-lit-all-s0-*")
+    assert "going on after step 4 of 12" in (folder / pool.LOG).read_text()
+
+
+@pytest.mark.slow
+def test_progress_shows_runs_done_and_time_left(whole):
+    lines = [line for line in whole[1].splitlines() if line.startswith("runs: ")]
+    assert lines[0] == "runs: 0 of 6"
+    assert lines[-1].startswith("runs: 6 of 6 tiny-en-")
+    assert all(", about 0:" in line and " left " in line for line in lines[1:-1])
+
+
+@pytest.mark.slow
+def test_what_was_made_by_processes_is_not_made_again(whole):
+    path = next(Path().glob("*.toml")).resolve()
+    assert compared(grid(path, "projection", "lit", seeds=2)).made == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_then_the_same_command_goes_on(tmp_path, monkeypatch, repo):
+    monkeypatch.chdir(tmp_path)
+    path = tiny.write(tmp_path / "tiny.toml", optim={"epochs": 200}, train={"evals": 200, "patience": 1000})
+    command = [sys.executable, "-m", "polyalign", "compare", "--recipe", str(path), "--lang", "en",
+               "--strategies", "lilt", "--set", "test.knowledge=false"]  # fmt: skip
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    limit = time.monotonic() + 300
+    while not list(Path("runs/compare").glob(f"*/{train.STATE}")):
+        assert process.poll() is None
+        assert time.monotonic() < limit
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGINT)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "interrupted; the same command goes on where it stopped"
+    assert "Traceback" not in said
+    assert not Path("eval").exists()
+    (folder,) = Path("runs/compare").iterdir()
+    assert (
+        f"interrupted; go on with the same command and --resume (the state is in {folder.resolve()})"
+        in (folder / pool.LOG).read_text()
+    )
+    told = []
+    monkeypatch.setattr(runs, "train_into", lambda *a, say, train=runs.train_into, **k: train(*a, say=told.append, **k))
+    compared(grid(path, "lilt", overrides={"test": {"knowledge": False}}), Here())
+    assert told[0].startswith("going on after step ")
+    assert results()["tiny-en-lilt-all-s0"].steps == 800
+    assert results()["tiny-en-lilt-all-s0"].retries == 0
+
+
+# What is made, and what is made again
+
+
+def names(workers: Here) -> list[str]:
+    return [job.result.stem for job in workers.made]
+
+
+def test_the_first_seed_of_all_comes_before_the_second_of_any(recipe):
+    workers = compared(grid(recipe, "projection", "bitfit", seeds=2))
+    strategies = ("projection", "bitfit")
+    assert names(workers) == [f"tiny-en-{name}-all-s{seed}" for seed in (0, 1) for name in strategies]
+
+
+def test_what_is_done_is_skipped_and_made_again_when_the_recipe_or_the_version_changes(recipe, monkeypatch):
+    assert len(compared(grid(recipe, "projection", "bitfit")).made) == 2
+    assert compared(grid(recipe, "projection", "bitfit")).made == []
+    assert names(compared(grid(recipe, "projection", "lora"))) == ["tiny-en-lora-all-s0"]
+    shorter = grid(recipe, "projection", "bitfit", overrides={"optim": {"epochs": 2}})
+    assert len(compared(shorter).made) == 2
+    assert results()["tiny-en-bitfit-all-s0"].recipe["optim"]["epochs"] == 2
+    monkeypatch.setattr(polyalign, "__version__", "9.9.9")
+    assert len(compared(shorter).made) == 2
+    assert results()["tiny-en-bitfit-all-s0"].versions["polyalign"] == "9.9.9"
+
+
+def test_results_that_are_gone_are_collected_again_without_training(recipe):
+    compared(grid(recipe))
+    (path,) = Path("eval/runs").iterdir()
+    before = path.read_bytes()
+    path.unlink()
+    assert compared(grid(recipe)).made == []
+    assert path.read_bytes() == before
+
+
+def test_where_nothing_can_be_made_there_are_no_tables(recipe):
+    with pytest.raises(UserError, match="none of the 2 runs could be made: lilt cannot"):
+        compared(grid(recipe, "lilt", seeds=2), Told(cannot=["lilt"]))
+    assert not Path("eval/README.md").exists()
+
+
+def test_a_reason_is_forgotten_when_the_run_is_made_after_all(recipe):
+    with pytest.raises(UserError, match=r"1 runs could not be made: tiny-en-lilt-all-s0: lilt cannot$"):
+        compared(grid(recipe, "projection", "lilt"), Told(cannot=["lilt"]))
+    assert "- Left out: lilt: lilt cannot (seed 0)." in page()
+    report.write(Path("eval"))
+    assert "- Left out: lilt: lilt cannot (seed 0)." in page()
+    compared(grid(recipe, "projection", "lilt"))
+    assert "Left out" not in page()
+
+
+# What is in the grid
+
+
+def test_pairs_are_the_same_for_every_strategy_and_seed_and_nested_over_budgets(recipe):
+    wide = grid(recipe, "projection", "lilt", "full", budgets=("20-pairs", "60-pairs"))
+    drawn: dict[str | None, set[tuple[tuple[str, str], ...]]] = {}
+    for cell in wide.cells():
+        for seed in (0, 1):
+            table = load_tables(wide.job(cell, seed).recipe, tiny.quiet, tiny.quiet)["train"]
+            images = [table.image_ids[image] for image in table.image_of]
+            drawn.setdefault(cell.budget, set()).add(tuple(zip(images, table.captions, strict=True)))
+    assert [len(found) for found in drawn.values()] == [1, 1]
+    small, large = (set(drawn[budget].pop()) for budget in ("20-pairs", "60-pairs"))
+    assert (len(small), len(large)) == (20, 60)
+    assert small < large
+
+
+def test_without_names_the_recipes_languages_and_the_strategies_that_answer_are_taken():
+    wide = grid("starter", langs=(), strategies=())
+    assert {cell.lang for cell in wide.cells()} == {"sw"}
+    assert tuple(cell.strategy for cell in wide.cells()) == compare.STRATEGIES
+    recipe = wide.job(wide.cells()[0], seed=0).recipe
+    assert recipe.data.budget == "10k-pairs"
+    assert recipe.test.knowledge
+    assert set(recipe.test.languages) >= {"en", "de"}
+
+
+def only(wide: Grid) -> Job:
+    (cell,) = wide.cells()
+    return wide.job(cell, seed=0)
+
+
+def test_the_language_trained_on_is_none_that_it_carries_over_to():
+    languages = only(grid("starter", langs=("de",))).recipe.test.languages
+    assert "en" in languages
+    assert "de" not in languages
+
+
+def test_other_data_is_asked_for_no_language_it_may_not_speak_and_has_results_of_its_own():
+    own = only(grid("starter"))
+    other = only(grid("starter", overrides={"source": {"name": "folder", "root": str(tiny.data())}}))
+    assert own.result.stem == "starter-en-projection-10k-pairs-s0"
+    assert other.result.stem == "starter-en-projection-10k-pairs-s0-quarters"
+    assert other.recipe.test.languages == ()
+    assert other.recipe.test.knowledge
+
+
+def test_what_the_user_sets_wins():
+    wide = grid("starter", overrides={"test": {"languages": ["am"], "knowledge": False}})
+    found = only(wide).recipe.test
+    assert (found.languages, found.knowledge) == (("am",), False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"strategies": ("projection", "lillt")}, 'unknown strategy "lillt": did you mean "lilt"?'),
+        ({"langs": ("en", "swx")}, 'unknown language "swx": did you mean "sw"?'),
+        ({"budgets": ("20-pairs", "1k-pears")}, '"1k-pears" is not a budget'),
+        ({"budgets": ("20-pairs+60-pairs",)}, "two budgets of one kind"),
+        ({"overrides": {"optim": {"lrr": 1}}}, 'did you mean "lr"'),
+        ({"recipes": ("starter", "strater")}, 'unknown recipe "strater": did you mean "starter"?'),
+        ({"recipes": ("starter", "other/starter.toml")}, 'two recipes are called "starter"'),
+    ],
+)
+def test_a_wrong_name_is_told_before_anything_is_trained(changes, said, recipe):
+    workers = Told()
+    with pytest.raises(UserError) as caught:
+        compared(grid(recipe, **changes), workers)
+    assert said in str(caught.value)
+    assert workers.made == []
+
+
+# Tuning
+
+
+def test_the_learning_rate_is_chosen_on_dev_and_never_on_test(recipe):
+    dev = {0.0009: 0.3, 0.003: 0.2, 0.009: 0.1}
+    workers = Told(dev=lambda found: dev[found.optim.lr], noise=lambda found: 0.003 / found.optim.lr)
+    compared(grid(recipe, "bitfit", seeds=2), workers, tune=True)
+    assert workers.tasks == ["tuning on dev", "runs"]
+    found = results()
+    assert set(found) == {"tiny-en-bitfit-all-s0", "tiny-en-bitfit-all-s1"}
+    assert {run.recipe["optim"]["lr"] for run in found.values()} == {0.0009}
+    assert {run.tuned["optim.lr"] for run in found.values()} == {(0.0009, 0.003, 0.009)}
+    assert "Tuned on dev, never on test: `optim.lr` from 0.0009, 0.003, 0.009; chosen: 0.0009." in page()
+
+
+def test_every_strategy_is_tuned_over_as_many_values(recipe):
+    workers = compared(grid(recipe, "projection", "lilt", "full"), tune=True)
+    trials = [job for job in workers.made if "tuning" in job.result.parts]
+    assert sorted(job.recipe.strategy["name"] for job in trials) == sorted(["projection", "lilt", "full"] * 3)
+    assert {job.recipe.train.seed for job in trials} == {0}
+
+
+def test_tuned_runs_are_not_tuned_again_and_are_told_to_be_tuned_where_the_preset_won(recipe):
+    preset = Told(dev=lambda found: found.optim.lr == 0.003)
+    compared(grid(recipe))
+    assert "Nothing was tuned" in page()
+    compared(grid(recipe), preset, tune=True)
+    assert "chosen: 0.003." in page()
+    assert compared(grid(recipe), tune=True).made == []
+    compared(grid(recipe))
+    assert "chosen: 0.003." in page()
+
+
+# Time and memory
+
+
+def test_recipes_compete_where_time_is_what_all_are_given(recipe):
+    other = tiny.write(recipe.parent / "wider.toml", projection={"dim": 24})
+    wide = grid(recipe, "projection", "lilt", recipes=(str(recipe), str(other)), budgets=("20min", "20-pairs"))
+    compared(wide, Told(noise=lambda found: 1.0 if found.name == "wider" else 3.0))
+    assert {run.budget for run in results().values()} == {"20min", "20-pairs"}
+    found = {(contest.budget, contest.recipes): contest for contest in report.load(Path("eval"))}
+    assert set(found) == {("20min", ("tiny", "wider")), ("20-pairs", ("tiny",)), ("20-pairs", ("wider",))}
+    names = {entry.name for entry in found["20min", ("tiny", "wider")].entries}
+    assert names == {f"{name}, recipe {one}" for name in ("projection", "lilt") for one in ("tiny", "wider")}
+    assert found["20min", ("tiny", "wider")].entries[0].name.endswith("recipe wider")
+    assert "the same time or memory, recipes tiny, wider" in page()
+    assert not [path for path in Path("eval/figures").iterdir() if "compute-pairs" in path.name]
+    assert f"Towers: {tiny.vision()} and {tiny.text()}." in page()
+
+
+class Measured(Told):
+    """Holds so many bytes for every pair in the towers at a time, on top of what the libraries do."""
+
+    def __init__(self, each: dict[str, int], base: int = 100, **more: Any) -> None:
+        super().__init__(**more)
+        self.each, self.base = each, base
+
+    def make(self, job: Any) -> None:
+        if not isinstance(job, fitting.Probe):
+            super().make(job)
+            return
+        name = job.recipe.strategy["name"]
+        if name in self.cannot:
+            raise UserError(f"{name} cannot")
+        held = self.base + self.each[name] * job.recipe.optim.micro_batch
+        storage.write_text(Path(job.command[-1]), json.dumps({"bytes": held}))
+
+
+def test_memory_is_kept_to_by_the_largest_power_of_two_and_the_batch_stays(recipe):
+    told = []
+    workers = Measured({"projection": 10, "lilt": 50, "full": 1000})
+    compared(grid(recipe, "projection", "lilt", "full", budgets=("1KiB",)), workers, say=told.append)
+    found = {run.strategy: run.recipe for run in results().values()}
+    assert {name: one["optim"]["micro_batch"] for name, one in found.items()} == {"projection": 32, "lilt": 16}
+    assert {one["optim"]["batch_size"] for one in found.values()} == {32}
+    assert {one["train"]["max_memory_bytes"] for one in found.values()} == {1024}
+    why = "holds 1.1 KiB at a micro-batch of 1, more than the 1.0 KiB allowed"
+    assert told == [f"left out: tiny-en-full-1KiB-s0 {why}"]
+    assert f"- Left out: full, recipe tiny: {why} (seed 0)." in page()
+    assert "Pairs in the towers at a time: lilt 16; projection 32; the loss is of the whole batch." in page()
+
+
+def test_memory_is_measured_once_for_all_budgets_and_seeds(recipe):
+    sizes = ("1KiB", "2KiB", "500KiB")
+    workers = compared(grid(recipe, "lilt", budgets=sizes, seeds=2), Measured({"lilt": 50}))
+    measured = [job.recipe.optim.micro_batch for job in workers.made if isinstance(job, fitting.Probe)]
+    assert len(measured) == len(set(measured))
+    again = compared(grid(recipe, "lilt", budgets=("800KiB",)), Measured({"lilt": 50}))
+    assert [type(job) for job in again.made] == [Job]
+
+
+def test_memory_that_nothing_keeps_to_is_an_error(recipe):
+    with pytest.raises(UserError, match="none of the 2 settings can be trained within that memory: allow more"):
+        compared(grid(recipe, "lilt", "full", budgets=("1KiB",)), Measured({"lilt": 5000, "full": 5000}))
+
+
+def test_bad_input_is_told_as_such_under_a_budget_of_memory_too(recipe):
+    workers = Measured({"projection": 10}, cannot=["lilt"])
+    with pytest.raises(UserError, match=r"1 runs could not be made: tiny-en-lilt-1KiB-s0: lilt cannot$"):
+        compared(grid(recipe, "projection", "lilt", budgets=("1KiB",)), workers)
+    assert [type(job).__name__ for job in workers.made] == ["Probe", "Probe", "Job", "Job"]
+
+
+@pytest.mark.parametrize("batch", [2, 3, 32, 100, 256])
+@pytest.mark.parametrize("allowed", [0, 1, 2, 3, 31, 32, 33, 99, 100, 255, 256, 10_000])
+def test_the_search_finds_what_trying_all_would(batch, allowed, tmp_path):
+    recipe = tiny.resolved(optim={"batch_size": batch}, train={"max_memory_bytes": allowed + 1})
+    search, tried = Fit(recipe), []
+    while (probe := search.probe(tmp_path)) is not None:
+        tried.append(probe.recipe.optim.micro_batch)
+        search.learn(tried[-1] + 1, None)
+    all_sizes = sorted({2**power for power in range(9) if 2**power < batch} | {batch})
+    assert search.micro_batch == max([size for size in all_sizes if size <= allowed], default=None)
+    assert tried[0] == batch
+    assert len(tried) <= 5
+
+
+def test_a_size_that_cannot_be_measured_is_taken_for_too_large(tmp_path):
+    search = Fit(tiny.resolved(train={"max_memory_bytes": 100}))
+    while (probe := search.probe(tmp_path)) is not None:
+        killed = probe.recipe.optim.micro_batch > 4
+        search.learn(None if killed else 50, Ended("its process was killed by SIGKILL: ...") if killed else None)
+    assert search.micro_batch == 4
+
+
+@pytest.mark.slow
+def test_measured_memory_is_what_training_holds_and_less_in_smaller_parts(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYALIGN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    wide = {"vision": {"model": str(tiny.vision(embed_dim=128, num_heads=4))}, "optim": {"batch_size": 128}}
+    held, peaks = {}, {}
+    for name, micro in (("whole", None), ("parts", 4)):
+        sections = {**wide, "optim": {**wide["optim"], **({"micro_batch": micro} if micro else {})}}
+        found = tiny.resolved("full", **sections, train={"max_memory_bytes": 2**40})
+        path = tmp_path / f"{name}.toml"
+        path.write_text(found.to_toml(), encoding="utf-8")
+        polyalign_ = [sys.executable, "-m", "polyalign"]
+        done = subprocess.run([*polyalign_, "memory", str(path), "--json"], capture_output=True, text=True, check=True)
+        held[name] = json.loads(done.stdout)["bytes"]
+        subprocess.run(
+            [*polyalign_, "repeat", str(path), "--out", str(tmp_path / name)], check=True, capture_output=True
+        )
+        peaks[name] = Run.load_json(tmp_path / name / train.RESULT).peak_memory_bytes
+    assert held["parts"] < held["whole"]
+    assert peaks == pytest.approx(held, rel=0.05)
