@@ -29,6 +29,8 @@ from polyalign.recipe import Cache
 from polyalign.towers.text import TextTower, Tokens
 from polyalign.towers.vision import VisionTower
 
+folder = storage.cache_folder
+
 _BATCH = 64
 
 
@@ -66,11 +68,6 @@ def _tensor(values: npt.NDArray[Any], device: torch.device | str) -> torch.Tenso
     """Move to the device; half-precision hidden states go back to float32, pixels stay uint8."""
     tensor = torch.from_numpy(np.ascontiguousarray(values)).to(device)
     return tensor.float() if tensor.dtype == torch.float16 else tensor
-
-
-def folder() -> Path:
-    """Give the cache folder: ``$POLYALIGN_CACHE``, or ``~/.cache/polyalign``."""
-    return Path(os.environ.get("POLYALIGN_CACHE") or Path.home() / ".cache" / "polyalign")
 
 
 @torch.no_grad()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 from pydantic import BaseModel, ConfigDict
 
+from polyalign import image_prints
 from polyalign.errors import UserError
-from polyalign.pairs import CorruptImageError, EncodedImage, ImageRef, PairTable
+from polyalign.pairs import EncodedImage, PairTable
 from polyalign.progress import Progress
 
 _NAMED = 5
@@ -53,17 +52,13 @@ class ImageReport(BaseModel):
 
 def inspect_images(table: PairTable, progress: Progress | None = None) -> ImageReport:
     """Open every image that is decoded from bytes and report those that are missing or corrupt."""
-    encoded = [i for i, image in enumerate(table.images) if isinstance(image, EncodedImage)]
+    encoded = {i: image for i, image in enumerate(table.images) if isinstance(image, EncodedImage)}
     missing: list[BadImage] = []
     corrupt: list[BadImage] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        problems = pool.map(_problem, [table.images[i] for i in encoded])
-        for done, (i, problem) in enumerate(zip(encoded, problems, strict=True), start=1):
-            if progress is not None:
-                progress("checking images", done, len(encoded))
-            if problem is not None:
-                is_missing, reason = problem
-                (missing if is_missing else corrupt).append(BadImage(image_id=table.image_ids[i], reason=reason))
+    for i, one in zip(encoded, image_prints.look(list(encoded.values()), progress), strict=True):
+        if one.problem is not None:
+            kind = missing if one.is_missing else corrupt
+            kind.append(BadImage(image_id=table.image_ids[i], reason=one.problem))
     return ImageReport(images=len(table.images), missing=tuple(missing), corrupt=tuple(corrupt))
 
 
@@ -90,18 +85,6 @@ def _remedy(report: ImageReport) -> str:
     if len(report.missing) == report.images:
         return "none is there, is the image folder the right one? mend it"
     return "mend them"
-
-
-def _problem(image: ImageRef) -> tuple[bool, str] | None:
-    """Open the image and say what is wrong: whether it is missing, and the reason."""
-    assert isinstance(image, EncodedImage)
-    try:
-        image.open_small(1)
-    except FileNotFoundError as error:
-        return True, str(error)
-    except CorruptImageError as error:
-        return False, str(error)
-    return None
 
 
 def _name(bad: tuple[BadImage, ...], say: Callable[[BadImage], str]) -> str:

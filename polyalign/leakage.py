@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import imagehash
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from polyalign import image_ids
+from polyalign import image_ids, image_prints
 from polyalign.errors import UserError
-from polyalign.pairs import CorruptImageError, EncodedImage, ImageRef, PairTable, open_small
+from polyalign.image_prints import Print
+from polyalign.pairs import EncodedImage, ImageRef, PairTable
 from polyalign.progress import Progress
 
 # Measured on Flickr8k's photos: a copy saved as JPEG of quality 10 to 30 or resized lies within 10 bits (of 64), 7
@@ -27,8 +24,6 @@ _MAX_RMS = 10.0
 _MAX_LEVELS = 60
 # Farther apart than this, two images that are merely named alike are two images; a copy cropped by 5 % lies within.
 _NAMESAKE_RMS = 40.0
-_THUMB_PX = 16
-_HASH_FROM_PX = 64
 _BLOCK = 1 << 17
 
 Floats = npt.NDArray[np.float32]
@@ -95,7 +90,7 @@ def check(train: PairTable, test: PairTable, *, pixels: bool = True, progress: P
         if certain or not pixels or _may_be_one(train.images[i], test.images[j]):
             found.add(i, j, "id")
     if pixels:
-        ours, theirs = (_fingerprints(table, progress) for table in (train, test))
+        ours, theirs = (_prints(table.images, progress) for table in (train, test))
         for i, j in _by_pixels(ours, theirs):
             found.add(i, j, "pixels")
     return LeakageReport(
@@ -144,13 +139,13 @@ class _Found:
 
 def _by_id(train: PairTable, test: PairTable) -> Iterator[tuple[int, int, bool]]:
     """Yield pairs with one key, one photo or one plain id, and whether that makes them one for certain."""
-    keys = {_key(image): i for i, image in enumerate(train.images)}
+    keys = {image_prints.key(image): i for i, image in enumerate(train.images)}
     named: dict[str, list[int]] = {}
     photos = [image_ids.photo(image_id) for image_id in train.image_ids]
     for i, image_id in enumerate(train.image_ids):
         named.setdefault(image_ids.plain(image_id), []).append(i)
     for j, (image_id, image) in enumerate(zip(test.image_ids, test.images, strict=True)):
-        key = _key(image)
+        key = image_prints.key(image)
         if key is not None and key in keys:
             yield keys[key], j, True
         photo = image_ids.photo(image_id)
@@ -160,50 +155,14 @@ def _by_id(train: PairTable, test: PairTable) -> Iterator[tuple[int, int, bool]]
                 yield i, j, both_known
 
 
-def _key(image: ImageRef) -> str | None:
-    try:
-        return image.key()
-    except OSError:  # missing, so that only its id is known
-        return None
+def _prints(images: Sequence[ImageRef], progress: Progress | None) -> dict[int, Print]:
+    """Give by index what images look like that are decoded from bytes, less those that are missing or corrupt."""
+    encoded = {i: image for i, image in enumerate(images) if isinstance(image, EncodedImage)}
+    found = image_prints.look(list(encoded.values()), progress)
+    return {i: one for i, one in zip(encoded, found, strict=True) if one.problem is None}
 
 
-@dataclass(frozen=True)
-class _Fingerprint:
-    bits: npt.NDArray[np.bool_]
-    thumb: npt.NDArray[np.uint8]
-
-
-# By key, so that a test set checked against many training sets, or the other way round, is hashed once.
-_HASHED: dict[str, _Fingerprint] = {}
-
-
-def _fingerprint(image: ImageRef) -> _Fingerprint | None:
-    """Hash an image that is decoded from bytes; nothing if it is drawn, missing or corrupt."""
-    if not isinstance(image, EncodedImage) or (key := _key(image)) is None:
-        return None
-    if key not in _HASHED:
-        try:
-            small = open_small(image, _HASH_FROM_PX)
-        except (FileNotFoundError, CorruptImageError):
-            return None
-        thumb = np.asarray(small.resize((_THUMB_PX, _THUMB_PX), Image.Resampling.BOX))
-        _HASHED[key] = _Fingerprint(imagehash.dhash(small).hash.ravel(), thumb.ravel())
-    return _HASHED[key]
-
-
-def _fingerprints(table: PairTable, progress: Progress | None) -> dict[int, _Fingerprint]:
-    """Hash all images on all cores, by index."""
-    prints = {}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for i, one in enumerate(pool.map(_fingerprint, table.images)):
-            if one is not None:
-                prints[i] = one
-            if progress is not None:
-                progress(f"hashing images of {table.name}", i + 1, len(table.images))
-    return prints
-
-
-def _by_pixels(train: dict[int, _Fingerprint], test: dict[int, _Fingerprint]) -> Iterator[tuple[int, int]]:
+def _by_pixels(train: dict[int, Print], test: dict[int, Print]) -> Iterator[tuple[int, int]]:
     """Yield the pairs whose hashes are near and whose thumbnails are alike."""
     if not train or not test:
         return
@@ -228,7 +187,7 @@ class _Side:
     means: Floats
 
     @classmethod
-    def of(cls, prints: dict[int, _Fingerprint]) -> _Side:
+    def of(cls, prints: dict[int, Print]) -> _Side:
         bits = np.stack([one.bits for one in prints.values()])
         thumbs = np.stack([one.thumb for one in prints.values()]).astype(np.float32)
         return cls(list(prints), bits.astype(np.float32) * 2 - 1, thumbs, thumbs.mean(axis=1))
@@ -255,7 +214,7 @@ def _may_be_one(a: ImageRef, b: ImageRef) -> bool:
     """
     if not isinstance(a, EncodedImage) and not isinstance(b, EncodedImage):
         return False
-    ours, theirs = _fingerprint(a), _fingerprint(b)
-    if ours is None or theirs is None:
+    prints = _prints((a, b), None)
+    if len(prints) < 2:
         return True
-    return bool(_rms(ours.thumb.astype(np.float32) - theirs.thumb) <= _NAMESAKE_RMS)
+    return bool(_rms(prints[0].thumb.astype(np.float32) - prints[1].thumb) <= _NAMESAKE_RMS)

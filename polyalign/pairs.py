@@ -70,11 +70,6 @@ def decode(source: Path | BinaryIO, px: int | None = None) -> Image.Image:
         raise CorruptImageError(reason) from error
 
 
-def open_small(image: ImageRef, px: int) -> Image.Image:
-    """Decode with sides of at least ``px`` if the image has them, as cheaply as can be."""
-    return image.open_small(px) if isinstance(image, EncodedImage) else image.open()
-
-
 @dataclass(frozen=True)
 class FileImage:
     """An image in a file."""

@@ -14,6 +14,11 @@ from safetensors.torch import save_file
 from polyalign.errors import UserError
 
 
+def cache_folder() -> Path:
+    """Give the folder of what is kept to be computed once: ``$POLYALIGN_CACHE``, or ``~/.cache/polyalign``."""
+    return Path(os.environ.get("POLYALIGN_CACHE") or Path.home() / ".cache" / "polyalign")
+
+
 def write(path: Path, fill: Callable[[Path], None]) -> None:
     """Let ``fill`` write a temporary file beside ``path``, then move it there in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from polyalign.pairs import CorruptImageError, EncodedImage, FileImage, PairTable, decode, open_small
+from polyalign.pairs import CorruptImageError, EncodedImage, FileImage, PairTable, decode
 
 
 class Drawn:
@@ -127,10 +127,9 @@ def test_a_small_version_is_a_scale_of_the_format_and_no_smaller_than_asked(tmp_
     assert FileImage(tmp_path / "a.png").open_small(64).size == (800, 400)
 
 
-def test_what_is_drawn_has_no_small_version_and_is_opened_whole():
+def test_what_is_drawn_has_no_small_version():
     assert not isinstance(Drawn(1), EncodedImage)
     assert isinstance(FileImage(Path("a.jpg")), EncodedImage)
-    assert open_small(Drawn(1), 2).size == (8, 8)
 
 
 def test_a_key_changes_with_the_file(tmp_path):
