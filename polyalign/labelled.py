@@ -15,7 +15,6 @@ from PIL import Image
 from polyalign.errors import UserError, did_you_mean
 from polyalign.lang import Lang
 from polyalign.pairs import FileImage, ImageRef
-from polyalign.sources import hub
 from polyalign.starter.grammar import lexicon
 from polyalign.starter.scenes import DRAWING_VERSION, draw_object
 from polyalign.starter.world import BACKGROUNDS, COLORS, KINDS
@@ -94,6 +93,8 @@ def from_hub(dataset: str, split: str, *, image_column: str = "image", label_col
     Raises:
         UserError: it cannot be loaded, or lacks the split or a column.
     """
+    from polyalign.sources import hub  # it imports datasets, which a run without any need not wait for
+
     parts = hub.load_parts(dataset)
     if split not in parts:
         raise UserError(f'{dataset} has no split "{split}": {did_you_mean(split, parts)}')

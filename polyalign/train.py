@@ -142,6 +142,7 @@ class Loop:
             state = training_state.load(path, self.aligner, self.optimiser, settings)
             say(f"going on after step {state.step:,} of {self.plan.steps:,}")
         began = time.monotonic() - state.seconds
+        self.aligner.train()
         with ctrl_c_held_back() as pressed:
             while (before := self.place(state)) < self.plan.steps and not state.finished:
                 for group in self.optimiser.param_groups:
@@ -220,7 +221,6 @@ class Loop:
         return image.float(), text.float()
 
     def _step(self, step: int) -> float:
-        self.aligner.train()
         self.optimiser.zero_grad(set_to_none=True)
         chance = np.random.default_rng((self.recipe.train.seed, step, self.accelerator.process_index))
         value = self.backward(self.batch(step), int(chance.integers(2**62)))
@@ -234,6 +234,7 @@ class Loop:
     def _look(self, state: State, say: Say) -> None:
         """Measure dev, keep the state if it is the best so far, stop after ``patience`` looks without a gain."""
         embedded = embed_stores(self.aligner, self.dev, _at_a_time(self.recipe))
+        self.aligner.train()
         ranked = metrics.both_directions(embedded.images, embedded.captions, embedded.image_of)
         hits = metrics.gather_hits(ranked[0].rank, ranked[1].rank, embedded.image_of)
         mean_recall = float(metrics.recalls([hits])[-1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-import scipy.stats
 from pydantic import BaseModel, ConfigDict, Field
 
 from polyalign import lang as languages
@@ -105,7 +104,9 @@ def centres(prompts: npt.NDArray[np.float32], class_of: metrics.Ints) -> metrics
 
 def _share(right: npt.NDArray[np.bool_]) -> Score:
     """Give a share with its Wilson interval."""
-    bounds = scipy.stats.binomtest(int(right.sum()), len(right)).proportion_ci(0.95, method="wilson")
+    from scipy.stats import binomtest  # slow to import, and training measures no such share
+
+    bounds = binomtest(int(right.sum()), len(right)).proportion_ci(0.95, method="wilson")
     return Score(value=float(right.mean()), low=float(bounds.low), high=float(bounds.high))
 
 
