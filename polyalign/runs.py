@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from polyalign import lang as languages
 from polyalign import recipe as recipes
 from polyalign import suite as suites
 from polyalign.data import Say, load_split
-from polyalign.encoders import Aligned, Encoder, Gallery
+from polyalign.encoders import Aligned, Encoder, Gallery, Vectors
 from polyalign.errors import UserError
-from polyalign.evaluators import retrieval, zeroshot
+from polyalign.evaluators import knowledge, retrieval, text_by_retrieval, zeroshot
+from polyalign.pairs import PairTable
 from polyalign.process import processes
 from polyalign.recipe import Recipe
-from polyalign.results import Retrieval, Run, ZeroShot
+from polyalign.results import Knowledge, Retrieval, Run, TextByRetrieval, ZeroShot
 from polyalign.suite import Suite, SuiteResult
 
 
@@ -83,13 +85,37 @@ def evaluate(model: str | Path, langs: list[str], split: str, overrides: dict[st
     Raises:
         UserError: there is no finished run or peer, or the source lacks the language or the split.
     """
+    found = _embedded(model, langs, split, overrides, say, retrieval.check_gallery)
+    return [retrieval.score(*vectors, gallery) for gallery, vectors in found]
+
+
+def evaluate_texts(
+    model: str | Path, langs: list[str], split: str, overrides: dict[str, Any], say: Say
+) -> list[TextByRetrieval]:
+    """Score the captions that images retrieve, as ``evaluate`` measures whether they do.
+
+    Raises:
+        UserError: see ``evaluate``; or an image has fewer than two captions.
+    """
+    found = _embedded(model, langs, split, overrides, say, text_by_retrieval.check_gallery)
+    return [text_by_retrieval.score(*vectors, gallery) for gallery, vectors in found]
+
+
+def _embedded(
+    model: str | Path,
+    langs: list[str],
+    split: str,
+    overrides: dict[str, Any],
+    say: Say,
+    check: Callable[[PairTable], None],
+) -> Iterator[tuple[PairTable, tuple[Vectors, Vectors]]]:
+    """Embed the gallery of each language, after a check of it."""
     encoder, recipe = open_model(model)
     codes = _codes(model, langs, recipe)
     if recipe is None:
         if "name" not in overrides.get("source", {}):
             raise UserError(f"say what to measure {model} on with --data or --suite")
         recipe = recipes.resolve("starter", codes[0], "projection", {"source": overrides["source"]})
-    results = []
     with progress.display() as report:
         photos = Gallery(encoder, report)
         for code in codes:
@@ -97,9 +123,8 @@ def evaluate(model: str | Path, langs: list[str], split: str, overrides: dict[st
             table = recipes.merge(recipe.model_dump(mode="json", exclude_none=True), {**overrides, "lang": code})
             asked = recipes.validate(table, f"{model} with --set")
             gallery = load_split(asked, split, report, say)
-            retrieval.check_gallery(gallery)
-            results.append(retrieval.score(*photos.embed(gallery), gallery))
-    return results
+            check(gallery)
+            yield gallery, photos.embed(gallery)
 
 
 def evaluate_suite(model: str | Path, suite: Suite, langs: list[str], say: Say, *, allow_absent: bool) -> SuiteResult:
@@ -112,6 +137,22 @@ def evaluate_suite(model: str | Path, suite: Suite, langs: list[str], say: Say, 
     codes = _codes(model, langs, recipe)
     with progress.display() as report:
         return suites.run(encoder, suite, codes, report, say, allow_absent=allow_absent)
+
+
+def knowledge_kept(folder: Path, langs: list[str], overrides: dict[str, Any]) -> Knowledge:
+    """Ask a finished run's towers what they knew before training, in its own language and these.
+
+    Their captions are taken as translations of each other, in the run's own source or another. Without languages it is
+    those that the run was tested in.
+
+    Raises:
+        UserError: there is no finished run, or the source lacks a language.
+    """
+    aligner, recipe = checkpoint.load(folder)
+    asked_in = {"test": {"languages": [code for code in langs or recipe.test.languages if code != recipe.lang]}}
+    table = recipes.merge(recipe.model_dump(mode="json", exclude_none=True), recipes.merge(overrides, asked_in))
+    asked = knowledge.questions(recipes.validate(table, f"{folder} with --set"))
+    return knowledge.evaluate(aligner, asked, knowledge.Config())
 
 
 def classify(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from polyalign.cli.shared import Json, Offline, app, console, go_offline, print_json
+from polyalign.cli.shared import Json, Offline, app, console, go_offline, print_json, source_table
 
 
 @app.command(epilog="Example: polyalign datasets xm3600")
@@ -42,7 +42,8 @@ def leakage(
     from polyalign import leakage as leaks
     from polyalign import progress
 
-    first, second = _table(train, train_set, train_lang, "train"), _table(test, test_set, test_lang, "test")
+    first = source_table(train, train_set, train_lang, "train")
+    second = source_table(test, test_set, test_lang, "test")
     with progress.display() as report:
         found = leaks.check(first, second, pixels=pixels, progress=report)
     if as_json:
@@ -77,11 +78,3 @@ def zeroshot(
         print_json(result.model_dump(mode="json"))
     else:
         console().print(tables.zeroshot_table([result]))
-
-
-def _table(text: str, sets: list[str] | None, lang: str, split: str) -> Any:
-    from polyalign import recipe as recipes
-    from polyalign import source_spec
-
-    spec, named = source_spec.parse(text, recipes.parse_set(sets or []))
-    return spec.load(lang, named or split)

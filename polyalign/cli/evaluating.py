@@ -1,9 +1,9 @@
-"""``polyalign eval`` and ``search``: what a trained run can do."""
+"""``polyalign eval``, ``knowledge`` and ``search``: what a trained run can do."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,7 +22,7 @@ from polyalign.cli.shared import (
     print_json,
     say,
 )
-from polyalign.errors import UserError
+from polyalign.errors import UserError, did_you_mean
 
 
 @app.command("eval", epilog="Example: polyalign eval runs/starter-sw-lilt-s0 --lang sw,de,hi")
@@ -40,6 +40,13 @@ def evaluate(
     images: Images = None,
     allow_missing: AllowMissing = False,
     split: Annotated[str, typer.Option(help="Which split: test, dev or train.")] = "test",
+    evaluator: Annotated[
+        str,
+        typer.Option(
+            help="retrieval, or text-by-retrieval: chrF of the caption an image retrieves against its other captions. "
+            "The commands zeroshot and knowledge are the others."
+        ),
+    ] = "retrieval",
     set_: Set = None,
     offline: Offline = False,
     as_json: Json = False,
@@ -49,9 +56,17 @@ def evaluate(
     from polyalign import runs, tables
     from polyalign import suite as suites
 
+    kinds: dict[str, tuple[Any, Any]] = {
+        "retrieval": (runs.evaluate, tables.retrieval_overview),
+        "text-by-retrieval": (runs.evaluate_texts, tables.text_by_retrieval_table),
+    }
+    if evaluator not in kinds:
+        raise UserError(f'unknown evaluator "{evaluator}": {did_you_mean(evaluator, kinds)}')
     if suite is not None:
-        if data is not None or set_ or split != "test":
-            raise UserError("a suite names its data itself: leave out --data, --set and --split")
+        if data is not None or set_ or split != "test" or evaluator != "retrieval":
+            raise UserError(
+                "a suite names its data and measures retrieval: leave out --data, --set, --split, --evaluator"
+            )
         asked = suites.load(suite).within(root, images, allow_missing=allow_missing)
         found = runs.evaluate_suite(run, asked, list(comma_separated(lang)), say, allow_absent=allow_absent)
         if as_json:
@@ -60,11 +75,40 @@ def evaluate(
             console().print(suites.render(found))
         return
     changes = overrides(set_, data=data, images=images, allow_missing=allow_missing)
-    results = runs.evaluate(run, list(comma_separated(lang)), split, changes, say)
+    measure, show = kinds[evaluator]
+    results = measure(run, list(comma_separated(lang)), split, changes, say)
     if as_json:
         print_json([result.model_dump(mode="json") for result in results])
     else:
-        console().print(tables.retrieval_overview(results))
+        console().print(show(results))
+
+
+@app.command(epilog="Example: polyalign knowledge runs/my-run --lang en,de")
+def knowledge(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    lang: Annotated[
+        str | None,
+        typer.Option(
+            help="Other languages to ask in, separated by commas; those the run was tested in when not given."
+        ),
+    ] = None,
+    data: DataOption = None,
+    images: Images = None,
+    allow_missing: AllowMissing = False,
+    set_: Set = None,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what a run's towers could do before training and still can: translations found, a probe, distances."""
+    go_offline(offline)
+    from polyalign import runs, tables
+
+    changes = overrides(set_, data=data, images=images, allow_missing=allow_missing)
+    kept = runs.knowledge_kept(run, list(comma_separated(lang)), changes)
+    if as_json:
+        print_json(kept.model_dump(mode="json"))
+    else:
+        console().print(tables.knowledge_table(kept))
 
 
 @app.command(epilog='Example: polyalign search runs/my-run "mbwa mweusi kwenye nyasi" --images ./photos')

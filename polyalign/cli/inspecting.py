@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from polyalign.cli.shared import (
@@ -17,6 +19,7 @@ from polyalign.cli.shared import (
     overrides,
     print_json,
     resolve,
+    source_table,
 )
 
 data_app = typer.Typer(no_args_is_help=True, help="Look at your data before you train on it.")
@@ -54,3 +57,27 @@ def check(
         print_json([report.model_dump(mode="json") for report in reports])
     else:
         console().print(*map(data_check.render, reports))
+
+
+@data_app.command(epilog="Example: polyalign data audit ./machine-made ./by-people --lang de")
+def audit(
+    candidate: Annotated[str, typer.Argument(help="Captions to score: a source or a folder; NAME:SPLIT but for test.")],
+    reference: Annotated[str, typer.Argument(help="Captions of the same images by people, told in the same way.")],
+    lang: Lang,
+    candidate_set: Annotated[list[str] | None, typer.Option(help="An option of the first: root=./xm3600.")] = None,
+    reference_set: Annotated[list[str] | None, typer.Option(help="An option of the second: root=./multi30k.")] = None,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Score captions, such as machine-made ones, against those of people: chrF++, BLEU and spBLEU."""
+    go_offline(offline)
+    from polyalign import data_audit
+    from polyalign import lang as languages
+
+    scored = source_table(candidate, candidate_set, lang, "test")
+    against = source_table(reference, reference_set, lang, "test")
+    found = data_audit.audit(scored, against, languages.load(lang))
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        console().print(data_audit.render(found))

@@ -47,6 +47,15 @@ def overrides(sets: list[str] | None, **options: Any) -> dict[str, Any]:
     return recipes.overrides(sets or [], **options)
 
 
+def source_table(text: str, sets: list[str] | None, lang: str, split: str) -> Any:
+    """Load the table of a source given as NAME or NAME:SPLIT, or of a folder, with options of its own."""
+    from polyalign import recipe as recipes
+    from polyalign import source_spec
+
+    spec, named = source_spec.parse(text, recipes.parse_set(sets or []))
+    return spec.load(lang, named or split)
+
+
 def comma_separated(text: str | None) -> tuple[str, ...]:
     """Give the parts between commas, none where there is no text."""
     return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()

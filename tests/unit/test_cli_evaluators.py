@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from polyalign import cli, runs
+from polyalign.data_audit import AuditReport
+from polyalign.results import Knowledge, TextByRetrieval
+from tests import tiny
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Run the command line in this process; gives exit code, standard output and standard error."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["polyalign", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        shown = capsys.readouterr()
+        return caught.value.code or 0, shown.out, shown.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    found = tiny.resolved("full", optim={"epochs": 1}, train={"evals": 1}, test={"languages": ["de"]})
+    runs.train_into(folder, found, resume=False, overwrite=False, say=tiny.quiet)
+    return folder
+
+
+def test_text_by_retrieval_in_several_languages(run, trained):
+    code, out, _ = run("eval", trained, "--evaluator", "text-by-retrieval", "--lang", "en,de", "--json")
+    assert code == 0
+    results = [TextByRetrieval.model_validate(result) for result in json.loads(out)]
+    assert [(result.lang, result.images) for result in results] == [("en", 24), ("de", 24)]
+    code, out, _ = run("eval", trained, "--evaluator", "text-by-retrieval")
+    assert code == 0
+    assert "chrF of the retrieved caption" in out
+
+
+def test_knowledge_in_the_languages_of_the_run_or_others(run, trained):
+    code, out, _ = run("knowledge", trained, "--json")
+    assert code == 0
+    kept = Knowledge.model_validate_json(out)
+    assert set(kept.sentences) == {"en-de"}
+    assert kept.moved["text"] > 0
+    code, out, _ = run("knowledge", trained, "--lang", "en,sw,hi", "--json")
+    assert set(json.loads(out)["sentences"]) == {"en-sw", "en-hi", "sw-hi"}
+    assert "Knowledge kept" in run("knowledge", trained)[1]
+
+
+def test_captions_are_audited_against_others_of_the_same_images(run, tmp_path):
+    code, out, _ = run("data", "audit", tiny.data(), f"{tiny.data()}:test", "--lang", "en", "--json")
+    assert code == 0
+    report = AuditReport.model_validate_json(out)
+    assert report.captions == 48
+    assert report.scores[0].score == pytest.approx(100)
+    assert "chrF++" in run("data", "audit", tiny.data(), tiny.data(), "--lang", "en")[1]
+
+
+WRONG = {
+    "evaluator": (("eval", "{run}", "--evaluator", "text-by-retreival"), 'did you mean "text-by-retrieval"?'),
+    "suite": (
+        ("eval", "{run}", "--suite", "translated-flickr", "--evaluator", "text-by-retrieval"),
+        "a suite names its data and measures retrieval",
+    ),
+    "run": (("knowledge", "nowhere"), "holds no finished checkpoint"),
+    "language": (("knowledge", "{run}", "--lang", "swx"), 'unknown language "swx": did you mean "sw"?'),
+    "source": (("data", "audit", "flickr8", "flickr8k", "--lang", "de"), 'did you mean "flickr8k"?'),
+    "images": (("data", "audit", "{data}:dev", "{data}:test", "--lang", "en"), "share no image"),
+    "command": (("knowlege", "{run}"), "No such command 'knowlege'. Did you mean 'knowledge'?"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_bad_input_is_one_line(name, run, trained):
+    arguments, said = WRONG[name]
+    filled = [argument.format(run=trained, data=tiny.data()) for argument in arguments]
+    code, out, err = run(*filled)
+    assert (code, out) == (2, "")
+    assert err.splitlines()[-1].startswith("error: ")
+    assert said in err.splitlines()[-1]
