@@ -54,8 +54,6 @@ class _Lines:
         if self._told.get(task) == tenth:
             return
         self._told[task] = tenth
-        left = ""
-        if before < done < total:
-            seconds = (time.monotonic() - began) / (done - before) * (total - done)
-            left = f", about {timedelta(seconds=round(seconds))} left"
+        seconds = (time.monotonic() - began) / max(1, done - before) * (total - done)
+        left = f", about {timedelta(seconds=round(seconds))} left" if done > before and seconds >= 1 else ""
         print(f"{task}: {done:,} of {total:,}{left} {note}".rstrip(), file=sys.stderr, flush=True)
