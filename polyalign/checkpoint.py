@@ -31,7 +31,11 @@ class Towers(BaseModel):
 
 
 def trained_state(aligner: Aligner) -> dict[str, torch.Tensor]:
-    """Give what training changes: the trainable parameters, and the statistics of norms that are in training mode."""
+    """Give what training changes: the trainable parameters, and the statistics of norms that training moves.
+
+    Whether the aligner is in training mode stays as it is.
+    """
+    modes = [(module, module.training) for module in aligner.modules()]
     aligner.train()
     buffers = {
         f"{path}.{name}": buffer
@@ -40,7 +44,8 @@ def trained_state(aligner: Aligner) -> dict[str, torch.Tensor]:
         for name, buffer in module.named_buffers(recurse=False)
         if name not in module._non_persistent_buffers_set
     }
-    aligner.eval()
+    for module, training in modes:
+        module.training = training
     return {**aligner.trainable(), **buffers}
 
 
