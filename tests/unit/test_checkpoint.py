@@ -132,8 +132,11 @@ def test_weights_of_another_strategy_are_refused(change, said, tmp_path):
         checkpoint.load(tmp_path)
 
 
-def test_asking_for_the_state_leaves_the_aligner_in_evaluation_mode():
-    aligner = tiny.aligner("scratch", vision={"model": str(tiny.conv())})
+@pytest.mark.parametrize("training", [True, False])
+def test_asking_for_the_state_leaves_the_mode_as_it_is(training):
+    aligner = tiny.aligner("scratch", vision={"model": str(tiny.conv())}, strategy={"towers": "vision"}).train(training)
+    modes = [module.training for module in aligner.modules()]
+    assert any(modes) == training
     state = checkpoint.trained_state(aligner)
     assert any(name.endswith("running_mean") for name in state)
-    assert not any(module.training for module in aligner.modules())
+    assert [module.training for module in aligner.modules()] == modes

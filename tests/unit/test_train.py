@@ -58,6 +58,13 @@ def whole(tmp_path_factory) -> Done:
     return Done(run_in(folder), folder)
 
 
+@pytest.fixture(scope="module")
+def deep(tmp_path_factory) -> Done:
+    """A run with a block that drops out while it trains."""
+    folder = tmp_path_factory.mktemp("deep")
+    return Done(run_in(folder, "lilt-deep"), folder)
+
+
 # A whole run
 
 
@@ -124,7 +131,7 @@ class Stopped:
 def stopped(tmp_path_factory, repo) -> dict[str, Stopped]:
     """The same run, stopped in the middle of step 6 by SIGKILL and by Ctrl-C."""
     root = tmp_path_factory.mktemp("stopped")
-    recipe = tiny.write(root / "tiny.toml", "lilt")
+    recipe = tiny.write(root / "tiny.toml", "lilt-deep")
     started = {}
     for name in ("SIGKILL", "SIGINT"):
         arguments = ["train", "--lang", "en", "--recipe", str(recipe), "--out", str(root / name)]
@@ -136,16 +143,16 @@ def stopped(tmp_path_factory, repo) -> dict[str, Stopped]:
 
 
 @pytest.mark.parametrize(("name", "code", "step"), [("SIGKILL", -signal.SIGKILL, 4), ("SIGINT", 130, 6)])
-def test_a_stopped_run_goes_on_to_the_same_result_to_the_bit(name, code, step, stopped, whole, tmp_path):
+def test_a_stopped_run_goes_on_to_the_same_result_to_the_bit(name, code, step, stopped, deep, tmp_path):
     run = stopped[name]
     assert run.code == code, run.said
     assert [path.name for path in run.folder.iterdir()] == [train.STATE]
     folder = shutil.copytree(run.folder, tmp_path / "run")
     told = []
-    found = runs.train_into(folder, tiny.resolved("lilt"), resume=True, overwrite=False, say=told.append)
+    found = runs.train_into(folder, tiny.resolved("lilt-deep"), resume=True, overwrite=False, say=told.append)
     assert told == [f"going on after step {step} of {STEPS}"]
-    assert measured(found) == measured(whole.run)
-    assert tiny.same(tiny.weights(folder), tiny.weights(whole.folder))
+    assert measured(found) == measured(deep.run)
+    assert tiny.same(tiny.weights(folder), tiny.weights(deep.folder))
     assert not (folder / train.STATE).exists()
 
 
@@ -176,22 +183,24 @@ def test_an_unfinished_run_is_neither_gone_on_with_nor_thrown_away_unasked(stopp
     with pytest.raises(
         UserError, match="holds an unfinished run: go on with --resume, or begin again with --overwrite"
     ):
-        runs.train_into(folder, tiny.resolved("lilt"), resume=False, overwrite=False, say=tiny.quiet)
+        runs.train_into(folder, tiny.resolved("lilt-deep"), resume=False, overwrite=False, say=tiny.quiet)
     assert (folder / train.STATE).read_bytes() == state
 
 
-@pytest.mark.parametrize("sections", [{"optim": {"lr": 1e-3}}, {"train": {"seed": 5}}, {"strategy": {"reduction": 2}}])
+@pytest.mark.parametrize(
+    "sections", [{"optim": {"lr": 1e-3}}, {"train": {"seed": 5}}, {"strategy": {"layers": "last:2"}}]
+)
 def test_going_on_with_other_settings_is_an_error(sections, stopped, tmp_path):
     folder = shutil.copytree(stopped["SIGKILL"].folder, tmp_path / "run")
     with pytest.raises(UserError, match="is of a run with other settings: give the same settings"):
-        run_in(folder, resume=True, **sections)
+        run_in(folder, "lilt-deep", resume=True, **sections)
 
 
 def test_a_corrupt_state_is_an_error_of_one_line(stopped, tmp_path):
     folder = shutil.copytree(stopped["SIGKILL"].folder, tmp_path / "run")
     (folder / train.STATE).write_bytes((folder / train.STATE).read_bytes()[:1000])
     with pytest.raises(UserError, match=r"cannot read .*state\.safetensors") as caught:
-        run_in(folder, resume=True)
+        run_in(folder, "lilt-deep", resume=True)
     assert "\n" not in str(caught.value)
 
 
@@ -200,6 +209,28 @@ def test_a_state_holds_what_is_needed_and_no_pickle(stopped):
     kinds = {name.split("/")[0] for name in tensors}
     assert kinds == {"model", "best", "optimiser"}
     assert json.loads(metadata["position"])["step"] == 4
+
+
+@pytest.mark.parametrize("name", ["full", "lilt-deep", "lilt"])
+def test_every_step_is_taken_in_training_mode_and_every_look_in_the_other(name, tmp_path, monkeypatch):
+    loop = loop_for(tiny.resolved(name))
+    expected = [module for module in loop.aligner.train().modules() if module.training]
+    loop.aligner.eval()
+    modes = []
+
+    def noted(what, whole):
+        def call(*given, **options):
+            modes.append((what, [module for module in loop.aligner.modules() if module.training]))
+            return whole(*given, **options)
+
+        return call
+
+    monkeypatch.setattr(loop, "backward", noted("step", loop.backward))
+    monkeypatch.setattr(loop.aligner.text_projection, "forward", noted("text", loop.aligner.text_projection.forward))
+    loop.run(tmp_path / "state", resume=False, progress=tiny.quiet, say=tiny.quiet)
+    assert bool(expected)
+    assert [mode for what, mode in modes if what == "step"] == [expected] * STEPS
+    assert [mode for what, mode in modes if what == "text"].count([]) == 3
 
 
 # Stopping early, and going wrong
