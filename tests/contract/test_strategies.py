@@ -220,6 +220,21 @@ def test_a_convolutional_tower_has_no_last_layer(name):
         build(name, "vision", vision=tiny.conv(), layers="last:1")
 
 
+@every_strategy
+def test_an_encoder_of_another_make_carries_a_strategy_or_says_why_not(name):
+    if name == "lilt":
+        said = (
+            r"lilt knows BERT-like layers .* and the text tower \(DistilBertModel\) has others: use lora, or --towers v"
+        )
+        with pytest.raises(UserError, match=said):
+            build(name, "text", "distilbert")
+        return
+    run = train(build(name, "text", "distilbert"))
+    assert not [key for key in run.names if torch.equal(run.before[key], run.after[key])]
+    assert not [key for key in set(run.before) - run.names if not torch.equal(run.before[key], run.after[key])]
+    assert run.aligner.cuts()[1] == (1 if name == "projection" else 0)
+
+
 @pytest.mark.parametrize("name", ["lilt", "lilt-deep", "lora"])
 def test_a_text_tower_beside_a_convolutional_one_carries_adapters(name):
     run = train(build(name, "text", vision=tiny.conv()))
