@@ -25,7 +25,7 @@ from polyalign.cli.shared import (
 from polyalign.errors import UserError, did_you_mean
 
 
-@app.command("eval", epilog="Example: polyalign eval runs/starter-sw-lilt-s0 --lang sw,de,hi")
+@app.command("eval", epilog="Example: polyalign eval runs/starter-sw-lilt-10k-pairs-s0 --lang sw,de,hi")
 def evaluate(
     run: Annotated[str, typer.Argument(help="Folder of a run; or open_clip:NAME/PRETRAINED, hf:NAME, mclip:NAME.")],
     lang: Annotated[
