@@ -137,7 +137,7 @@ def flickr8k(real_data):
 
 def test_flickr30k_200_is_found_among_flickr8ks_photos_as_far_as_it_goes(root, real_data, flickr8k):
     photos = real_data / "data" / "flickr8k" / "images"
-    with pytest.raises(UserError, match=r"757 of the 1,000 images of flickr30k-200-test are not in .*allow_missing"):
+    with pytest.raises(UserError, match=r"757 of the 1,000 images of flickr30k-200-test are not in .*--allow-missing"):
         load(root, "flickr30k-200", "flickr30k-200", "sw", images=photos)
     table = load(root, "flickr30k-200", "flickr30k-200", "sw", images=photos, allow_missing=True)
     assert (len(table.images), len(table)) == (243, 243)
