@@ -10,10 +10,9 @@ import hashlib
 import itertools
 import json
 import os
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ import torch
 from polyalign import storage
 from polyalign.errors import UserError
 from polyalign.pairs import ImageRef
+from polyalign.process import Spent
 from polyalign.progress import Progress
 from polyalign.recipe import Cache
 from polyalign.towers.text import TextTower, Tokens
@@ -39,14 +39,14 @@ class Store:
     """What stage ``cut`` of a tower takes, for every image or caption of a table.
 
     ``values`` is ``(N, ...)``; or, for token sequences, ``(total tokens, ...)`` with row ``i`` at ``offsets[i] :
-    offsets[i + 1]``. ``seconds`` is what it cost to fill, even where it was found ready.
+    offsets[i + 1]``. ``spent`` is what it cost to fill, even where it was found ready.
     """
 
     values: npt.NDArray[Any]
     cut: int
     offsets: npt.NDArray[np.int64] | None = None
     pad: int = 0
-    seconds: float = 0.0
+    spent: Spent = field(default_factory=Spent)
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -83,7 +83,7 @@ def images(
     how = tower.preprocessing.model_dump_json() + (tower.variant if cut else "")
     key = _key("vision", tower, cut, config, [ref.key() for ref in refs], how)
     if (found := _find(key)) is not None:
-        return Store(found, cut, seconds=_cost(key))
+        return Store(found, cut, spent=_cost(key))
     device = next(tower.parameters()).device
 
     def rows() -> Iterator[npt.NDArray[Any]]:
@@ -93,8 +93,8 @@ def images(
                 stage = tower.run(torch.stack(pixels).to(device), 0, cut)
                 yield _array(stage, config if cut else None)
 
-    values, seconds = _collect(key, rows(), len(refs), len(refs), config, "images", progress)
-    return Store(values, cut, seconds=seconds)
+    values, spent = _collect(key, rows(), len(refs), len(refs), config, "images", progress)
+    return Store(values, cut, spent=spent)
 
 
 @torch.no_grad()
@@ -117,7 +117,7 @@ def captions(
     key = _key("text", tower, cut, config, [" ".join(map(str, sequence)) for sequence in ids], tower.pooling)
     ragged = offsets if cut < last else None
     if (found := _find(key)) is not None:
-        return Store(found, cut, ragged, seconds=_cost(key))
+        return Store(found, cut, ragged, spent=_cost(key))
     device = next(tower.parameters()).device
 
     def rows() -> Iterator[npt.NDArray[Any]]:
@@ -127,8 +127,8 @@ def captions(
             yield _array(stage.values[stage.mask] if isinstance(stage, Tokens) else stage, config)
 
     total = int(offsets[-1]) if ragged is not None else len(ids)
-    values, seconds = _collect(key, rows(), total, len(ids), config, "captions", progress)
-    return Store(values, cut, ragged, seconds=seconds)
+    values, spent = _collect(key, rows(), total, len(ids), config, "captions", progress)
+    return Store(values, cut, ragged, spent=spent)
 
 
 def _array(tensor: torch.Tensor, config: Cache | None) -> npt.NDArray[Any]:
@@ -157,9 +157,10 @@ def _find(key: str | None) -> npt.NDArray[Any] | None:
     return found
 
 
-def _cost(key: str | None) -> float:
-    """Give the seconds it took to fill the store, whenever that was."""
-    return float(json.loads((folder() / f"{key}.json").read_text(encoding="utf-8"))["seconds"])
+def _cost(key: str | None) -> Spent:
+    """Give what it took to fill the store, whenever that was."""
+    facts = json.loads((folder() / f"{key}.json").read_text(encoding="utf-8"))
+    return Spent(facts["seconds"], facts["cpu_seconds"])
 
 
 def _collect(
@@ -170,9 +171,9 @@ def _collect(
     config: Cache,
     what: str,
     progress: Progress | None,
-) -> tuple[npt.NDArray[Any], float]:
+) -> tuple[npt.NDArray[Any], Spent]:
     """Write the batches into one array of ``total`` rows; on disk, atomically, where the store has a key."""
-    began = time.monotonic()
+    began = Spent.until_now()
     first = next(batches)
     size = total * first[0].nbytes
     if size > config.max_gib * 2**30:
@@ -184,7 +185,7 @@ def _collect(
     if key is None:
         values: npt.NDArray[Any] = np.empty((total, *first.shape[1:]), first.dtype)
         _write(values, itertools.chain([first], batches), items, what, progress)
-        return values, time.monotonic() - began
+        return values, Spent.until_now() - began
 
     def fill(partial: Path) -> None:
         array = np.lib.format.open_memmap(partial, "w+", first.dtype, (total, *first.shape[1:]))
@@ -193,11 +194,9 @@ def _collect(
 
     path = folder() / f"{key}.npy"
     storage.write(path, fill)
-    seconds = time.monotonic() - began
-    storage.write_text(
-        path.with_suffix(".json"), json.dumps({"what": what, "rows": items, "seconds": round(seconds, 3)})
-    )
-    return np.load(path, mmap_mode="r", allow_pickle=False), seconds
+    spent = Spent.until_now() - began
+    storage.write_text(path.with_suffix(".json"), json.dumps({"what": what, "rows": items, **asdict(spent)}))
+    return np.load(path, mmap_mode="r", allow_pickle=False), spent
 
 
 def _write(

@@ -48,7 +48,7 @@ class Job:
         if not self.result.is_file():
             return False
         run = Run.load_json(self.result)
-        same = run.recipe == self.recipe.model_dump(mode="json", exclude_none=True)
+        same = recipes.complete(run.recipe) == self.recipe.model_dump(mode="json", exclude_none=True)
         told = not self.tuned or run.tuned == self.tuned
         return same and told and run.versions.get("polyalign") == polyalign.__version__
 

@@ -12,6 +12,7 @@ from polyalign import cache
 from polyalign.aligner import Aligner
 from polyalign.cache import Store
 from polyalign.pairs import PairTable
+from polyalign.process import Spent
 from polyalign.progress import Progress
 from polyalign.recipe import Cache
 
@@ -25,9 +26,9 @@ class Stores:
     image_of: npt.NDArray[np.int64]
 
     @property
-    def seconds(self) -> float:
+    def spent(self) -> Spent:
         """What it cost to fill both."""
-        return self.images.seconds + self.captions.seconds
+        return self.images.spent + self.captions.spent
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,14 @@ def names(contest: Contest) -> dict[str, str]:
     }
 
 
+def clock(contest: Contest) -> str:
+    """Say what ``cost_seconds`` are of these runs."""
+    devices = {run.device for entry in contest.entries for run in entry.runs}
+    if devices == {"cpu"}:
+        return "processor time over all threads"
+    return "processor time where there is no GPU" if "cpu" in devices else "by the clock"
+
+
 def together(found: Sequence[Contest]) -> list[list[Contest]]:
     """Group the contests that are shown together: one language, gallery and recipe, and one kind of budget."""
     groups: dict[tuple[object, ...], list[Contest]] = {}
@@ -61,7 +69,7 @@ def draw(found: Sequence[Contest], folder: Path) -> list[Path]:
         drawn = [
             _scatter(own, styles, lambda run: run.trainable, "trainable parameters"),
             *([] if own[0].of_compute else [_lines(own, styles)]),
-            _scatter(own, styles, lambda run: run.seconds, "seconds of training"),
+            _scatter(own, styles, lambda run: run.cost_seconds, f"seconds ({clock(own[0])})"),
         ]
         for name, figure in zip(names(own[0]).values(), drawn, strict=True):
             figure.savefig(folder / name, dpi=110)

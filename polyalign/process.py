@@ -1,4 +1,4 @@
-"""What a run asks of its process: who else is at work, to hold Ctrl-C back till a step is whole, its peak memory."""
+"""What a run asks of its process: who else is at work, to hold Ctrl-C back till a step is whole, time and memory."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -28,6 +30,30 @@ def processes() -> PartialState:
     return PartialState(
         cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.accelerator.is_available())
     )
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Seconds on the clock, and seconds of processor time over all threads of this process.
+
+    Processor time says what a run on a processor costs, whatever else the machine is doing and on however many cores.
+    """
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+    @staticmethod
+    def until_now() -> Spent:
+        """Read both clocks; only a difference between two readings means something."""
+        return Spent(time.monotonic(), time.process_time())
+
+    def __add__(self, other: Spent) -> Spent:
+        """Add both."""
+        return Spent(self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds)
+
+    def __sub__(self, other: Spent) -> Spent:
+        """Give what was spent between two readings."""
+        return Spent(self.seconds - other.seconds, self.cpu_seconds - other.cpu_seconds)
 
 
 @contextmanager

@@ -216,6 +216,17 @@ def transfer_languages(name: str, lang: str) -> list[str]:
     return [code for code in _read(name).get("transfer", []) if code != lang]
 
 
+def complete(resolved: dict[str, Any]) -> dict[str, Any]:
+    """Add to a resolved recipe the settings that came after it was written; it was made with what is their default."""
+    sections = {name: field.default for name, field in Recipe.model_fields.items()}
+    defaults = {
+        name: section.model_dump(mode="json", exclude_none=True)
+        for name, section in sections.items()
+        if isinstance(section, _Section)
+    }
+    return merge(defaults, resolved)
+
+
 def parse_set(items: list[str]) -> dict[str, Any]:
     """Turn ``["optim.lr=3e-4", ...]`` into a nested table; a value is read as TOML, else taken as a string.
 

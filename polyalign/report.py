@@ -12,6 +12,7 @@ from typing import Any
 
 from polyalign import figures, storage, tables
 from polyalign import lang as languages
+from polyalign import recipe as recipes
 from polyalign.errors import UserError
 from polyalign.metrics import RECALL_AT
 from polyalign.results import LeftOut, Retrieval, Run, Score
@@ -49,7 +50,9 @@ def load_runs(folder: Path) -> list[Run]:
     paths = sorted((folder / RUNS).glob("*.json"))
     if not paths:
         raise UserError(f"there are no results in {folder / RUNS}: make some with polyalign compare")
-    return [Run.load_json(path) for path in paths]
+    runs = [Run.load_json(path) for path in paths]
+    # Seeds of one setting stay together when some were trained before an option was added, and some after.
+    return [run.model_copy(update={"recipe": recipes.complete(run.recipe)}) for run in runs]
 
 
 def write(folder: Path) -> list[Path]:
@@ -133,7 +136,7 @@ def _row(entry: Entry) -> list[str]:
         entry.towers,
         tables.share(first.trainable, first.total),
         *scores,
-        tables.duration(entry.mean(lambda run: run.seconds)),
+        tables.duration(entry.mean(lambda run: run.cost_seconds)),
         tables.size(entry.mean(lambda run: run.peak_memory_bytes)),
         tables.size(entry.mean(lambda run: run.checkpoint_bytes)),
         "" if kept is None else tables.percent(kept),
@@ -172,7 +175,7 @@ def _footer(contest: Contest) -> str:
         f"Pairs seen, in thousands: {seen}. Optimiser steps: {steps}.",
         _tuning(contest),
         _compute(contest),
-        f"Time is all of training, with what it cost to compute the frozen part once, on {machines}.",
+        f"Time ({figures.clock(contest)}) covers training and, once, computing the frozen part; on {machines}.",
         _retries(contest),
         _left_out(contest),
         f"Versions: {versions}.",
@@ -260,7 +263,7 @@ def _csv(found: Sequence[Contest]) -> str:
     header = ["lang", "gallery", "gallery_images", "gallery_captions", "recipe", "budget", "pairs", "caption_origin"]
     header += ["strategy", "towers", "options", "seeds", "trainable", "total"]
     header += [f"{name}{end}" for name in _COLUMNS for end in ("", "_low", "_high")]
-    header += ["seconds", "peak_memory_bytes", "checkpoint_bytes", "knowledge_kept", "best", "p_value"]
+    header += ["seconds", "cpu_seconds", "peak_memory_bytes", "checkpoint_bytes", "knowledge_kept", "best", "p_value"]
     return tables.csv_text(header, [_csv_row(contest, entry) for contest in found for entry in contest.entries])
 
 
@@ -275,6 +278,7 @@ def _csv_row(contest: Contest, entry: Entry) -> list[object]:
         *(first.trainable, first.total),
         *(fraction for score in entry.scores for fraction in _fractions(score)),
         round(entry.mean(lambda run: run.seconds), 1),
+        round(entry.mean(lambda run: run.cpu_seconds), 1),
         round(entry.mean(lambda run: run.peak_memory_bytes)),
         round(entry.mean(lambda run: run.checkpoint_bytes)),
         *("" if kept is None else f"{kept:.4f}", int(entry.best)),

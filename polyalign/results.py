@@ -216,9 +216,10 @@ class Run(Record):
     ``recipe`` is the resolved recipe, from which the run can be repeated. ``untrained`` is the test of the same
     towers with the projections as initialised. The first of ``test`` is in the language trained on, the others are in
     languages it was not. ``pairs`` and ``images`` are what the budget gave, ``pairs_seen`` counts repeats.
-    ``seconds`` is all of the training, with what it cost to compute the frozen part once. ``checkpoint_bytes`` is the
-    size of what was saved. ``tuned`` holds the values tried on the dev split, by key of the recipe; the recipe has the
-    one chosen. ``looks`` is the learning curve on dev; training kept the state of the best look.
+    ``seconds`` is all of the training, with what it cost to compute the frozen part once, and ``cpu_seconds`` is the
+    processor time of that, over all threads. ``checkpoint_bytes`` is the size of what was saved. ``tuned`` holds the
+    values tried on the dev split, by key of the recipe; the recipe has the one chosen. ``looks`` is the learning curve
+    on dev; training kept the state of the best look.
     ``retries`` counts the times the run was begun again because its worker died.
     """
 
@@ -238,6 +239,7 @@ class Run(Record):
     trainable: int
     total: int
     seconds: float
+    cpu_seconds: float
     peak_memory_bytes: int
     checkpoint_bytes: int
     device: str
@@ -250,6 +252,11 @@ class Run(Record):
     tuned: dict[str, tuple[Any, ...]] = {}
     retries: int = 0
     knowledge: Knowledge | None = None
+
+    @property
+    def cost_seconds(self) -> float:
+        """What it cost, in a figure that does not hang on what else a machine did: processor time on a processor."""
+        return self.cpu_seconds if self.device == "cpu" else self.seconds
 
 
 class LeftOut(Record):

@@ -166,7 +166,8 @@ def run_facts(run: Run) -> Table:
         "trainable": f"{share(run.trainable, run.total)} of {run.total:,} parameters",
         "pairs": f"{run.pairs:,} on {run.images:,} images ({run.caption_origin}); {run.pairs_seen:,} seen"
         f" in {run.steps:,} steps, {run.epochs:g} epochs{early}",
-        "time": f"{duration(run.seconds)} on {run.device}, {run.threads} threads",
+        "time": f"{duration(run.seconds)} on {run.device}, {run.threads} threads; "
+        f"{duration(run.cpu_seconds)} of processor time",
         "peak memory": size(run.peak_memory_bytes),
         "checkpoint": size(run.checkpoint_bytes),
     }

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from polyalign.errors import UserError
 from polyalign.evaluators import knowledge, retrieval
 from polyalign.loss import gather, info_nce, sigmoid
 from polyalign.pairs import PairTable
-from polyalign.process import ctrl_c_held_back, peak_memory, processes
+from polyalign.process import Spent, ctrl_c_held_back, peak_memory, processes
 from polyalign.progress import Progress
 from polyalign.recipe import Recipe
 from polyalign.results import Knowledge, Look, Retrieval, Run
@@ -123,7 +122,7 @@ class Loop:
         self.plan = Plan.of(recipe, len(stores.captions))
         self.optimiser = adamw(aligner.trainable(), recipe.optim)
         allowed = recipe.train.max_seconds
-        self.seconds = None if allowed is None else allowed - stores.seconds - dev.seconds
+        self.seconds = None if allowed is None else allowed - (stores.spent + dev.spent).seconds
 
     def run(self, path: Path, *, resume: bool, progress: Progress, say: Say) -> State:
         """Train to the end, until dev has stopped gaining or until the time is over.
@@ -132,16 +131,16 @@ class Loop:
             UserError: the loss is no longer finite, there is no time to train in, or memory goes over its bound.
         """
         if self.seconds is not None and self.seconds <= 0:
-            spent = self.stores.seconds + self.dev.seconds
+            spent = self.stores.spent + self.dev.spent
             raise UserError(
-                f"computing the frozen part took {spent:.0f} s and leaves no time to train: allow more time"
+                f"computing the frozen part took {spent.seconds:.0f} s and leaves no time to train: allow more time"
             )
         settings = self.recipe.to_toml()
         state = State()
         if resume and path.is_file():
             state = training_state.load(path, self.aligner, self.optimiser, settings)
             say(f"going on after step {state.step:,} of {self.plan.steps:,}")
-        began = time.monotonic() - state.seconds
+        began = Spent.until_now() - state.spent
         self.aligner.train()
         with ctrl_c_held_back() as pressed:
             while (before := self.place(state)) < self.plan.steps and not state.finished:
@@ -149,7 +148,7 @@ class Loop:
                     group["lr"] = learning_rate(self.recipe.optim, before, self.plan.steps)
                 state.losses.append(self._step(state.step))
                 state.step += 1
-                state.seconds = self._clock(began)
+                state.spent = self._clock(began)
                 place = self.place(state)
                 if look := any(before < due <= place for due in self.plan.looks):
                     self._look(state, say)
@@ -159,14 +158,14 @@ class Loop:
                 progress("training", place, self.plan.steps, _note(state))
                 if pressed:
                     raise KeyboardInterrupt
-        state.seconds = time.monotonic() - began
+        state.spent = Spent.until_now() - began
         return state
 
     def place(self, state: State) -> int:
         """Say how far along its course training is, in steps: further than those done where time is the shorter."""
         if self.seconds is None:
             return state.step
-        return max(state.step, min(self.plan.steps, int(self.plan.steps * state.seconds / self.seconds)))
+        return max(state.step, min(self.plan.steps, int(self.plan.steps * state.spent.seconds / self.seconds)))
 
     def batch(self, step: int) -> npt.NDArray[np.int64]:
         """Draw this process's pairs of a step: a share of the batch, from the epoch's seeded permutation."""
@@ -239,7 +238,7 @@ class Loop:
         hits = metrics.gather_hits(ranked[0].rank, ranked[1].rank, embedded.image_of)
         mean_recall = float(metrics.recalls([hits])[-1])
         loss = float(np.mean(state.losses))
-        state.looks.append(Look(step=state.step, seconds=state.seconds, loss=loss, dev_mean_recall=mean_recall))
+        state.looks.append(Look(step=state.step, seconds=state.spent.seconds, loss=loss, dev_mean_recall=mean_recall))
         state.losses = []
         if state.best_look == len(state.looks) - 1:
             state.best = {
@@ -249,13 +248,13 @@ class Loop:
             say(alarm)
         state.finished = len(state.looks) - 1 - state.best_look >= self.recipe.train.patience
 
-    def _clock(self, began: float) -> float:
+    def _clock(self, began: Spent) -> Spent:
         """Read the time spent; with several processes that of the slowest, so that all end at the same step."""
-        spent = time.monotonic() - began
+        spent = Spent.until_now() - began
         if self.seconds is None or self.accelerator.num_processes == 1:
             return spent
-        clocks: torch.Tensor = self.accelerator.gather(torch.tensor([spent], device=self.accelerator.device))
-        return float(clocks.max())
+        clocks: torch.Tensor = self.accelerator.gather(torch.tensor([spent.seconds], device=self.accelerator.device))
+        return replace(spent, seconds=float(clocks.max()))
 
     def _hold_memory(self) -> None:
         allowed = self.recipe.train.max_memory_bytes
@@ -336,6 +335,7 @@ def _knowledge(aligner: Aligner, recipe: Recipe) -> Knowledge:
 def _facts(loop: Loop, state: State, pairs: PairTable) -> dict[str, Any]:
     """Gather what the record says of the run itself."""
     recipe, (trainable, total) = loop.recipe, loop.aligner.count()
+    spent = state.spent + loop.stores.spent + loop.dev.spent
     return {
         "recipe": recipe.model_dump(mode="json", exclude_none=True),
         "lang": recipe.lang,
@@ -351,7 +351,8 @@ def _facts(loop: Loop, state: State, pairs: PairTable) -> dict[str, Any]:
         "stopped_early": state.step < loop.plan.steps,
         "trainable": trainable,
         "total": total,
-        "seconds": round(state.seconds + loop.stores.seconds + loop.dev.seconds, 1),
+        "seconds": round(spent.seconds, 1),
+        "cpu_seconds": round(spent.cpu_seconds, 1),
         "device": str(loop.accelerator.device),
         "threads": torch.get_num_threads(),
         "caption_origin": pairs.origin,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,15 +12,16 @@ from torch import nn
 from polyalign import checkpoint, storage
 from polyalign.aligner import Aligner
 from polyalign.errors import UserError
+from polyalign.process import Spent
 from polyalign.results import Look
 
 
 @dataclass
 class State:
-    """Where a run is: steps done, looks taken, seconds spent, the best trained state so far and the last."""
+    """Where a run is: steps done, looks taken, what was spent, the best trained state so far and the last."""
 
     step: int = 0
-    seconds: float = 0.0
+    spent: Spent = field(default_factory=Spent)
     looks: list[Look] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     best: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -42,7 +43,7 @@ def save(path: Path, state: State, aligner: Aligner, optimiser: torch.optim.Opti
     looks = [look.model_dump() for look in state.looks]
     position = {
         "step": state.step,
-        "seconds": state.seconds,
+        "spent": asdict(state.spent),
         "looks": looks,
         "losses": state.losses,
         "finished": state.finished,
@@ -62,6 +63,7 @@ def load(path: Path, aligner: Aligner, optimiser: torch.optim.Optimizer, recipe_
             f"{path} is of a run with other settings: give the same settings, another --out, or --overwrite"
         )
     position = json.loads(metadata["position"])
+    position["spent"] = Spent(**position["spent"])
     position["looks"] = [Look(**look) for look in position["looks"]]
     parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "best": {}, "optimiser": {}}
     for key, tensor in tensors.items():

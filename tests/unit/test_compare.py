@@ -232,6 +232,18 @@ def test_what_is_done_is_skipped_and_made_again_when_the_recipe_or_the_version_c
     assert results()["tiny-en-bitfit-all-s0"].versions["polyalign"] == "9.9.9"
 
 
+def test_a_result_from_before_an_option_was_added_is_still_of_the_same_recipe(recipe):
+    compared(grid(recipe))
+    (path,) = Path("eval/runs").iterdir()
+    run = Run.load_json(path)
+    older = {key: value for key, value in run.recipe.items() if key != "cache"}
+    run.model_copy(update={"recipe": older}).save_json(path)
+    assert compared(grid(recipe)).made == []
+    run.model_copy(update={"recipe": {**older, "cache": {"max_gib": 1.5}}}).save_json(path)
+    assert compared(grid(recipe)).tasks == []  # its own folder still has the right one
+    assert results()[path.stem].recipe["cache"]["max_gib"] != 1.5
+
+
 def test_results_that_are_gone_are_collected_again_without_training(recipe):
     compared(grid(recipe))
     (path,) = Path("eval/runs").iterdir()

@@ -51,7 +51,8 @@ def test_page_says_what_was_measured() -> None:
     page = report.texts(contests(some_runs()))["sw.md"]
     row = next(line for line in page.splitlines() if line.startswith("| **full**"))
     assert "211,204 (6.93 %)" in row
-    assert "1 min 33 s" in row
+    assert "3 min 01 s" in row  # of processor time: the run was on a processor
+    assert "Time (processor time over all threads)" in page
     chance = next(line for line in page.splitlines() if line.startswith("| chance"))
     assert chance.split(" | ")[3] == "2.5"
     assert page.index("### 1k-pairs") < page.index("### 10k-pairs")
@@ -108,3 +109,10 @@ def test_figures_a_page_shows_are_drawn(tmp_path: Path) -> None:
 def test_no_runs_is_a_clear_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there are no results in"):
         report.write(tmp_path)
+
+
+def test_seeds_trained_before_and_after_an_option_was_added_are_one_entry(tmp_path: Path) -> None:
+    before, after = trained("lilt", 0, 2.0), trained("lilt", 1, 2.0)
+    after.recipe["optim"]["grad_clip"] = 1.0
+    (contest,) = report.load(saved(tmp_path, [before, after]))
+    assert [len(entry.runs) for entry in contest.entries] == [2]

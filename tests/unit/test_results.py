@@ -60,6 +60,7 @@ def a_run(**changes: object) -> Run:
         "trainable": 211_204,
         "total": 3_047_681,
         "seconds": 93.4,
+        "cpu_seconds": 181.2,
         "peak_memory_bytes": 900_000_000,
         "checkpoint_bytes": 850_000,
         "device": "cpu",

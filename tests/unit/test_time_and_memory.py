@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from polyalign import memory, recipe, schedule, train
+from polyalign import memory, process, recipe, schedule, train
 from polyalign.embed import prepare
 from polyalign.errors import UserError
 from polyalign.recipe import Recipe
@@ -31,7 +31,7 @@ def loop_for(found: Recipe) -> Loop:
 def ticking(monkeypatch) -> None:
     """Let a second pass whenever the clock is read, which training does once a step."""
     clock = itertools.count()
-    monkeypatch.setattr(train.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(process.time, "monotonic", lambda: float(next(clock)))
 
 
 def within(

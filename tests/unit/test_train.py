@@ -39,7 +39,7 @@ loop_for = two_processes.loop_of
 
 def measured(run: Run) -> dict[str, object]:
     """What must be the same when a run is repeated, which time and memory need not."""
-    facts = run.model_dump(exclude={"seconds", "peak_memory_bytes"})
+    facts = run.model_dump(exclude={"seconds", "cpu_seconds", "peak_memory_bytes"})
     facts["looks"] = [look.model_dump(exclude={"seconds"}) for look in run.looks]
     return facts
 
