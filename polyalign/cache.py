@@ -33,6 +33,10 @@ folder = storage.cache_folder
 
 _BATCH = 64
 
+Places = npt.NDArray[np.int64]
+Filled = tuple[Places, npt.NDArray[Any]]
+"""Which rows of a store are ready, and what is in them."""
+
 
 @dataclass(frozen=True)
 class Store:
@@ -59,9 +63,13 @@ class Store:
         lengths = self.offsets[rows + 1] - self.offsets[rows]
         mask = np.arange(lengths.max()) < lengths[:, None]
         padded = np.full((*mask.shape, *self.values.shape[1:]), self.pad, self.values.dtype)
-        flat = np.concatenate([np.arange(self.offsets[row], self.offsets[row + 1]) for row in rows])
-        padded[mask] = self.values[flat]
+        padded[mask] = self.values[_places(self.offsets, rows)]
         return Tokens(_tensor(padded, device), torch.from_numpy(mask).to(device))
+
+
+def _places(offsets: Places, rows: Places) -> Places:
+    """Say where the tokens of these rows lie."""
+    return np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
 
 
 def _tensor(values: npt.NDArray[Any], device: torch.device | str) -> torch.Tensor:
@@ -83,17 +91,17 @@ def images(
     how = tower.preprocessing.model_dump_json() + (tower.variant if cut else "")
     key = _key("vision", tower, cut, config, [ref.key() for ref in refs], how)
     if (found := _find(key)) is not None:
-        return Store(found, cut, spent=_cost(key))
+        return Store(found[0], cut, spent=found[1])
     device = next(tower.parameters()).device
 
-    def rows() -> Iterator[npt.NDArray[Any]]:
+    def filled() -> Iterator[Filled]:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(refs), _BATCH):
                 pixels = list(pool.map(lambda ref: tower.transform(ref.open()), refs[start : start + _BATCH]))
                 stage = tower.run(torch.stack(pixels).to(device), 0, cut)
-                yield _array(stage, config if cut else None)
+                yield np.arange(start, start + len(pixels)), _array(stage, config if cut else None)
 
-    values, spent = _collect(key, rows(), len(refs), len(refs), config, "images", progress)
+    values, spent = _collect(key, filled(), len(refs), len(refs), config, "images", progress)
     return Store(values, cut, spent=spent)
 
 
@@ -117,17 +125,22 @@ def captions(
     key = _key("text", tower, cut, config, [" ".join(map(str, sequence)) for sequence in ids], tower.pooling)
     ragged = offsets if cut < last else None
     if (found := _find(key)) is not None:
-        return Store(found, cut, ragged, spent=_cost(key))
+        return Store(found[0], cut, ragged, spent=found[1])
     device = next(tower.parameters()).device
 
-    def rows() -> Iterator[npt.NDArray[Any]]:
+    by_length = np.argsort(np.diff(offsets), kind="stable")  # so that little is padded
+
+    def filled() -> Iterator[Filled]:
         for start in range(0, len(ids), _BATCH):
-            batch = tokens.batch(np.arange(start, min(start + _BATCH, len(ids))), device)
-            stage = tower.run(batch, 0, cut)
-            yield _array(stage.values[stage.mask] if isinstance(stage, Tokens) else stage, config)
+            rows = by_length[start : start + _BATCH]
+            stage = tower.run(tokens.batch(rows, device), 0, cut)
+            if isinstance(stage, Tokens):
+                yield _places(offsets, rows), _array(stage.values[stage.mask], config)
+            else:
+                yield rows, _array(stage, config)
 
     total = int(offsets[-1]) if ragged is not None else len(ids)
-    values, spent = _collect(key, rows(), total, len(ids), config, "captions", progress)
+    values, spent = _collect(key, filled(), total, len(ids), config, "captions", progress)
     return Store(values, cut, ragged, spent=spent)
 
 
@@ -147,25 +160,23 @@ def _key(
     return f"{kind}-{cut}-{digest.hexdigest()[:24]}"
 
 
-def _find(key: str | None) -> npt.NDArray[Any] | None:
+def _find(key: str | None) -> tuple[npt.NDArray[Any], Spent] | None:
+    """Give a store and what it took to fill it, whenever that was."""
     path = folder() / f"{key}.npy"
-    # What it cost is written last: without it a run was stopped between the two files.
-    if key is None or not path.is_file() or not path.with_suffix(".json").is_file():
+    card = path.with_suffix(".json")
+    # The card is written last: without it a run was stopped between the two files.
+    if key is None or not path.is_file() or not card.is_file():
+        return None
+    facts = json.loads(card.read_text(encoding="utf-8"))
+    if "cpu_seconds" not in facts:  # of a version that did not note it: made anew
         return None
     os.utime(path)
-    found: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    return found
-
-
-def _cost(key: str | None) -> Spent:
-    """Give what it took to fill the store, whenever that was."""
-    facts = json.loads((folder() / f"{key}.json").read_text(encoding="utf-8"))
-    return Spent(facts["seconds"], facts["cpu_seconds"])
+    return np.load(path, mmap_mode="r", allow_pickle=False), Spent(facts["seconds"], facts["cpu_seconds"])
 
 
 def _collect(
     key: str | None,
-    batches: Iterator[npt.NDArray[Any]],
+    batches: Iterator[Filled],
     total: int,
     items: int,
     config: Cache,
@@ -175,7 +186,7 @@ def _collect(
     """Write the batches into one array of ``total`` rows; on disk, atomically, where the store has a key."""
     began = Spent.until_now()
     first = next(batches)
-    size = total * first[0].nbytes
+    size = total * first[1][0].nbytes
     if size > config.max_gib * 2**30:
         raise UserError(
             f"the cache of {items:,} {what} would take {size / 2**30:.1f} GiB, "
@@ -183,12 +194,12 @@ def _collect(
             "or keep only pixels with --set cache.prefix=false"
         )
     if key is None:
-        values: npt.NDArray[Any] = np.empty((total, *first.shape[1:]), first.dtype)
+        values: npt.NDArray[Any] = np.empty((total, *first[1].shape[1:]), first[1].dtype)
         _write(values, itertools.chain([first], batches), items, what, progress)
         return values, Spent.until_now() - began
 
     def fill(partial: Path) -> None:
-        array = np.lib.format.open_memmap(partial, "w+", first.dtype, (total, *first.shape[1:]))
+        array = np.lib.format.open_memmap(partial, "w+", first[1].dtype, (total, *first[1].shape[1:]))
         _write(array, itertools.chain([first], batches), items, what, progress)
         array.flush()
 
@@ -200,12 +211,10 @@ def _collect(
 
 
 def _write(
-    values: npt.NDArray[Any], batches: Iterable[npt.NDArray[Any]], items: int, what: str, progress: Progress | None
+    values: npt.NDArray[Any], batches: Iterable[Filled], items: int, what: str, progress: Progress | None
 ) -> None:
-    row = 0
-    for number, batch in enumerate(batches, start=1):
-        values[row : row + len(batch)] = batch
-        row += len(batch)
+    for number, (rows, batch) in enumerate(batches, start=1):
+        values[rows] = batch
         if progress is not None:
             progress(f"preparing {what} ({values.nbytes / 2**20:.0f} MiB)", min(number * _BATCH, items), items)
 

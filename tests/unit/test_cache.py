@@ -126,6 +126,29 @@ def test_a_store_holds_what_the_stage_takes(frozen, table, cut):
     assert images.batch(rows).dtype == (torch.uint8 if cut == 0 else torch.float32)
 
 
+@pytest.mark.parametrize("cut", [1, 3, 5])
+def test_captions_filled_in_order_of_length_lie_where_each_alone_would(frozen, cut, monkeypatch):
+    captions = [" ".join(["red"] * count) for count in (7, 2, 9, 1, 5, 2, 8, 3, 6, 4)]
+    captions[5] = "blue then"  # as long as the second, and another
+    monkeypatch.setattr(cache, "_BATCH", 3)
+    widths, whole = [], frozen.text.run
+
+    def noted(x, start, stop):
+        widths.append(x.values.shape[1])
+        return whole(x, start, stop)
+
+    monkeypatch.setattr(frozen.text, "run", noted)
+    store = cache.captions(frozen.text, captions, cut, FULL)
+    assert widths == [4, 7, 10, 11]  # two of them special; in the order given it would be 11, 7, 10, 6
+    for row, caption in enumerate(captions):
+        tokens = frozen.text.collate(frozen.text.tokenize([caption]))
+        with torch.no_grad():
+            alone, found = whole(tokens, 0, cut), store.batch(np.array([row]))
+        if cut < 5:
+            alone, found = alone.values, found.values
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+
+
 def test_a_ragged_batch_by_hand():
     store = Store(np.array([1, 2, 3, 4, 5, 6]), 0, np.array([0, 3, 4, 6]), pad=9)
     batch = store.batch(np.array([1, 2, 1]))
@@ -152,6 +175,15 @@ def test_a_second_run_finds_it_and_runs_no_tower(frozen, table, monkeypatch):
     assert second.spent == first.spent
     assert first.spent.seconds > 0
     assert first.spent.cpu_seconds > 0
+
+
+def test_a_store_that_does_not_tell_processor_time_is_made_anew(frozen, table, folder):
+    first = cache.images(frozen.vision, table.images, 5, FULL)
+    card = next(folder.glob("*.json"))
+    card.write_text('{"what": "images", "rows": 10, "seconds": 1.0}', encoding="utf-8")
+    again = cache.images(frozen.vision, table.images, 5, FULL)
+    assert np.array_equal(first.values, again.values)
+    assert "cpu_seconds" in card.read_text(encoding="utf-8")
 
 
 def test_strategies_share_what_lies_below_them(table, folder):
