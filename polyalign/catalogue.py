@@ -6,7 +6,7 @@ from rich.table import Table
 
 from polyalign import plugins
 from polyalign.errors import UserError, did_you_mean
-from polyalign.sources._benchmark import Info
+from polyalign.sources._info import Info
 
 
 def infos() -> dict[str, Info]:
@@ -52,8 +52,16 @@ def describe(name: str) -> str:
         f"captions by: {one.origin}",
         f"licence: {one.licence}",
         f"get it from: {one.home}",
+        *([f"download it: polyalign data get {name}"] if one.downloads else []),
         f"place: {one.place}",
         *([f"note: {one.note}"] if one.note else []),
+        f"checked: {one.checked}",
+        *(f"address: {found.url} ({found.seen})" for found in (*one.downloads, *one.photos)),
+        *(
+            [f"address of single photos: {' '.join(one.single.urls.values())} ({one.single.seen})"]
+            if one.single
+            else []
+        ),
         f"use it: --data {name} {use}",
     ]
     return "\n".join(lines)

@@ -1,8 +1,9 @@
-"""``polyalign strategies`` and ``data``: what one should know before training."""
+"""``polyalign strategies`` and ``data``: what one should know, and have, before training."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,10 +20,13 @@ from polyalign.cli.shared import (
     overrides,
     print_json,
     resolve,
+    say,
     source_table,
 )
 
-data_app = typer.Typer(no_args_is_help=True, help="Look at your data before you train on it.")
+data_app = typer.Typer(
+    no_args_is_help=True, help="Get published datasets, and look at your data before you train on it."
+)
 app.add_typer(data_app, name="data")
 
 
@@ -36,6 +40,32 @@ def strategies(recipe: Recipe = "starter", lang: Lang = "en", set_: Set = None, 
         print_json([row.model_dump() for row in rows])
     else:
         console().print(strategy_table.render(rows, recipe))
+
+
+@data_app.command("get", epilog="Example: polyalign data get xtd --root benchmarks --photos test")
+def get(
+    name: Annotated[str, typer.Argument(help="A dataset: see `polyalign datasets`.")],
+    root: Annotated[Path, typer.Option(help="Folder in which datasets lie side by side, as suites expect.")] = Path(
+        "benchmarks"
+    ),
+    photos: Annotated[
+        Literal["none", "test", "all"],
+        typer.Option(help="Also photos, where anyone may download them: those of the test set, or all (COCO: 19 GB)."),
+    ] = "none",
+) -> None:
+    """Download what of a dataset anyone may download; say what to place where for the rest.
+
+    Interrupted, the same command goes on where it stopped. Files with known hashes are checked against them.
+    """
+    from polyalign import obtain, progress
+
+    try:
+        with progress.display() as report:
+            told = obtain.get(name, root, photos, report, say)
+    except KeyboardInterrupt:
+        say("interrupted; the same command goes on where it stopped")
+        raise typer.Exit(130) from None
+    print(told)
 
 
 @data_app.command(epilog="Example: polyalign data check --data ./my-photos --lang sw")

@@ -1,4 +1,4 @@
-"""What the published benchmarks share: facts about them, images in the user's folder, lines that belong together."""
+"""What the published benchmarks share: images in the user's folder, lines that belong together."""
 
 from __future__ import annotations
 
@@ -18,21 +18,6 @@ from polyalign.sources._gather import gather
 
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
 _NAMED = 5
-
-
-class Info(BaseModel):
-    """Facts about a dataset for those who want to use it: ``place`` says what goes where."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    title: str
-    languages: str
-    size: str
-    origin: str
-    licence: str
-    home: str
-    place: str
-    note: str = ""
 
 
 class Benchmark(BaseModel):

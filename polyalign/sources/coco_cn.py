@@ -10,19 +10,37 @@ from polyalign.errors import UserError
 from polyalign.lang import Lang
 from polyalign.pairs import PairTable
 from polyalign.sources import _benchmark, _files, _segments
-from polyalign.sources._benchmark import Benchmark, Info
+from polyalign.sources._benchmark import Benchmark
+from polyalign.sources._info import Download, Info, coco_photos
 
 INFO = Info(
     title="COCO-CN",
+    folder="coco-cn",
     languages="zh",
     size="18,341 train, 1,000 dev, 1,000 test images, 22,218 captions written; 5,000 translated for the test images",
     origin="human",
-    licence="none stated (on request from the authors); images under Flickr's terms",
-    home="https://github.com/li-xirong/coco-cn",
-    place="root: the folder with coco-cn_{train,val,test}.txt and imageid.human-written-caption.txt, or with the "
-    "COCO-style JSON of the test set (captions.json or merged_captions_coco-cn_test.json); "
-    "images: COCO train2014 and val2014",
+    licence="MIT, as its authors' page at Hugging Face says; images under Flickr's terms",
+    home="https://github.com/li-xirong/coco-cn, https://huggingface.co/datasets/AIMClab-RUC/COCO-CN",
+    captions="the folder with coco-cn_{train,val,test}.txt and imageid.human-written-caption.txt, or with the "
+    "COCO-style JSON of the test set (captions.json or merged_captions_coco-cn_test.json)",
+    images="COCO train2014 and val2014",
     note="The JSON's captions are segmented into words: the spaces are taken out. 7 test images are in XTD.",
+    checked="sizes in the repository's README.md at commit 22b218e, where the data is on request by a form; "
+    "licence and file as listed at AIMClab-RUC/COCO-CN",
+    downloads=(
+        Download(
+            url="https://huggingface.co/datasets/AIMClab-RUC/COCO-CN/resolve/main/coco-cn-version1805v1.1.tar.gz",
+            unpack=(
+                "coco-cn_train.txt",
+                "coco-cn_val.txt",
+                "coco-cn_test.txt",
+                "imageid.human-written-caption.txt",
+                "imageid.manually-translated-caption.txt",
+            ),
+            seen="the hub's listing of that dataset names the file; its hash was not at hand",
+        ),
+    ),
+    single=coco_photos(),
 )
 
 _PARTS = {"train": "train", "dev": "val", "test": "test"}

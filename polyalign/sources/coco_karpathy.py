@@ -9,18 +9,25 @@ from pydantic import Field
 from polyalign.lang import Lang
 from polyalign.pairs import PairTable
 from polyalign.sources import _benchmark, _files, _karpathy
-from polyalign.sources._benchmark import Benchmark, Info
+from polyalign.sources._benchmark import Benchmark
+from polyalign.sources._info import COCO_ZIPS, KARPATHY, KARPATHY_SEEN, Download, Info, coco_photos
 
 INFO = Info(
     title="COCO (Karpathy split)",
+    folder="coco-karpathy",
     languages="en",
     size="113,287 train, 5,000 dev, 5,000 test images, five captions each (a few more on some)",
     origin="human",
     licence="captions CC BY 4.0; images under Flickr's terms",
-    home="https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip, https://cocodataset.org",
-    place="root: the folder with dataset_coco.json; images: COCO train2014 and val2014",
+    home="https://cs.stanford.edu/people/karpathy/deepimagesent/, https://cocodataset.org",
+    captions="the folder with dataset_coco.json",
+    images="COCO train2014 and val2014",
     note="protocol=1k gives one of five folds of the test set in the file's order: a 1k figure is the mean of all "
     "five. 25,010 captions in the 5k test set; captions=first-5 keeps 25,000, as some peers do.",
+    checked="sizes as the papers that use the split give them; the file itself and the licence page were not at hand",
+    downloads=(Download(url=KARPATHY, unpack=("dataset_coco.json",), seen=KARPATHY_SEEN),),
+    photos=COCO_ZIPS,
+    single=coco_photos(),
 )
 
 _FOLD = 1000

@@ -5,17 +5,22 @@ from __future__ import annotations
 from polyalign.lang import Lang
 from polyalign.pairs import PairTable
 from polyalign.sources import _benchmark, _files, _karpathy
-from polyalign.sources._benchmark import Benchmark, Info
+from polyalign.sources._benchmark import Benchmark
+from polyalign.sources._info import FLICKR30K_PHOTOS, KARPATHY, KARPATHY_SEEN, Download, Info
 
 INFO = Info(
     title="Flickr30k (Karpathy split)",
+    folder="flickr30k",
     languages="en",
     size="29,000 train, 1,014 dev, 1,000 test images, five captions each",
     origin="human",
     licence="research and education, non-commercial; images under Flickr's terms",
-    home="https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip",
-    place="root: the folder with dataset_flickr30k.json; images: flickr30k-images",
+    home="https://cs.stanford.edu/people/karpathy/deepimagesent/",
+    captions="the folder with dataset_flickr30k.json",
+    images=FLICKR30K_PHOTOS,
     note="The test images are those of Multi30k test 2016, Flickr30k-200 and xFlickr&CO's Flickr half.",
+    checked="sizes agree with Multi30k's lists of the same images; terms as Flickr30K Entities' README quotes them",
+    downloads=(Download(url=KARPATHY, unpack=("dataset_flickr30k.json",), seen=KARPATHY_SEEN),),
 )
 
 _PARTS = {"train": ("train",), "dev": ("val",), "test": ("test",)}

@@ -5,18 +5,28 @@ from __future__ import annotations
 from polyalign.lang import Lang
 from polyalign.pairs import PairTable
 from polyalign.sources import _flores
-from polyalign.sources._benchmark import Benchmark, Info
+from polyalign.sources._benchmark import Benchmark
+from polyalign.sources._info import FLICKR30K_PHOTOS, Download, Info
 
 INFO = Info(
     title="Flickr30k-200",
+    folder="flickr30k-200",
     languages="201, by FLORES-200 code",
     size="1,000 Flickr30k test images, one caption each",
     origin="machine (NLLB); English human",
     licence="none stated for the translations; Flickr30k is for research and education, non-commercial",
     home="https://github.com/visheratin/nllb-clip (data/flickr30k-200)",
-    place="root: the folder with filenames.txt and <flores code>.txt; images: Flickr30k's flickr30k-images "
-    "(Flickr8k's photos are found too, 243 of the 1,000)",
+    captions="the folder with filenames.txt and <flores code>.txt",
+    images=f"{FLICKR30K_PHOTOS} (Flickr8k's photos are found too, 243 of the 1,000)",
     note="The images are those of Multi30k test 2016 and of xFlickr&CO; 173 are in Flickr8k's training split.",
+    checked="languages and sizes in the repository's files at commit 5cad452, which has no licence file",
+    downloads=(
+        Download(
+            url="https://raw.githubusercontent.com/visheratin/nllb-clip/5cad452a374adb2dbfbb23fb2f19d24e3959c719/"
+            "data/flickr30k-200/",
+            seen="CLIP_benchmark's flickr30k_200.py names it (branch main); hashes are of the repository's files",
+        ),
+    ),
 )
 
 _ENGLISH = "eng_captions.txt"

@@ -12,19 +12,23 @@ from polyalign.errors import UserError, did_you_mean
 from polyalign.lang import Lang
 from polyalign.pairs import FileImage, Origin, PairTable
 from polyalign.sources import _files
-from polyalign.sources._benchmark import Info
 from polyalign.sources._gather import gather
+from polyalign.sources._info import Info
 
 INFO = Info(
     title="Flickr8k",
+    folder="flickr8k",
     languages="en zh (5 captions an image), ar (3), de fr cs qu gn (1, on 6,993 of the images)",
     size="6,000 train, 1,000 dev, 1,000 test images; 5,176, 867 and 871 of them with captions in every language",
     origin="human; qu and gn machine",
     licence="research only; photos belong to their Flickr authors",
-    home="https://hockenmaier.cs.illinois.edu/8k-pictures.html",
-    place="root: the folder with captions/<language>.txt, splits/{train,dev,test}.txt and images/ "
+    home="https://hockenmaier.cs.illinois.edu/8k-pictures.html (the form to ask for it: "
+    "https://forms.illinois.edu/sec/1713398)",
+    captions="the folder with captions/<language>.txt, splits/{train,dev,test}.txt and images/ "
     "(or the files as first published: Flickr8k.token.txt, Flickr_8k.trainImages.txt, Flicker8k_Dataset/)",
     note="243 of Flickr30k's 1,000 test images are among its photos, 173 of them in the training split.",
+    checked="counts on the files themselves; the form as text books quote it, whether it still answers is not known; "
+    "the other languages are of other publications, whose addresses were not found",
 )
 
 _SPLITS = {"train": "Flickr_8k.trainImages.txt", "dev": "Flickr_8k.devImages.txt", "test": "Flickr_8k.testImages.txt"}

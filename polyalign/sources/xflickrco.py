@@ -11,19 +11,32 @@ from polyalign.errors import UserError
 from polyalign.lang import Lang
 from polyalign.pairs import PairTable
 from polyalign.sources import _benchmark, _files
-from polyalign.sources._benchmark import Benchmark, Info
+from polyalign.sources._benchmark import Benchmark
+from polyalign.sources._info import FLICKR30K_PHOTOS, Download, Info, coco_photos
 
 INFO = Info(
     title="xFlickr&CO",
+    folder="xflickrco",
     languages="de en es id ja ru tr zh",
-    size="test 2,000 images (1,000 Flickr30k test, 1,000 COCO val2014), one caption each; few-shot training files",
+    size="test 2,000 images (1,000 Flickr30k test, 1,000 COCO val2014), one caption each; few-shot training files "
+    "(not in English)",
     origin="human",
     licence="MIT (the IGLUE repository); Flickr30k's and COCO's terms for what comes from them",
     home="https://github.com/e-bug/iglue (datasets/xFlickrCO/annotations)",
-    place="root: the folder with <language>/test.jsonl; images: flickr30k-images and COCO val2014",
+    captions="the folder with <language>/test.jsonl",
+    images=f"{FLICKR30K_PHOTOS}; COCO val2014",
     note="The Japanese Flickr captions carry entity digits: clean=true takes them out. One German and one Indonesian "
     "caption were published empty and stay so. The Flickr half is Multi30k test 2016 and Flickr30k-200; the COCO half "
     "shares 7 images with XTD.",
+    checked="all in the repository's files and LICENSE at commit 43cbac9",
+    downloads=(
+        Download(
+            url="https://raw.githubusercontent.com/e-bug/iglue/43cbac91513388d40b2c6d93925f00ca9fc08a98/"
+            "datasets/xFlickrCO/annotations/",
+            seen="hashes are of the repository's files; the address is GitHub's for any file of a commit",
+        ),
+    ),
+    single=coco_photos(part="coco"),
 )
 
 _CODES = {code: code for code in ("de", "en", "es", "id", "ja", "ru", "tr", "zh")}

@@ -5,17 +5,29 @@ from __future__ import annotations
 from polyalign.lang import Lang
 from polyalign.pairs import PairTable
 from polyalign.sources import _flores
-from polyalign.sources._benchmark import Benchmark, Info
+from polyalign.sources._benchmark import Benchmark
+from polyalign.sources._info import Download, Info, coco_photos
 
 INFO = Info(
     title="XTD200",
+    folder="xtd200",
     languages="201, by FLORES-200 code",
     size="1,000 COCO 2014 images (those of XTD10), one caption each",
     origin="machine (NLLB); English human",
     licence="none stated for the translations; XTD10's is non-commercial research",
     home="https://github.com/visheratin/nllb-clip (data/xtd200)",
-    place="root: the folder with test_image_names.txt and <flores code>.txt; images: COCO train2014 and val2014",
+    captions="the folder with test_image_names.txt and <flores code>.txt",
+    images="COCO train2014 and val2014",
     note="800 of the images are in COCO train2014: leave them out of training (data.leakage).",
+    checked="languages and sizes in the repository's files at commit 5cad452, which has no licence file",
+    downloads=(
+        Download(
+            url="https://raw.githubusercontent.com/visheratin/nllb-clip/5cad452a374adb2dbfbb23fb2f19d24e3959c719/"
+            "data/xtd200/",
+            seen="CLIP_benchmark's xtd200.py names it (branch main); hashes are of the repository's files",
+        ),
+    ),
+    single=coco_photos(),
 )
 
 _ENGLISH = "eng_Latn.txt"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polyalign import data_audit, leakage, plugins
+from polyalign import data_audit, download, leakage, obtain, plugins
 from polyalign import lang as languages
 from polyalign.errors import UserError
 from polyalign.pairs import PairTable
@@ -157,3 +157,12 @@ def test_machine_german_is_scored_against_human_german_of_the_same_images(root):
     assert 20 < chrf[0].score < chrf[1].score < 60
     assert chrf[0].human is None
     assert 20 < chrf[1].human < 60
+
+
+@pytest.mark.parametrize("name", ["xtd", "xtd200", "flickr30k-200", "multi30k", "xflickrco"])
+def test_the_files_at_hand_are_those_that_are_downloaded(root, name):
+    folder = root / plugins.load("sources", name).INFO.folder
+    here = [(sha256, path) for sha256, path in obtain.listed(name) if (folder / path.replace("raw/", "")).is_file()]
+    assert len(here) > 5
+    for sha256, path in here:
+        assert download.digest(folder / path.replace("raw/", "")) == sha256, path
