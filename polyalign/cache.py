@@ -32,6 +32,7 @@ from polyalign.towers.vision import VisionTower
 folder = storage.cache_folder
 
 _BATCH = 64
+_FORMAT = "2"  # of what lies on disk; stores of another are not found, and go with ``polyalign cache clear``
 
 Places = npt.NDArray[np.int64]
 Filled = tuple[Places, npt.NDArray[Any]]
@@ -156,7 +157,7 @@ def _key(
     if cut > 0 and tower.fingerprint is None:
         return None
     weights = [tower.fingerprint, str(cut), config.dtype] if cut else []
-    digest = hashlib.sha256("\0".join([kind, how, *map(str, weights), *contents]).encode())
+    digest = hashlib.sha256("\0".join([_FORMAT, kind, how, *map(str, weights), *contents]).encode())
     return f"{kind}-{cut}-{digest.hexdigest()[:24]}"
 
 

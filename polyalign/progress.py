@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterator
@@ -42,18 +43,20 @@ def display() -> Iterator[Progress]:
 
 
 class _Lines:
-    """A line at each tenth, with the time that is left if the rest goes as fast, for logs."""
+    """A line at each tenth, but not two in a second, with the time that is left if the rest goes as fast; for logs."""
 
     def __init__(self) -> None:
-        self._told: dict[str, int] = {}
+        self._told: dict[str, tuple[int, float]] = {}
         self._first: dict[str, tuple[float, int]] = {}
 
     def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
-        began, before = self._first.setdefault(task, (time.monotonic(), done))
+        now = time.monotonic()
+        began, before = self._first.setdefault(task, (now, done))
         tenth = 10 * done // max(total, 1)
-        if self._told.get(task) == tenth:
+        last, when = self._told.get(task, (-1, -math.inf))
+        if tenth == last or (now - when < 1 and done < total):
             return
-        self._told[task] = tenth
-        seconds = (time.monotonic() - began) / max(1, done - before) * (total - done)
+        self._told[task] = (tenth, now)
+        seconds = (now - began) / max(1, done - before) * (total - done)
         left = f", about {timedelta(seconds=round(seconds))} left" if done > before and seconds >= 1 else ""
         print(f"{task}: {done:,} of {total:,}{left} {note}".rstrip(), file=sys.stderr, flush=True)

@@ -328,7 +328,8 @@ def overrides(
 ) -> dict[str, Any]:
     """Gather the command line's options into one table of overrides; ``--set`` wins over the others.
 
-    ``data`` is the name of a source, or a folder, which the source ``folder`` reads. ``images`` is a benchmark's folder
+    ``data`` is the name of a source, or a folder, which the source ``folder`` reads; a recipe's budget is meant for the
+    recipe's own data, and other data is used whole unless ``budget`` says otherwise. ``images`` is a benchmark's folder
     of photos, ``allow_missing`` leaves out those that are not there.
 
     Raises:
@@ -350,6 +351,8 @@ def overrides(
         for section, options in table.items()
         if (kept := {key: value for key, value in options.items() if value is not None})
     }
+    if data is not None:
+        given = merge(given, {"data": {"budget": None}})
     if budget is not None:
         given = merge(given, within(budget))
     return merge(given, parse_set(sets))

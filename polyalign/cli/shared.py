@@ -22,7 +22,11 @@ Budget = Annotated[
     str | None, typer.Option(help="How many pairs to train on, or how long: 1k-pairs, 20min, 10k-pairs+20min.")
 ]
 DataOption = Annotated[
-    str | None, typer.Option("--data", help="A folder with captions and images, or the name of a source.")
+    str | None,
+    typer.Option(
+        "--data",
+        help="A folder with captions and images, or the name of a source; used whole unless --budget is given.",
+    ),
 ]
 Images = Annotated[Path | None, typer.Option("--images", help="Folder of a benchmark's photos, under its own names.")]
 AllowMissing = Annotated[

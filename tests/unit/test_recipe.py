@@ -268,9 +268,18 @@ def test_options_become_keys_and_set_wins_over_them(tmp_path):
     assert recipe.overrides([], seed=0) == {"train": {"seed": 0}}
 
 
+def test_data_of_ones_own_is_used_whole_unless_a_budget_is_given(tmp_path):
+    def budget(**options):
+        return recipe.resolve("starter", "sw", "lilt", recipe.overrides([], **options)).budget
+
+    assert budget() == "10k-pairs"
+    assert budget(data=str(tmp_path)) == "all"
+    assert budget(data=str(tmp_path), budget="500-pairs") == "500-pairs"
+
+
 def test_data_is_a_folder_or_a_source(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert recipe.overrides([], data="starter") == {"source": {"name": "starter"}}
+    assert recipe.overrides([], data="starter")["source"] == {"name": "starter"}
     Path("starter").mkdir()
     assert recipe.overrides([], data="starter")["source"]["name"] == "folder"
     with pytest.raises(UserError, match='--data "flickr8" is no folder and no source: did you mean "flickr8k"'):

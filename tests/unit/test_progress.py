@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from polyalign import progress
+
+
+@pytest.fixture
+def told(monkeypatch, capsys):
+    """Give a function that reports 1 to ``total``, ``pause`` seconds apart, and returns the lines that were printed."""
+
+    def run(total: int, pause: float) -> list[str]:
+        clock = itertools.count()
+        monkeypatch.setattr(progress.time, "monotonic", lambda: pause * next(clock))
+        with progress.display() as report:
+            for done in range(1, total + 1):
+                report("training", done, total)
+        return capsys.readouterr().err.splitlines()
+
+    return run
+
+
+def test_without_a_terminal_there_is_a_line_a_tenth_with_the_time_left(told):
+    lines = told(1000, 2)
+    assert len(lines) == 11
+    assert lines[1] == "training: 100 of 1,000, about 0:30:00 left"
+    assert lines[-1] == "training: 1,000 of 1,000"
+
+
+def test_what_goes_fast_is_told_at_its_beginning_and_its_end(told):
+    assert told(20, 0.01) == ["training: 1 of 20", "training: 20 of 20"]
+
+
+def test_a_task_of_one_step_is_one_line(told):
+    assert told(1, 5) == ["training: 1 of 1"]
