@@ -64,17 +64,18 @@ class Aligned:
 
 
 class Gallery:
-    """The photos of one benchmark, embedded once however many languages describe them."""
+    """Photos, embedded once however many languages and benchmarks describe them."""
 
     def __init__(self, encoder: Encoder, progress: Progress) -> None:
         self.encoder, self.progress = encoder, progress
         self._known: dict[str, npt.NDArray[np.float32]] = {}
 
     def embed(self, table: PairTable) -> tuple[Vectors, Vectors]:
-        """Give the unit vectors of a table's images ``(I, D)`` and captions ``(C, D)``; equal ids are equal images."""
-        new = {i: image for i, image in zip(table.image_ids, table.images, strict=True) if i not in self._known}
+        """Give the unit vectors of a table's images ``(I, D)`` and captions ``(C, D)``."""
+        keys = [image.key() for image in table.images]
+        new = {key: image for key, image in zip(keys, table.images, strict=True) if key not in self._known}
         if new:
             vectors = self.encoder.encode_image(list(new.values()), self.progress)
             self._known.update(zip(new, vectors, strict=True))
-        images = np.stack([self._known[image_id] for image_id in table.image_ids])
+        images = np.stack([self._known[key] for key in keys])
         return images, self.encoder.encode_text(table.captions, self.progress)

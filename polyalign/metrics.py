@@ -149,13 +149,15 @@ class Hits:
     queries: npt.NDArray[np.float64]
 
 
-def gather_hits(text_to_image: Ints, image_to_text: Ints, image_of: Ints) -> Hits:
+def gather_hits(text_to_image: Ints, image_to_text: Ints, image_of: Ints, fold_of: Ints | None = None) -> Hits:
     """Count hits by image.
 
     Args:
         text_to_image: (C,) rank of each caption's image.
         image_to_text: (I,) rank of each image's best caption.
         image_of: (C,) the image of each caption.
+        fold_of: (I,) the fold each image was searched in; hits and queries then count as shares of their fold's, so
+            that all of them together give the mean of the folds.
     """
     images = len(image_to_text)
     captions = np.bincount(image_of, minlength=images)
@@ -165,6 +167,11 @@ def gather_hits(text_to_image: Ints, image_to_text: Ints, image_of: Ints) -> Hit
         hits[:, column] = np.bincount(image_of, weights=text_to_image <= k, minlength=images)
         hits[:, columns + column] = image_to_text <= k
     queries[:, :columns] = captions[:, None]
+    if fold_of is not None:
+        _, fold = np.unique(fold_of, return_inverse=True)
+        asked = np.zeros((fold.max() + 1, 2 * columns))
+        np.add.at(asked, fold, queries)
+        hits, queries = hits / asked[fold], queries / asked[fold]
     return Hits(hits, queries)
 
 
@@ -205,6 +212,33 @@ def resample(
         out.append(_with_mean(pooled / asked))
         start += count
     return out
+
+
+def resample_together(
+    entries: Sequence[tuple[Hits, Ints]], photos: int, *, resamples: int = 1000, seed: int = 0
+) -> list[npt.NDArray[np.float64]]:
+    """Bootstrap the recalls of galleries that share photos, over the photos of all of them.
+
+    A photo is drawn with all it answers for, in whatever galleries and languages: what is averaged over them keeps its
+    dependence. A gallery of which no photo is drawn keeps its observed recalls in that draw.
+
+    Args:
+        entries: for each gallery its hits and (I,) which photo each of its images is.
+        photos: how many there are.
+        resamples: R.
+        seed: of the draws.
+
+    Returns:
+        (R, 7) for each entry, columns as ``recalls``.
+    """
+    parts: list[list[npt.NDArray[np.float64]]] = [[] for _ in entries]
+    for weights in _image_weights(seed, resamples, photos):
+        for (own, photo_of), part in zip(entries, parts, strict=True):
+            drawn = weights[:, photo_of]
+            hits, asked = drawn @ own.hits, drawn @ own.queries
+            observed = np.broadcast_to(recalls([own])[:-1], hits.shape).copy()
+            part.append(_with_mean(np.divide(hits, asked, out=observed, where=asked > 0)))
+    return [np.concatenate(part) for part in parts]
 
 
 def interval(samples: npt.NDArray[np.float64], confidence: float = 0.95) -> npt.NDArray[np.float64]:

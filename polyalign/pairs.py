@@ -97,6 +97,7 @@ class PairTable:
     ``image_of[c]`` is the index of caption ``c``'s image, so ``(images[image_of[c]], captions[c])`` is pair ``c``.
     An image may have several captions; in a gallery every image has at least one.
     ``image_ids`` are the dataset's own ids: two tables that share an id share the image.
+    ``fold_of`` ``(I,)`` says which fold of a gallery each image is in, where a protocol searches each fold alone.
     """
 
     name: str
@@ -106,6 +107,7 @@ class PairTable:
     images: tuple[ImageRef, ...]
     captions: tuple[str, ...]
     image_of: npt.NDArray[np.int64]
+    fold_of: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         """Check that the columns fit together; a mismatch is a bug of the source."""
@@ -117,6 +119,8 @@ class PairTable:
             raise ValueError(f"{len(self.captions)} captions for {len(self.image_of)} image indices")
         if len(self.image_of) and not (0 <= self.image_of.min() and self.image_of.max() < len(self.images)):
             raise ValueError("image_of points outside the images")
+        if self.fold_of is not None and len(self.fold_of) != len(self.images):
+            raise ValueError(f"{len(self.fold_of)} folds for {len(self.images)} images")
 
     def __len__(self) -> int:
         """Count the pairs, which is to say the captions."""
@@ -132,6 +136,7 @@ class PairTable:
             images=tuple(self.images[i] for i in kept),
             captions=tuple(self.captions[c] for c in index),
             image_of=np.searchsorted(kept, self.image_of[index]),
+            fold_of=None if self.fold_of is None else self.fold_of[kept],
         )
 
     def take_images(self, images: Sequence[int] | npt.NDArray[np.int64]) -> PairTable:

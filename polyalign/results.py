@@ -79,7 +79,8 @@ class Retrieval(Record):
 
     ``fingerprint`` names the gallery's image ids, captions and their order: two results with the same one answer the
     same queries. ``image_of`` is the image of each caption, empty where image ``i`` has caption ``i`` alone.
-    ``mean_recall`` is the mean of the six recalls.
+    ``mean_recall`` is the mean of the six recalls. Where ``fold_of`` names the fold of each image, each fold was
+    searched alone, recalls are the mean over folds, and ``images``, ``captions`` and ranks are those of all folds.
     """
 
     gallery: str
@@ -89,6 +90,7 @@ class Retrieval(Record):
     images: int
     captions: int
     image_of: tuple[int, ...] = ()
+    fold_of: tuple[int, ...] = ()
     tie_rule: Literal["pessimistic"] = "pessimistic"
     text_to_image: Direction
     image_to_text: Direction
@@ -101,7 +103,13 @@ class Retrieval(Record):
             raise ValueError("the captions and their images differ in number")
         if queries not in ({0}, {self.captions, self.images}):
             raise ValueError("the queries and their ranks differ in number")
+        if self.fold_of and len(self.fold_of) != self.images:
+            raise ValueError("the images and their folds differ in number")
         return self
+
+    def fold_sizes(self) -> tuple[int, ...]:
+        """Count the images of each part of the gallery that was searched alone; one part where it has no folds."""
+        return tuple(np.unique(self.fold_of, return_counts=True)[1].tolist()) if self.fold_of else (self.images,)
 
     def _image_of(self) -> npt.NDArray[np.int64]:
         return np.array(self.image_of, dtype=np.int64) if self.image_of else np.arange(self.images)
@@ -119,7 +127,8 @@ class Retrieval(Record):
         ranks = (self.text_to_image.ranks, self.image_to_text.ranks)
         if not ranks[0]:
             raise ValueError(f"the ranks of {self.gallery} in {self.lang} were left out")
-        return metrics.gather_hits(np.array(ranks[0]), np.array(ranks[1]), self._image_of())
+        folds = np.array(self.fold_of) if self.fold_of else None
+        return metrics.gather_hits(np.array(ranks[0]), np.array(ranks[1]), self._image_of(), folds)
 
     def without_ranks(self) -> Retrieval:
         """Leave the ranks out, which is most of the record, where nothing is to be tested against it."""
@@ -128,7 +137,9 @@ class Retrieval(Record):
 
     def chance(self) -> npt.NDArray[np.float64]:
         """Give the six recalls (6,) that a random ordering of this gallery would have on average."""
-        return metrics.chance(self.captions_per_image())
+        counts, folds = self.captions_per_image(), np.array(self.fold_of or [0] * self.images)
+        means: npt.NDArray[np.float64] = np.mean([metrics.chance(counts[folds == f]) for f in np.unique(folds)], axis=0)
+        return means
 
 
 class ZeroShot(Record):

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from rich import box
 from rich.table import Table
 
-from polyalign import image_check, plugins, shipped, source_spec
+from polyalign import image_check, image_ids, metrics, plugins, shipped, source_spec, tables
 from polyalign import lang as languages
 from polyalign.data import Say
 from polyalign.encoders import Encoder, Gallery
@@ -21,7 +21,7 @@ from polyalign.evaluators import retrieval
 from polyalign.lang import describe
 from polyalign.pairs import PairTable
 from polyalign.progress import Progress
-from polyalign.results import Record, Retrieval
+from polyalign.results import Record, Retrieval, Score
 from polyalign.source_spec import SourceSpec
 
 ALL = ("all",)
@@ -69,12 +69,16 @@ class Suite(BaseModel):
 
 
 class Average(Record):
-    """Means over languages: the six recalls, text to image first, and their mean, as fractions."""
+    """Means over languages: the six recalls, text to image first, and their mean, as fractions.
+
+    The intervals are of the mean over photos like these: a photo is drawn with what it answers for in all languages and
+    galleries at once, so languages tested on the same photos are not taken for independent.
+    """
 
     gallery: str
     over: str
     languages: tuple[str, ...]
-    values: tuple[float, float, float, float, float, float, float]
+    scores: tuple[Score, Score, Score, Score, Score, Score, Score]
 
 
 class SuiteResult(Record):
@@ -123,44 +127,78 @@ def run(
     for code in () if tuple(langs) == ALL else langs:
         languages.load(code)
     here, left_out = _at_hand(suite, langs, say, allow_absent=allow_absent)
-    results = []
+    results, photos = [], []
+    gallery = Gallery(encoder, progress)
     for one, codes in here:
-        gallery = Gallery(encoder, progress)
         for table in _tables(one, codes, progress, say):
             images, captions = gallery.embed(table)
-            results.append(retrieval.score(images, captions, table).without_ranks())
+            results.append(retrieval.score(images, captions, table))
+            photos.append([image_ids.photo(name) or f"{one.spec.name} {name}" for name in table.image_ids])
     return SuiteResult(
         suite=suite.name,
         model=encoder.name,
-        results=tuple(results),
-        averages=tuple(averages(results)),
+        results=tuple(result.without_ranks() for result in results),
+        averages=tuple(averages(results, photos)),
         left_out=tuple(left_out),
     )
 
 
-def averages(results: Sequence[Retrieval]) -> Iterator[Average]:
+def averages(results: Sequence[Retrieval], photos: Sequence[Sequence[str]]) -> Iterator[Average]:
     """Average each gallery over its languages, and over low-resource ones apart; then the same over all galleries.
 
-    Over galleries a language counts once, with the mean of the galleries that have it.
+    Over galleries a language counts once, with the mean of the galleries that have it. An average of one result alone
+    is left out, but for low-resource languages.
+
+    Args:
+        results: with their ranks.
+        photos: which photo each image of each result is; equal ones are drawn together for the intervals.
     """
+    observed = [metrics.recalls([result.hits()]) for result in results]
+    drawn = _resample(results, photos)
     galleries = list(dict.fromkeys(result.gallery for result in results))
     for gallery in [*galleries, *(["all galleries"] if len(galleries) > 1 else [])]:
-        by_lang: dict[str, list[Retrieval]] = {}
-        for result in results:
+        by_lang: dict[str, list[int]] = {}
+        for index, result in enumerate(results):
             if gallery in (result.gallery, "all galleries"):
-                by_lang.setdefault(result.lang, []).append(result)
-        means = {code: np.mean([_values(one) for one in found], axis=0) for code, found in by_lang.items()}
-        scarce = {code: mean for code, mean in means.items() if languages.load(code).low_resource}
-        for over, chosen in (("languages", means), ("low-resource languages", scarce)):
-            if chosen:
-                mean = np.mean(list(chosen.values()), axis=0).tolist()
-                yield Average(gallery=gallery, over=over, languages=tuple(chosen), values=tuple(mean))
+                by_lang.setdefault(result.lang, []).append(index)
+        scarce = {code: found for code, found in by_lang.items() if languages.load(code).low_resource}
+        if sum(map(len, by_lang.values())) > 1:
+            yield _average(gallery, "languages", by_lang, observed, drawn)
+        if scarce:
+            yield _average(gallery, "low-resource languages", scarce, observed, drawn)
+
+
+def _resample(results: Sequence[Retrieval], photos: Sequence[Sequence[str]]) -> list[metrics.Floats]:
+    number = {photo: index for index, photo in enumerate(dict.fromkeys(one for own in photos for one in own))}
+    entries = [
+        (result.hits(), np.array([number[photo] for photo in own])) for result, own in zip(results, photos, strict=True)
+    ]
+    return list(metrics.resample_together(entries, len(number)))
+
+
+def _average(
+    gallery: str,
+    over: str,
+    by_lang: Mapping[str, Sequence[int]],
+    observed: Sequence[metrics.Floats],
+    drawn: Sequence[metrics.Floats],
+) -> Average:
+    """Average the results of each language (their indices), then over languages, and every draw likewise."""
+
+    def mean(rows: Sequence[metrics.Floats]) -> metrics.Floats:
+        found: metrics.Floats = np.mean([np.mean([rows[i] for i in own], axis=0) for own in by_lang.values()], axis=0)
+        return found
+
+    low, high = metrics.interval(mean(drawn).astype(np.float64))
+    bounds = zip(mean(observed).tolist(), low.tolist(), high.tolist(), strict=True)
+    scores = tuple(Score(value=value, low=bottom, high=top) for value, bottom, top in bounds)
+    return Average(gallery=gallery, over=over, languages=tuple(by_lang), scores=scores)
 
 
 def render(result: SuiteResult) -> Table:
     """Show a suite's results, one language and gallery a row, and their averages below."""
     notes = [
-        "percent found; images is the number searched; ties rank ahead",
+        "percent found, ± half of the 95 % interval; images is the number searched; ties rank ahead",
         "averages over galleries count a language once, with the mean of the galleries that have it",
         *(f"left out: {line}" for line in result.left_out),
     ]
@@ -179,12 +217,12 @@ def render(result: SuiteResult) -> Table:
         if last not in (None, one.gallery):
             table.add_section()
         last = one.gallery
-        sizes = (f"{one.images:,}", f"{one.captions:,}")
-        table.add_row(f"{one.lang} {one.gallery}", one.origin, *sizes, *_percent(_values(one)))
+        sizes = (tables.searched(one), f"{one.captions:,}")
+        table.add_row(f"{one.lang} {one.gallery}", one.origin, *sizes, *_percent(_scores(one)))
     table.add_section()
     for mean in result.averages:
         row = f"[bold]mean of {len(mean.languages)} {mean.over}[/], {mean.gallery}"
-        table.add_row(row, "", "", "", *_percent(mean.values))
+        table.add_row(row, "", "", "", *_percent(mean.scores))
     return table
 
 
@@ -278,10 +316,12 @@ def _tables(one: Benchmark, codes: Iterable[str], progress: Progress, say: Say) 
         yield spoken
 
 
-def _values(result: Retrieval) -> list[float]:
+def _scores(result: Retrieval) -> list[Score]:
     ways = (result.text_to_image, result.image_to_text)
-    return [*(score.value for way in ways for score in way.recall.values()), result.mean_recall.value]
+    return [*(score for way in ways for score in way.recall.values()), result.mean_recall]
 
 
-def _percent(values: Sequence[float]) -> list[str]:
-    return [f"{100 * value:.1f}" for value in values]
+def _percent(scores: Sequence[Score]) -> list[str]:
+    """Show the seven scores; R@1 and the mean have their intervals, for more of which a terminal is too narrow."""
+    half = {place: f" ±{50 * (scores[place].high - scores[place].low):.1f}" for place in (0, 3, 6)}
+    return [f"{100 * score.value:.1f}{half.get(place, '')}" for place, score in enumerate(scores)]

@@ -54,9 +54,17 @@ def gallery_line(*results: Retrieval) -> str:
     counts = result.captions_per_image()
     each = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
     return (
-        f"{result.gallery} ({result.lang}, {result.origin} captions): {result.images:,} images, "
+        f"{result.gallery} ({result.lang}, {result.origin} captions): {searched(result)} images, "
         f"{result.captions:,} captions, {each} an image; ties rank ahead ({ties:,} tied queries)"
     )
+
+
+def searched(result: Retrieval) -> str:
+    """Show the number of images searched, with folds as ``5×1,000``: each was searched alone."""
+    sizes = result.fold_sizes()
+    low, high = min(sizes), max(sizes)
+    each = f"{low:,}" if low == high else f"{low:,}-{high:,}"
+    return each if len(sizes) == 1 else f"{len(sizes)}×{each}"
 
 
 def retrieval_table(trained: Retrieval, untrained: Retrieval | None = None, *, label: str = "trained") -> Table:
@@ -101,7 +109,7 @@ def retrieval_overview(results: Sequence[Retrieval]) -> Table:
     for result in results:
         scores = (*result.text_to_image.recall.values(), *result.image_to_text.recall.values(), result.mean_recall)
         cells = (f"{100 * s.value:.1f} ±{50 * (s.high - s.low):.1f}" for s in scores)
-        table.add_row(f"{result.lang} {result.gallery}", f"{result.images:,}", *cells)
+        table.add_row(f"{result.lang} {result.gallery}", searched(result), *cells)
     return table
 
 

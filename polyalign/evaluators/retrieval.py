@@ -47,8 +47,8 @@ def score(
         resamples: bootstrap draws over images behind each interval.
     """
     check_gallery(gallery)
-    text_to_image, image_to_text = metrics.both_directions(image_emb, caption_emb, gallery.image_of)
-    hits = metrics.gather_hits(text_to_image.rank, image_to_text.rank, gallery.image_of)
+    text_to_image, image_to_text = _rank(image_emb, caption_emb, gallery)
+    hits = metrics.gather_hits(text_to_image.rank, image_to_text.rank, gallery.image_of, gallery.fold_of)
     low, high = metrics.interval(metrics.resample([[hits]], resamples=resamples)[0])
     scores = [
         Score(value=value, low=bottom, high=top)
@@ -63,6 +63,7 @@ def score(
         images=len(gallery.images),
         captions=len(gallery.captions),
         image_of=() if in_order else tuple(gallery.image_of.tolist()),
+        fold_of=() if gallery.fold_of is None else tuple(gallery.fold_of.tolist()),
         text_to_image=_direction("text_to_image", text_to_image, scores[:3]),
         image_to_text=_direction("image_to_text", image_to_text, scores[3:6]),
         mean_recall=scores[6],
@@ -86,9 +87,31 @@ def check_gallery(gallery: PairTable) -> None:
 def fingerprint(gallery: PairTable) -> str:
     """Hash the image ids, the captions and which belong together, in order: 16 hex digits."""
     digest = hashlib.sha256()
-    for part in (*gallery.image_ids, *gallery.captions, *map(str, gallery.image_of.tolist())):
+    folds = [] if gallery.fold_of is None else gallery.fold_of.tolist()
+    for part in (*gallery.image_ids, *gallery.captions, *map(str, [*gallery.image_of.tolist(), *folds])):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def _rank(
+    image_emb: metrics.Floats, caption_emb: metrics.Floats, gallery: PairTable
+) -> tuple[metrics.Ranked, metrics.Ranked]:
+    """Rank in both directions, within each fold where the gallery has folds."""
+    if gallery.fold_of is None:
+        return metrics.both_directions(image_emb, caption_emb, gallery.image_of)
+    ways = [_unranked(len(gallery.captions)), _unranked(len(gallery.images))]
+    for fold in np.unique(gallery.fold_of):
+        images = np.flatnonzero(gallery.fold_of == fold)
+        captions = np.flatnonzero(gallery.fold_of[gallery.image_of] == fold)
+        image_of = np.searchsorted(images, gallery.image_of[captions])
+        found = metrics.both_directions(image_emb[images], caption_emb[captions], image_of)
+        for way, part, rows in zip(ways, found, (captions, images), strict=True):
+            way.rank[rows], way.tied[rows] = part.rank, part.tied
+    return ways[0], ways[1]
+
+
+def _unranked(queries: int) -> metrics.Ranked:
+    return metrics.Ranked(rank=np.zeros(queries, np.int64), tied=np.zeros(queries, np.bool_))
 
 
 def _direction(name: DirectionName, ranked: metrics.Ranked, scores: list[Score]) -> Direction:

@@ -73,8 +73,10 @@ def check_gallery(gallery: PairTable) -> None:
     """Refuse a gallery in which an image has no other caption to be scored against.
 
     Raises:
-        UserError: it has such an image, or a single one.
+        UserError: it has such an image, or a single one, or is searched in folds.
     """
+    if gallery.fold_of is not None:
+        raise UserError(f'text by retrieval searches a whole gallery, and "{gallery.name}" is searched in folds')
     counts = np.bincount(gallery.image_of, minlength=len(gallery.images))
     if len(counts) < 2 or counts.min() < 2:
         raise UserError(

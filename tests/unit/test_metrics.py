@@ -309,3 +309,47 @@ def test_holm_by_hand() -> None:
     assert metrics.holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
     assert metrics.holm([0.5, 0.9]) == [1.0, 1.0]
     assert metrics.holm([]) == []
+
+
+# Galleries that share photos
+
+
+def a_hits(seed, images=30, each=2):
+    rng = np.random.default_rng(seed)
+    image_of = np.repeat(np.arange(images), each)
+    return metrics.gather_hits(rng.integers(1, 15, len(image_of)), rng.integers(1, 15, images), image_of)
+
+
+def test_one_gallery_is_resampled_together_as_it_is_alone():
+    hits = a_hits(0)
+    [together] = metrics.resample_together([(hits, np.arange(30))], 30, resamples=200, seed=3)
+    [alone] = metrics.resample([[hits]], resamples=200, seed=3)
+    np.testing.assert_allclose(together, alone, rtol=1e-12)
+
+
+def test_galleries_are_resampled_together_like_a_plain_loop():
+    first, second = a_hits(1), a_hits(2, images=12, each=3)
+    photos = [np.arange(30), np.array([29, 3, 5, *range(30, 39)])]
+    found = metrics.resample_together([(first, photos[0]), (second, photos[1])], 39, resamples=150, seed=5)
+    drawn = np.random.default_rng(5).integers(39, size=(150, 39))
+    for hits, photo, rows in zip((first, second), photos, found, strict=True):
+        for draw, row in zip(drawn, rows, strict=True):
+            times = [np.count_nonzero(draw == one) for one in photo]
+            total = sum(t * h for t, h in zip(times, hits.hits, strict=True))
+            asked = sum(t * q for t, q in zip(times, hits.queries, strict=True))
+            np.testing.assert_allclose(row[:6], total / asked)
+            assert row[6] == pytest.approx(row[:6].mean())
+
+
+def test_a_gallery_of_which_no_photo_is_drawn_keeps_its_recalls():
+    rare = metrics.gather_hits(np.array([3]), np.array([1]), np.array([0]))
+    found = metrics.resample_together([(a_hits(0), np.arange(30)), (rare, np.array([30]))], 31, resamples=200)[1]
+    np.testing.assert_array_equal(found, np.broadcast_to(metrics.recalls([rare]), (200, 7)))
+
+
+def test_hits_of_folds_give_the_mean_of_the_folds():
+    """By hand: a fold of one image with three captions, all found; one of two images, of whose captions one is."""
+    image_of, fold_of = np.array([0, 0, 0, 1, 2]), np.array([7, 2, 2])
+    hits = metrics.gather_hits(np.array([1, 1, 1, 1, 2]), np.array([1, 1, 6]), image_of, fold_of)
+    # text to image at 1: (3/3 + 1/2) / 2, not 4/5; image to text at 1 and at 5: (1/1 + 1/2) / 2, not 2/3
+    assert metrics.recalls([hits])[:6] == pytest.approx([0.75, 1, 1, 0.75, 0.75, 1])

@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -248,6 +249,15 @@ def test_coco_folds_are_thousands_in_the_files_order(tmp_path):
         load("coco-karpathy", tmp_path, "en").image_ids
     )
     assert folds[3].name == "coco-karpathy-test-1k-fold3"
+    assert folds[3].fold_of is None
+    whole = load("coco-karpathy", tmp_path, "en", protocol="1k")
+    assert whole.name == "coco-karpathy-test-1k"
+    for number, fold in enumerate(folds):
+        assert [one for one, of in zip(whole.image_ids, whole.fold_of, strict=True) if of == number] == list(
+            fold.image_ids
+        )
+    kept = whole.without_images(whole.image_ids[:1500])
+    assert np.bincount(kept.fold_of).tolist() == [0, 500, 1000, 1000, 1000]
 
 
 def test_flickr30k_has_karpathys_splits(tmp_path):
