@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from polyalign import storage
+from polyalign import precision, storage
 from polyalign.errors import UserError
 from polyalign.pairs import ImageRef
 from polyalign.process import Spent
@@ -44,7 +44,8 @@ class Store:
     """What stage ``cut`` of a tower takes, for every image or caption of a table.
 
     ``values`` is ``(N, ...)``; or, for token sequences, ``(total tokens, ...)`` with row ``i`` at ``offsets[i] :
-    offsets[i + 1]``. ``spent`` is what it cost to fill, even where it was found ready.
+    offsets[i + 1]``. ``spent`` is what it cost to fill, even where it was found ready. ``in_bf16`` says in which
+    precision it was computed, and what lies above it is to be evaluated.
     """
 
     values: npt.NDArray[Any]
@@ -52,6 +53,7 @@ class Store:
     offsets: npt.NDArray[np.int64] | None = None
     pad: int = 0
     spent: Spent = field(default_factory=Spent)
+    in_bf16: bool = False
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -89,21 +91,23 @@ def images(
         UserError: the store would be larger than ``config.max_gib``.
     """
     cut = cut if config.prefix else 0
-    how = tower.preprocessing.model_dump_json() + (tower.variant if cut else "")
-    key = _key("vision", tower, cut, config, [ref.key() for ref in refs], how)
-    if (found := _find(key)) is not None:
-        return Store(found[0], cut, spent=found[1])
     device = next(tower.parameters()).device
+    in_bf16 = precision.infers_in_bf16(config.precision, device)
+    how = tower.preprocessing.model_dump_json() + (tower.variant if cut else "")
+    key = _key("vision", tower, cut, config, [ref.key() for ref in refs], how, in_bf16=in_bf16)
+    if (found := _find(key)) is not None:
+        return Store(found[0], cut, spent=found[1], in_bf16=in_bf16)
 
     def filled() -> Iterator[Filled]:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(refs), _BATCH):
                 pixels = list(pool.map(lambda ref: tower.transform(ref.open()), refs[start : start + _BATCH]))
-                stage = tower.run(torch.stack(pixels).to(device), 0, cut)
+                with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
+                    stage = tower.run(torch.stack(pixels).to(device), 0, cut)
                 yield np.arange(start, start + len(pixels)), _array(stage, config if cut else None)
 
     values, spent = _collect(key, filled(), len(refs), len(refs), config, "images", progress)
-    return Store(values, cut, spent=spent)
+    return Store(values, cut, spent=spent, in_bf16=in_bf16)
 
 
 @torch.no_grad()
@@ -117,24 +121,28 @@ def captions(
     """
     cut = cut if config.prefix else 0
     last = len(tower.stages())
+    device = next(tower.parameters()).device
+    in_bf16 = precision.infers_in_bf16(config.precision, device)
     ids = tower.tokenize(list(texts))
     offsets = np.concatenate([[0], np.cumsum([len(sequence) for sequence in ids])]).astype(np.int64)
     pad = int(tower.tokenizer.pad_token_id)
-    tokens = Store(np.concatenate([np.asarray(sequence, np.int64) for sequence in ids]), 0, offsets, pad)
+    tokens = Store(
+        np.concatenate([np.asarray(sequence, np.int64) for sequence in ids]), 0, offsets, pad, in_bf16=in_bf16
+    )
     if cut == 0:
         return tokens
-    key = _key("text", tower, cut, config, [" ".join(map(str, sequence)) for sequence in ids], tower.pooling)
+    contents = [" ".join(map(str, sequence)) for sequence in ids]
+    key = _key("text", tower, cut, config, contents, tower.pooling, in_bf16=in_bf16)
     ragged = offsets if cut < last else None
     if (found := _find(key)) is not None:
-        return Store(found[0], cut, ragged, spent=found[1])
-    device = next(tower.parameters()).device
-
+        return Store(found[0], cut, ragged, spent=found[1], in_bf16=in_bf16)
     by_length = np.argsort(np.diff(offsets), kind="stable")  # so that little is padded
 
     def filled() -> Iterator[Filled]:
         for start in range(0, len(ids), _BATCH):
             rows = by_length[start : start + _BATCH]
-            stage = tower.run(tokens.batch(rows, device), 0, cut)
+            with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
+                stage = tower.run(tokens.batch(rows, device), 0, cut)
             if isinstance(stage, Tokens):
                 yield _places(offsets, rows), _array(stage.values[stage.mask], config)
             else:
@@ -142,21 +150,29 @@ def captions(
 
     total = int(offsets[-1]) if ragged is not None else len(ids)
     values, spent = _collect(key, filled(), total, len(ids), config, "captions", progress)
-    return Store(values, cut, ragged, spent=spent)
+    return Store(values, cut, ragged, spent=spent, in_bf16=in_bf16)
 
 
 def _array(tensor: torch.Tensor, config: Cache | None) -> npt.NDArray[Any]:
-    array = tensor.detach().cpu().numpy()
-    return array if config is None else array.astype(config.dtype)
+    if config is None:
+        return tensor.cpu().numpy()
+    return tensor.float().cpu().numpy().astype(config.dtype)  # numpy has no bf16
 
 
 def _key(
-    kind: str, tower: VisionTower | TextTower, cut: int, config: Cache, contents: list[str], how: str
+    kind: str,
+    tower: VisionTower | TextTower,
+    cut: int,
+    config: Cache,
+    contents: list[str],
+    how: str,
+    *,
+    in_bf16: bool,
 ) -> str | None:
     """Name a store by all that decides what is in it; None where the weights have no fingerprint to name them."""
     if cut > 0 and tower.fingerprint is None:
         return None
-    weights = [tower.fingerprint, str(cut), config.dtype] if cut else []
+    weights = [tower.fingerprint, str(cut), config.dtype, *(["bf16"] if in_bf16 else [])] if cut else []
     digest = hashlib.sha256("\0".join([_FORMAT, kind, how, *map(str, weights), *contents]).encode())
     return f"{kind}-{cut}-{digest.hexdigest()[:24]}"
 
@@ -169,8 +185,6 @@ def _find(key: str | None) -> tuple[npt.NDArray[Any], Spent] | None:
     if key is None or not path.is_file() or not card.is_file():
         return None
     facts = json.loads(card.read_text(encoding="utf-8"))
-    if "cpu_seconds" not in facts:  # of a version that did not note it: made anew
-        return None
     os.utime(path)
     return np.load(path, mmap_mode="r", allow_pickle=False), Spent(facts["seconds"], facts["cpu_seconds"])
 

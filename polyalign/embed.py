@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 
 from polyalign import cache
 from polyalign.aligner import Aligner
@@ -66,8 +69,7 @@ def embed_images(aligner: Aligner, store: Store, batch_size: int = 256) -> npt.N
     aligner.eval()
     images = np.empty((len(store), aligner.vision_projection.out_features), np.float32)
     for rows in _batches(np.arange(len(images)), batch_size):
-        x = store.batch(rows, aligner.logit_scale.device)
-        images[rows] = aligner.encode_image(x, store.cut).float().cpu().numpy()
+        images[rows] = _encode(aligner, aligner.encode_image, store, rows)
     return images
 
 
@@ -78,8 +80,7 @@ def embed_captions(aligner: Aligner, store: Store, batch_size: int = 256) -> npt
     captions = np.empty((len(store), aligner.vision_projection.out_features), np.float32)
     order = np.arange(len(captions)) if store.offsets is None else np.argsort(np.diff(store.offsets), kind="stable")
     for rows in _batches(order, batch_size):
-        x = store.batch(rows, aligner.logit_scale.device)
-        captions[rows] = aligner.encode_text(x, store.cut).float().cpu().numpy()
+        captions[rows] = _encode(aligner, aligner.encode_text, store, rows)
     return captions
 
 
@@ -93,6 +94,18 @@ def embed(
 ) -> Embeddings:
     """Embed a table from its images and captions."""
     return embed_stores(aligner, prepare(aligner, table, config or Cache(), progress), batch_size)
+
+
+def _encode(
+    aligner: Aligner, encode: Callable[[Any, int], torch.Tensor], store: Store, rows: npt.NDArray[np.int64]
+) -> npt.NDArray[np.float32]:
+    device = aligner.logit_scale.device
+    with torch.autocast(device.type, torch.bfloat16, enabled=store.in_bf16):
+        unit = encode(store.batch(rows, device), store.cut)
+    if store.in_bf16:
+        unit = F.normalize(unit.float(), dim=-1)  # of unit length to bf16's two digits only
+    found: npt.NDArray[np.float32] = unit.float().cpu().numpy()
+    return found
 
 
 def _batches(order: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:

@@ -14,6 +14,7 @@ from polyalign import lang as languages
 from polyalign import plugins, shipped, source_spec
 from polyalign.errors import UserError, did_you_mean
 from polyalign.lang import describe
+from polyalign.precision import Precision
 from polyalign.source_spec import SourceSpec
 from polyalign.towers.spec import TextSpec, VisionSpec
 
@@ -83,7 +84,7 @@ class Train(_Section):
     seed: int = 0
     evals: int = Field(20, gt=0)
     patience: int = Field(5, gt=0)
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     max_seconds: float | None = Field(None, gt=0)
     max_memory_bytes: int | None = Field(None, gt=0)
 
@@ -99,10 +100,15 @@ class Test(_Section):
 
 
 class Cache(_Section):
-    """What is computed once: with ``prefix`` what the frozen layers give, in ``dtype``; without, only pixels."""
+    """What is computed once: with ``prefix`` what the frozen layers give, kept in ``dtype``; without, only pixels.
+
+    ``precision`` is that of what is computed without gradients: the frozen layers, and every evaluation. ``auto`` takes
+    bf16 on a GPU that has it, and on a processor where it is measured to be faster.
+    """
 
     prefix: bool = True
     dtype: Literal["float16", "float32"] = "float16"
+    precision: Precision = "fp32"
     max_gib: float = Field(20, gt=0)
 
 

@@ -65,16 +65,19 @@ def _nothing(*_: object, **__: object) -> None:
     """Stand for what the main process shows and says."""
 
 
-def open_model(model: str | Path) -> tuple[Encoder, Recipe | None]:
+def open_model(model: str | Path, cache: dict[str, Any] | None = None) -> tuple[Encoder, Recipe | None]:
     """Load what is to be evaluated: a finished run, with its recipe, or a peer (see ``peers``), which has none.
 
+    ``cache`` holds keys of that section of a recipe: how to compute this time, whatever the run did.
+
     Raises:
-        UserError: there is no finished run or no such peer.
+        UserError: there is no finished run or no such peer, or no such key.
     """
     if peers.is_peer(str(model)):
         return peers.load(str(model)), None
     aligner, recipe = checkpoint.load(Path(model))
-    return Aligned(str(model), aligner, recipe.cache), recipe
+    how = recipes.merge(recipe.model_dump(mode="json", exclude_none=True), {"cache": cache or {}})
+    return Aligned(str(model), aligner, recipes.validate(how, f"{model} with --set").cache), recipe
 
 
 def evaluate(model: str | Path, langs: list[str], split: str, overrides: dict[str, Any], say: Say) -> list[Retrieval]:
@@ -110,7 +113,7 @@ def _embedded(
     check: Callable[[PairTable], None],
 ) -> Iterator[tuple[PairTable, tuple[Vectors, Vectors]]]:
     """Embed the gallery of each language, after a check of it."""
-    encoder, recipe = open_model(model)
+    encoder, recipe = open_model(model, overrides.get("cache"))
     codes = _codes(model, langs, recipe)
     if recipe is None:
         if "name" not in overrides.get("source", {}):

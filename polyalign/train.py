@@ -22,6 +22,7 @@ from polyalign.errors import UserError
 from polyalign.evaluators import knowledge, retrieval
 from polyalign.loss import gather, info_nce, sigmoid
 from polyalign.pairs import PairTable
+from polyalign.precision import trains_in_bf16
 from polyalign.process import Spent, ctrl_c_held_back, peak_memory, processes
 from polyalign.progress import Progress
 from polyalign.recipe import Recipe
@@ -214,7 +215,7 @@ class Loop:
     def _encode(self, pairs: npt.NDArray[np.int64], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         torch.manual_seed(seed)
         device, images, captions = self.accelerator.device, self.stores.images, self.stores.captions
-        with torch.autocast(device.type, torch.bfloat16, enabled=_in_bf16(self.recipe)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=trains_in_bf16(self.recipe.train.precision)):
             image = self.aligner.encode_image(images.batch(self.stores.image_of[pairs], device), images.cut)
             text = self.aligner.encode_text(captions.batch(pairs, device), captions.cut)
         return image.float(), text.float()
@@ -291,13 +292,6 @@ def collapse_alarm(looks: list[Look], dev_images: int) -> str | None:
         fall = f"fell from {100 * best:.1f} to {100 * last:.1f} %"
         return f"collapse: dev recall {fall} by step {looks[-1].step:,}; {advice}"
     return None
-
-
-def _in_bf16(recipe: Recipe) -> bool:
-    """Choose bf16 on a GPU that has it; it makes training on a processor slower, and is chosen there only by name."""
-    if recipe.train.precision == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    return recipe.train.precision == "bf16"
 
 
 def _at_a_time(recipe: Recipe) -> int:

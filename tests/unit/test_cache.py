@@ -18,6 +18,7 @@ from polyalign.train import Loop
 from tests import tiny
 
 FULL, HALF, NONE = Cache(dtype="float32"), Cache(dtype="float16"), Cache(prefix=False)
+BF16 = Cache(dtype="float32", precision="bf16")
 
 
 @pytest.fixture(autouse=True)
@@ -177,15 +178,6 @@ def test_a_second_run_finds_it_and_runs_no_tower(frozen, table, monkeypatch):
     assert first.spent.cpu_seconds > 0
 
 
-def test_a_store_that_does_not_tell_processor_time_is_made_anew(frozen, table, folder):
-    first = cache.images(frozen.vision, table.images, 5, FULL)
-    card = next(folder.glob("*.json"))
-    card.write_text('{"what": "images", "rows": 10, "seconds": 1.0}', encoding="utf-8")
-    again = cache.images(frozen.vision, table.images, 5, FULL)
-    assert np.array_equal(first.values, again.values)
-    assert "cpu_seconds" in card.read_text(encoding="utf-8")
-
-
 def test_strategies_share_what_lies_below_them(table, folder):
     prepare(tiny.aligner("lit"), table, FULL)
     prepare(tiny.aligner("projection"), table, FULL)
@@ -246,6 +238,36 @@ def test_precisions_are_kept_apart(frozen, table, folder):
     for config in (FULL, HALF, FULL):
         assert prepare(frozen, table, config).images.values.dtype == config.dtype
     assert len(stores_in(folder)) == 4
+
+
+def test_what_was_computed_in_bf16_is_kept_apart(frozen, table, folder, monkeypatch):
+    prepare(frozen, table, FULL)
+    plain = stores_in(folder)
+    for gains, kept in ((False, 2), (True, 4)):
+        monkeypatch.setattr(cache.precision, "_processor_gains", lambda gains=gains: gains)
+        prepare(frozen, table, FULL.model_copy(update={"precision": "auto"}))
+        assert len(stores_in(folder)) == kept
+    prepare(frozen, table, BF16)
+    assert len(stores_in(folder)) == 4
+    assert set(plain) < set(stores_in(folder))
+
+
+@pytest.mark.parametrize("strategy", ["projection", "lilt", "lilt-deep"])
+def test_embeddings_in_bf16_are_close_and_of_unit_length(strategy, table):
+    # What trains is evaluated in bf16 as well: in lilt that is all but the pixels.
+    aligner = tiny.aligner(strategy)
+    plain, found = (embed(aligner, table, config=config) for config in (FULL, BF16))
+    for one, other in ((plain.images, found.images), (plain.captions, found.captions)):
+        assert not np.array_equal(one, other)
+        assert (one * other).sum(1).min() > 0.999
+        np.testing.assert_allclose(np.linalg.norm(other, axis=1), 1, rtol=1e-5)
+
+
+def test_pixels_are_the_same_bytes_in_every_precision(table, folder):
+    aligner = tiny.aligner("full")
+    for config in (FULL, BF16):
+        assert prepare(aligner, table, config).images.values.dtype == np.uint8
+    assert len(stores_in(folder)) == 1
 
 
 def test_weights_without_a_fingerprint_are_never_kept(frozen, table, folder):

@@ -88,6 +88,18 @@ def test_evaluating_gives_what_training_measured(trained):
     assert runs.evaluate(trained, [], "test", {}, tiny.quiet) == [Run.load_json(trained / train.RESULT).test[0]]
 
 
+def test_how_it_computes_can_be_another_this_time(trained, monkeypatch):
+    made = []
+    whole = runs.Aligned
+    monkeypatch.setattr(runs, "Aligned", lambda *given: made.append(whole(*given)) or made[-1])
+    [plain] = runs.evaluate(trained, [], "test", {}, tiny.quiet)
+    [half] = runs.evaluate(trained, [], "test", {"cache": {"precision": "bf16"}}, tiny.quiet)
+    assert [encoder.cache.precision for encoder in made] == ["fp32", "bf16"]
+    assert half.mean_recall.value == pytest.approx(plain.mean_recall.value, abs=0.05)
+    with pytest.raises(UserError, match="with --set: cache.half: .*known: dtype, max_gib, precision, prefix"):
+        runs.evaluate(trained, [], "test", {"cache": {"half": True}}, tiny.quiet)
+
+
 def test_several_languages_one_result_each(trained):
     results = runs.evaluate(trained, ["en", "de", "sw"], "test", {}, tiny.quiet)
     assert [result.lang for result in results] == ["en", "de", "sw"]
