@@ -49,7 +49,7 @@ def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool, s
         say = _nothing
     if finished.exists():
         run = Run.load_json(finished)
-        if run.recipe != recipe.model_dump(mode="json", exclude_none=True):
+        if recipes.complete(run.recipe) != recipe.model_dump(mode="json", exclude_none=True):
             raise UserError(f"{folder} holds a run with other settings: give another --out, or --overwrite")
         say(f"{folder} is finished already; --overwrite trains it again")
         return run if main else None

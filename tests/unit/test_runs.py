@@ -58,6 +58,13 @@ def test_a_finished_run_is_given_back_and_not_trained_again(finished):
     assert told == [f"{finished} is finished already; --overwrite trains it again"] * 2
 
 
+def test_a_run_that_was_finished_before_a_setting_came_is_given_back(finished):
+    run = Run.load_json(finished / train.RESULT)
+    del run.recipe["cache"]["precision"]
+    run.save_json(finished / train.RESULT)
+    assert train_into(finished) == run
+
+
 def test_a_finished_run_of_other_settings_is_not_given_back(finished):
     with pytest.raises(UserError, match="holds a run with other settings: give another --out, or --overwrite"):
         train_into(finished, train={"seed": 1})
@@ -96,7 +103,7 @@ def test_how_it_computes_can_be_another_this_time(trained, monkeypatch):
     [half] = runs.evaluate(trained, [], "test", {"cache": {"precision": "bf16"}}, tiny.quiet)
     assert [encoder.cache.precision for encoder in made] == ["fp32", "bf16"]
     assert half.mean_recall.value == pytest.approx(plain.mean_recall.value, abs=0.05)
-    with pytest.raises(UserError, match="with --set: cache.half: .*known: dtype, max_gib, precision, prefix"):
+    with pytest.raises(UserError, match=r"with --set: cache.half: .*known: dtype, max_gib, precision, prefix"):
         runs.evaluate(trained, [], "test", {"cache": {"half": True}}, tiny.quiet)
 
 
