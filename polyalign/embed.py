@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,22 +11,30 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from polyalign import cache
+from polyalign import cache, views
 from polyalign.aligner import Aligner
 from polyalign.cache import Store
-from polyalign.pairs import PairTable
+from polyalign.pairs import ImageRef, PairTable
 from polyalign.process import Spent
 from polyalign.progress import Progress
-from polyalign.recipe import Cache
+from polyalign.recipe import Cache, Data
 
 
 @dataclass(frozen=True)
 class Stores:
-    """A table as the aligner's trainable part takes it."""
+    """A table as the aligner's trainable part takes it.
+
+    ``images`` holds the first of ``views`` views of all images, then the second of all, and so on.
+    """
 
     images: Store
     captions: Store
     image_of: npt.NDArray[np.int64]
+    views: int = 1
+
+    def image_rows(self, pairs: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
+        """Say where the images of these pairs lie in the view that is this epoch's."""
+        return self.image_of[pairs] + epoch % self.views * (len(self.images) // self.views)
 
     @property
     def spent(self) -> Spent:
@@ -43,17 +51,25 @@ class Embeddings:
     image_of: npt.NDArray[np.int64]
 
 
-def prepare(aligner: Aligner, table: PairTable, config: Cache, progress: Progress | None = None) -> Stores:
-    """Compute what is frozen, once, or find it in the cache.
+def prepare(
+    aligner: Aligner, table: PairTable, config: Cache, progress: Progress | None = None, data: Data | None = None
+) -> Stores:
+    """Compute what is frozen, once, or find it in the cache; with the views that ``data`` asks for, if any.
 
     Raises:
         UserError: the cache would grow over its limit.
     """
     vision_cut, text_cut = aligner.cuts()
+    images: Sequence[ImageRef] = table.images
+    if data is not None and data.views is not None:
+        how = aligner.vision.preprocessing
+        # At this size the tower's own preprocessing has nothing left to resize.
+        images = views.of(table, data.views, int(how.image_px / how.crop_pct), data.data_seed, mirror=data.mirror)
     return Stores(
-        cache.images(aligner.vision, table.images, vision_cut, config, progress),
+        cache.images(aligner.vision, images, vision_cut, config, progress),
         cache.captions(aligner.text, table.captions, text_cut, config, progress),
         table.image_of,
+        len(images) // len(table.images),
     )
 
 

@@ -36,6 +36,8 @@ class Data(_Section):
     seeds. ``max_corrupt`` is the share of unreadable images above which training is refused.
     ``keep_out`` are other test sets, each a source's ``name`` with its options: their images are treated as the
     recipe's own test images are, refused in training or excluded from it; and from dev.
+    ``views`` trains on so many crops of each image, an epoch on each in turn, in place of the plain image. ``mirror``
+    flips half of them, which makes "left" and "right" in a caption wrong.
     """
 
     budget: str | None = None
@@ -43,6 +45,8 @@ class Data(_Section):
     max_corrupt: float = Field(0.01, ge=0, le=1)
     leakage: Literal["refuse", "exclude", "allow"] = "refuse"
     keep_out: tuple[dict[str, Any], ...] = ()
+    views: int | None = Field(None, gt=0)
+    mirror: bool = False
 
     @field_validator("keep_out")
     @classmethod

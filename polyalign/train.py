@@ -87,7 +87,10 @@ def set_up(recipe: Recipe, progress: Progress, say: Say) -> Start:
     tables = load_tables(recipe, progress, say)
     aligner = build_aligner(recipe).to(accelerator.device)
     with accelerator.main_process_first():
-        stores = {split: prepare(aligner, table, recipe.cache, progress) for split, table in tables.items()}
+        own = {"train": recipe.data}  # dev and test are always of plain images
+        stores = {
+            split: prepare(aligner, table, recipe.cache, progress, own.get(split)) for split, table in tables.items()
+        }
     untrained = _test(aligner, stores["test"], tables["test"], _at_a_time(recipe)).without_ranks()
     loop = Loop(recipe, aligner, stores["train"], stores["dev"], accelerator)
     return Start(tables, loop, stores["test"], untrained)
@@ -178,7 +181,7 @@ class Loop:
         share = len(whole) // processes
         return whole[self.accelerator.process_index * share :][:share]
 
-    def backward(self, pairs: npt.NDArray[np.int64], seed: int) -> float:
+    def backward(self, pairs: npt.NDArray[np.int64], seed: int, epoch: int = 0) -> float:
         """Add to every gradient that of the global batch's loss, of which ``pairs`` is this process's share.
 
         With ``optim.micro_batch`` the embeddings are first made without gradients, the loss gives the gradient of each
@@ -187,11 +190,11 @@ class Loop:
         """
         parts = np.array_split(pairs, math.ceil(len(pairs) / (self.recipe.optim.micro_batch or len(pairs))))
         if len(parts) == 1:
-            loss = self.loss(*self._encode(pairs, seed), pairs)
+            loss = self.loss(*self._encode(pairs, seed, epoch), pairs)
             self.accelerator.backward(loss)
             return loss.item()
         with torch.no_grad():
-            made = [self._encode(part, seed + number) for number, part in enumerate(parts)]
+            made = [self._encode(part, seed + number, epoch) for number, part in enumerate(parts)]
         image, text = (torch.cat(embeddings).requires_grad_() for embeddings in zip(*made, strict=True))
         loss = self.loss(image, text, pairs)
         self.accelerator.backward(loss)
@@ -200,7 +203,7 @@ class Loop:
         start = 0
         for number, part in enumerate(parts):
             rows = slice(start, start + len(part))
-            torch.autograd.backward(self._encode(part, seed + number), (image.grad[rows], text.grad[rows]))
+            torch.autograd.backward(self._encode(part, seed + number, epoch), (image.grad[rows], text.grad[rows]))
             start += len(part)
         return loss.item()
 
@@ -212,18 +215,19 @@ class Loop:
             return sigmoid(image, text, self.aligner.scale, self.aligner.logit_bias, image_of)
         return info_nce(image, text, self.aligner.scale, image_of)
 
-    def _encode(self, pairs: npt.NDArray[np.int64], seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _encode(self, pairs: npt.NDArray[np.int64], seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         torch.manual_seed(seed)
         device, images, captions = self.accelerator.device, self.stores.images, self.stores.captions
         with torch.autocast(device.type, torch.bfloat16, enabled=trains_in_bf16(self.recipe.train.precision)):
-            image = self.aligner.encode_image(images.batch(self.stores.image_of[pairs], device), images.cut)
+            image = self.aligner.encode_image(images.batch(self.stores.image_rows(pairs, epoch), device), images.cut)
             text = self.aligner.encode_text(captions.batch(pairs, device), captions.cut)
         return image.float(), text.float()
 
     def _step(self, step: int) -> float:
         self.optimiser.zero_grad(set_to_none=True)
         chance = np.random.default_rng((self.recipe.train.seed, step, self.accelerator.process_index))
-        value = self.backward(self.batch(step), int(chance.integers(2**62)))
+        epoch = step // self.plan.steps_per_epoch
+        value = self.backward(self.batch(step), int(chance.integers(2**62)), epoch)
         if not math.isfinite(value):
             raise UserError(f"the loss is {value} at step {step + 1}: lower the learning rate (--set optim.lr=...)")
         average_gradients(self.aligner, self.accelerator)

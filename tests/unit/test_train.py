@@ -387,7 +387,7 @@ def test_parts_drop_out_the_same_both_times():
     value = loop.backward(pairs, seed=3)
     cached = {name: p.grad.clone() for name, p in loop.aligner.trainable().items()}
     loop.aligner.zero_grad()
-    made = [loop._encode(part, 3 + number) for number, part in enumerate(np.array_split(pairs, 4))]
+    made = [loop._encode(part, 3 + number, 0) for number, part in enumerate(np.array_split(pairs, 4))]
     loss = loop.loss(*map(torch.cat, zip(*made, strict=True)), pairs)
     loss.backward()
     assert value == pytest.approx(loss.item(), rel=1e-6)
