@@ -17,7 +17,7 @@ from polyalign import checkpoint, metrics, training_state
 from polyalign.aligner import Aligner
 from polyalign.build import build_aligner
 from polyalign.data import Say, load_split, load_tables
-from polyalign.embed import Stores, embed_stores, prepare
+from polyalign.embed import Stores, embed_stores, encode_captions, prepare
 from polyalign.errors import UserError
 from polyalign.evaluators import knowledge, retrieval
 from polyalign.loss import gather, info_nce, sigmoid
@@ -217,10 +217,10 @@ class Loop:
 
     def _encode(self, pairs: npt.NDArray[np.int64], seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         torch.manual_seed(seed)
-        device, images, captions = self.accelerator.device, self.stores.images, self.stores.captions
+        device, images = self.accelerator.device, self.stores.images
         with torch.autocast(device.type, torch.bfloat16, enabled=trains_in_bf16(self.recipe.train.precision)):
             image = self.aligner.encode_image(images.batch(self.stores.image_rows(pairs, epoch), device), images.cut)
-            text = self.aligner.encode_text(captions.batch(pairs, device), captions.cut)
+            text = encode_captions(self.aligner, self.stores.captions, pairs)
         return image.float(), text.float()
 
     def _step(self, step: int) -> float:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from polyalign.embed import embed, embed_stores, prepare
+from polyalign import embed as embedding
+from polyalign.embed import embed, embed_stores, encode_captions, prepare
 from polyalign.pairs import PairTable
 from polyalign.recipe import Cache
 from tests import tiny
@@ -49,6 +50,20 @@ def test_the_batch_size_does_not_matter(aligner, table, batch_size):
     whole, parts = embed(aligner, table, config=FULL), embed(aligner, table, batch_size=batch_size, config=FULL)
     np.testing.assert_allclose(whole.captions, parts.captions, atol=1e-5)
     np.testing.assert_allclose(whole.images, parts.images, atol=1e-5)
+
+
+def test_captions_of_like_length_go_through_together_and_come_back_in_order(aligner, table, monkeypatch):
+    store = prepare(aligner, table, FULL).captions
+    rows = np.array([7, 2, 9, 4, 2, 0])
+    aligner.eval()
+    together = encode_captions(aligner, store, rows)
+    padded, encode_text = [], aligner.encode_text
+    monkeypatch.setattr(aligner, "encode_text", lambda x, cut: padded.append(x.mask.shape) or encode_text(x, cut))
+    monkeypatch.setattr(embedding, "_OF_LIKE_LENGTH", 2)
+    torch.testing.assert_close(encode_captions(aligner, store, rows), together, atol=1e-5, rtol=1e-5)
+    lengths = np.sort(np.diff(store.offsets)[rows])
+    assert padded == [(2, longest) for longest in lengths[1::2]]
+    assert lengths[1] < lengths[-1]
 
 
 def test_embedding_switches_training_off(table):

@@ -15,7 +15,7 @@ import pytest
 import tomli_w
 import torch
 
-from polyalign import runs, storage, train
+from polyalign import embed, runs, storage, train
 from polyalign.errors import UserError
 from polyalign.loss import info_nce, sigmoid
 from polyalign.process import ctrl_c_held_back
@@ -378,6 +378,14 @@ def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, to
 def test_gradients_are_those_of_the_whole_towers_on_the_whole_batch(loss, micro):
     recipe = tiny.resolved("lilt", optim={"loss": loss, **micro})
     assert_same_gradients(two_processes.gradients(recipe), naive_gradients(recipe))
+
+
+@pytest.mark.parametrize("layers", ["all", "last:1"])
+def test_gradients_do_not_depend_on_captions_going_through_in_parts_of_like_length(layers, monkeypatch):
+    recipe = tiny.resolved("lilt", strategy={"layers": layers}, cache={"dtype": "float32"})
+    expected = naive_gradients(recipe)
+    monkeypatch.setattr(embed, "_OF_LIKE_LENGTH", 2)
+    assert_same_gradients(two_processes.gradients(recipe), expected)
 
 
 def test_parts_drop_out_the_same_both_times():
