@@ -134,12 +134,15 @@ def evaluate_suite(model: str | Path, suite: Suite, langs: list[str], say: Say, 
     """Measure a finished run or a peer on a suite, in these languages (a run's own when none is given) or in ``all``.
 
     Raises:
-        UserError: see ``open_model`` and ``suite.run``.
+        UserError: see ``open_model`` and ``suite.find``.
     """
+    # Before a large model is loaded, if that can be.
+    ready = suites.find(suite, langs, say, allow_absent=allow_absent) if langs else None
     encoder, recipe = open_model(model)
-    codes = _codes(model, langs, recipe)
+    if ready is None:
+        ready = suites.find(suite, _codes(model, [], recipe), say, allow_absent=allow_absent)
     with progress.display() as report:
-        return suites.run(encoder, suite, codes, report, say, allow_absent=allow_absent)
+        return suites.run(encoder, ready, report, say)
 
 
 def knowledge_kept(folder: Path, langs: list[str], overrides: dict[str, Any]) -> Knowledge:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from rich import box
 from rich.table import Table
 
@@ -60,7 +60,13 @@ class Suite(BaseModel):
 
     name: str
     description: str = ""
-    benchmarks: tuple[Benchmark, ...] = Field(min_length=1)
+    benchmarks: tuple[Benchmark, ...]
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Suite:
+        if not self.benchmarks:
+            raise ValueError("it names no [[benchmarks]]")
+        return self
 
     def within(self, root: Path, images: Path | None, *, allow_missing: bool) -> Suite:
         """Look for relative paths below ``root``, and for photos in ``images`` where the suite names no folder."""
@@ -107,18 +113,17 @@ def load(name: str) -> Suite:
     return suite
 
 
-def run(
-    encoder: Encoder,
-    suite: Suite,
-    langs: Sequence[str],
-    progress: Progress,
-    say: Say,
-    *,
-    allow_absent: bool = False,
-) -> SuiteResult:
-    """Measure retrieval on every benchmark in every language asked for.
+@dataclass(frozen=True)
+class Ready:
+    """The benchmarks of a suite that are at hand, each with its languages, and what was left out and why."""
 
-    What is not at hand is found before anything is computed.
+    suite: Suite
+    here: tuple[tuple[Benchmark, list[str]], ...]
+    left_out: tuple[str, ...]
+
+
+def find(suite: Suite, langs: Sequence[str], say: Say, *, allow_absent: bool = False) -> Ready:
+    """Find what is at hand of a suite in the languages asked for, before anything is computed.
 
     Raises:
         UserError: a benchmark's files are not at hand and ``allow_absent`` is false; nothing is at hand, or nothing in
@@ -126,20 +131,51 @@ def run(
     """
     for code in () if tuple(langs) == ALL else langs:
         languages.load(code)
-    here, left_out = _at_hand(suite, langs, say, allow_absent=allow_absent)
+    here: list[tuple[Benchmark, list[str]]] = []
+    absent: list[tuple[Benchmark, AbsentError]] = []
+    for one in suite.benchmarks:
+        try:
+            codes = _languages(one, langs)
+            if codes:
+                one.spec.load(codes[0], one.split)
+                here.append((one, codes))
+            else:
+                say(f"{one.spec.name} has no captions in {', '.join(langs)}")
+        except AbsentError as error:
+            absent.append((one, error))
+    if absent and not allow_absent:
+        each = "; ".join(f"{one.spec.name}: {error} ({_way_out(one)})" for one, error in absent)
+        raise UserError(
+            f"{len(absent)} of the {len(suite.benchmarks)} benchmarks of {suite.name} are not at hand: {each}. "
+            "--allow-absent leaves them out"
+        )
+    left_out = tuple(f"{one.spec.name}: {error}" for one, error in absent)
+    for line in left_out:
+        say(f"left out {line}")
+    if not here:
+        raise UserError(f"nothing of the suite {suite.name} is at hand in {', '.join(langs)}")
+    return Ready(suite, tuple(here), left_out)
+
+
+def run(encoder: Encoder, ready: Ready, progress: Progress, say: Say) -> SuiteResult:
+    """Measure retrieval on every benchmark in every language that was found.
+
+    Raises:
+        UserError: a benchmark cannot be read.
+    """
     results, photos = [], []
     gallery = Gallery(encoder, progress)
-    for one, codes in here:
+    for one, codes in ready.here:
         for table in _tables(one, codes, progress, say):
             images, captions = gallery.embed(table)
             results.append(retrieval.score(images, captions, table))
             photos.append([image_ids.photo(name) or f"{one.spec.name} {name}" for name in table.image_ids])
     return SuiteResult(
-        suite=suite.name,
+        suite=ready.suite.name,
         model=encoder.name,
         results=tuple(result.without_ranks() for result in results),
         averages=tuple(averages(results, photos)),
-        left_out=tuple(left_out),
+        left_out=ready.left_out,
     )
 
 
@@ -221,7 +257,8 @@ def render(result: SuiteResult) -> Table:
         table.add_row(f"{one.lang} {one.gallery}", one.origin, *sizes, *_percent(_scores(one)))
     table.add_section()
     for mean in result.averages:
-        row = f"[bold]mean of {len(mean.languages)} {mean.over}[/], {mean.gallery}"
+        over = mean.over if len(mean.languages) > 1 else mean.over.removesuffix("s")
+        row = f"[bold]mean of {len(mean.languages)} {over}[/], {mean.gallery}"
         table.add_row(row, "", "", "", *_percent(mean.scores))
     return table
 
@@ -231,34 +268,6 @@ def _place(one: Benchmark, root: Path, images: Path | None, *, allow_missing: bo
     if source_spec.takes_images(one.spec.name):
         options = source_spec.photos(one.spec.name, images, allow_missing=allow_missing) | options
     return one.model_copy(update={"spec": one.spec.model_copy(update={"options": options})})
-
-
-def _at_hand(
-    suite: Suite, langs: Sequence[str], say: Say, *, allow_absent: bool
-) -> tuple[list[tuple[Benchmark, list[str]]], list[str]]:
-    """Find which benchmarks can be read in which of the languages, and say which not and why."""
-    here: list[tuple[Benchmark, list[str]]] = []
-    left_out = []
-    for one in suite.benchmarks:
-        try:
-            codes = _languages(one, langs)
-            if codes:
-                one.spec.load(codes[0], one.split)
-                here.append((one, codes))
-        except AbsentError as error:
-            if not allow_absent:
-                raise UserError(
-                    f"{one.spec.name}: {error}. {_where_from(one.spec.name)} Or leave out what is not at hand with "
-                    "--allow-absent"
-                ) from error
-            left_out.append(f"{one.spec.name}: {error}")
-            say(f"left out {left_out[-1]}")
-        else:
-            if not codes:
-                say(f"{one.spec.name} has no captions in {', '.join(langs)}")
-    if not here:
-        raise UserError(f"the suite {suite.name} has nothing at hand in {', '.join(langs)}; {'; '.join(left_out)}")
-    return here, left_out
 
 
 def _languages(one: Benchmark, langs: Sequence[str]) -> list[str]:
@@ -282,9 +291,17 @@ def _languages(one: Benchmark, langs: Sequence[str]) -> list[str]:
     return list(offered) if tuple(langs) == ALL else [code for code in langs if code in offered]
 
 
-def _where_from(source: str) -> str:
-    info = getattr(plugins.load("sources", source), "INFO", None)
-    return f"Get it from {info.home}, and place {info.place}." if info is not None else ""
+def _way_out(one: Benchmark) -> str:
+    """Say how to get what is absent of a benchmark: its captions, or else its photos."""
+    info = getattr(plugins.load("sources", one.spec.name), "INFO", None)
+    if info is None:
+        return "see its root"
+    _, config = one.spec.configure()
+    get = f"polyalign data get {one.spec.name} --root {config.root.parent}"
+    if config.root.is_dir() and one.spec.languages():
+        own = info.single or info.photos
+        return f"{info.images}{f'; {get} --photos test' if own else ''}"
+    return get if info.downloads else f"from {info.home}; place {info.captions}"
 
 
 @dataclass

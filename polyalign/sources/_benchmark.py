@@ -49,7 +49,9 @@ def table(
     ids = list(dict.fromkeys(image_id for image_id, _ in pairs))
     found = _find_images(name, ids, file_of, config)
     kept = ((image_id, caption.strip(), image_id) for image_id, caption in pairs if image_id in found)
-    return gather(name, lang, origin, kept, found.__getitem__)
+    # A smaller gallery is an easier one: the name says so wherever a number of it is shown.
+    of = f" ({len(found):,} of {len(ids):,} images)" if len(found) < len(ids) else ""
+    return gather(f"{name}{of}", lang, origin, kept, found.__getitem__)
 
 
 def pick(benchmark: str, lang: Lang, codes: Mapping[str, str]) -> str:
@@ -117,13 +119,16 @@ def _find_images(name: str, ids: Sequence[str], file_of: str, config: Benchmark)
     files = {image_id: file_of.format(image_id) for image_id in ids}
     paths = {image_id: known.get(file) or known.get(_key(file)) for image_id, file in files.items()}
     missing = [image_id for image_id, path in paths.items() if path is None]
-    if missing and (not config.allow_missing or len(missing) == len(ids)):
-        first = ", ".join(files[image_id] for image_id in missing[:_NAMED])
-        all_are = len(missing) == len(ids)
-        way_out = "" if all_are else ", or leave them out with --allow-missing"
-        raise (AbsentError if all_are else UserError)(
+    if missing and len(missing) == len(ids):
+        raise AbsentError(
+            f"none of the {len(ids):,} images of {name} is in {config.images}: is it the right one? "
+            f"(looked for {files[ids[0]]}, ...)"
+        )
+    if missing and not config.allow_missing:
+        first = ", ".join(files[image_id] for image_id in missing[:_NAMED]) + ", ..." * (len(missing) > _NAMED)
+        raise UserError(
             f"{len(missing):,} of the {len(ids):,} images of {name} are not in {config.images} "
-            f"({first}{', ...' if len(missing) > _NAMED else ''}): put them there{way_out}"
+            f"({first}): put them there, or leave them out with --allow-missing"
         )
     return {image_id: FileImage(Path(path)) for image_id, path in paths.items() if path is not None}
 

@@ -88,7 +88,7 @@ def test_allowed_to_be_missing_they_go_with_their_captions_and_the_others_keep_t
 
 def test_a_wrong_folder_is_an_error_even_where_missing_images_are_allowed(root):
     (root / "empty").mkdir()
-    with pytest.raises(UserError, match=r"3 of the 3 images .* put them there$"):
+    with pytest.raises(UserError, match=r"none of the 3 images .* is in .*empty: is it .* \(looked for COCO_"):
         load(root, images=root / "empty", allow_missing=True)
     with pytest.raises(UserError, match=r'no folder .*photo \(source\.images\): did you mean "photos"'):
         load(root, images=root / "photo")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from io import StringIO
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def made(root, **options) -> suite.Suite:
 def measure(root, langs=suite.ALL, encoder=None, **options) -> suite.SuiteResult:
     absent = options.pop("allow_absent", False)
     said = options.pop("said", [])
-    return suite.run(encoder or Colours(), made(root, **options), langs, tiny.quiet, said.append, allow_absent=absent)
+    ready = suite.find(made(root, **options), langs, said.append, allow_absent=absent)
+    return suite.run(encoder or Colours(), ready, tiny.quiet, said.append)
 
 
 def test_every_language_of_every_benchmark_is_measured_and_each_photo_embedded_once(root):
@@ -130,7 +132,7 @@ def test_only_the_languages_asked_for_are_measured(root):
     result = measure(root, ["sw"], said=said)
     assert [(one.gallery, one.lang) for one in result.results] == [("xtd200-test", "sw")]
     assert said == ["xtd has no captions in sw"]
-    with pytest.raises(UserError, match="has nothing at hand in zu"):
+    with pytest.raises(UserError, match="nothing of the suite ours is at hand in zu"):
         measure(root, ["zu"])
     with pytest.raises(UserError, match='unknown language "xx"'):
         measure(root, ["xx"])
@@ -138,15 +140,21 @@ def test_only_the_languages_asked_for_are_measured(root):
 
 def test_what_is_not_at_hand_is_an_error_that_says_what_to_place_where_or_left_out_when_asked(root):
     (root / "xtd10").rename(root / "elsewhere")
-    with pytest.raises(UserError, match=r"xtd: there is no folder .*xtd10.*XTD10/, MIC/, STAIR/.*--allow-absent"):
+    get = rf"polyalign data get xtd --root {root}"
+    with pytest.raises(UserError, match=rf"^1 of the 2 .* xtd: there is no folder .*xtd10 \({get}\)\. --allow-absent"):
         measure(root)
     result = measure(root, allow_absent=True)
     assert {one.gallery for one in result.results} == {"xtd200-test"}
     assert len(result.left_out) == 1
     assert "xtd10" in result.left_out[0]
     (root / "photos").rename(root / "pictures")
-    with pytest.raises(UserError, match="nothing at hand"):
+    with pytest.raises(UserError, match="nothing of the suite ours is at hand"):
         measure(root, allow_absent=True)
+    with pytest.raises(UserError, match=r"^2 of the 2 .*; xtd200: there is no folder .*photos .*--photos test\)"):
+        measure(root)
+    (root / "photos").mkdir()
+    with pytest.raises(UserError, match=r"xtd200: none of the 12 images .* is in .*photos: is it the right one"):
+        measure(root, allow_missing=True)
 
 
 def test_a_malformed_file_is_an_error_even_where_absent_ones_are_left_out(root):
@@ -161,14 +169,15 @@ def test_missing_photos_are_left_out_only_when_asked_and_the_true_gallery_is_sho
         measure(root, allow_absent=True)
     result = measure(root, allow_missing=True)
     assert {one.images for one in result.results} == {11}
+    assert result.results[0].gallery == "xtd-1k-test (11 of 12 images)"
     shown = StringIO()
     Console(width=140, file=shown).print(suite.render(result))
     text = shown.getvalue()
     assert "mean of 3 languages" in text
     assert "± half of the 95 % interval" in text
-    assert "mean of 1 low-resource languages" in text
+    assert "mean of 1 low-resource language," in text
     row = next(line for line in text.splitlines() if "sw xtd200-test" in line)
-    assert row.split()[2:5] == ["machine", "11", "11"]
+    assert row.split()[1:8] == ["xtd200-test", "(11", "of", "12", "images)", "machine", "11"]
 
 
 def test_corrupt_photos_and_empty_captions_are_left_out_and_told(root):
@@ -221,5 +230,74 @@ def test_a_suite_of_ones_own_is_read_and_a_wrong_one_refused(tmp_path):
     path.write_text('benchmark = "xtd"\n')
     with pytest.raises(UserError, match=r"mine\.toml is not a suite: benchmarks: Field required"):
         suite.load(str(path))
+    path.write_text("benchmarks = []\n")
+    with pytest.raises(UserError, match=r"mine\.toml is not a suite: .*it names no \[\[benchmarks\]\]"):
+        suite.load(str(path))
+    path.write_text('[[benchmarks]]\nname = "xtd"\nroot = "x"\nlanguages = "en"\n')
+    with pytest.raises(UserError, match=r"not a suite: benchmarks\.0\.languages: Input should be a valid tuple$"):
+        suite.load(str(path))
     with pytest.raises(UserError, match='unknown suite "translated-flicker": did you mean "translated-flickr"'):
         suite.load("translated-flicker")
+
+
+# The suites whose files are not at hand, on small ones of the published form
+
+
+def colour(number: int) -> str:
+    return f"{20 * number} {250 - 20 * number} {(number * 90) % 256}"
+
+
+def photo(path: Path, number: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tiny.Image.new("RGB", (16, 16), tuple(map(int, colour(number).split()))).save(path, quality=100)
+
+
+def test_crossmodal_3600_is_measured_in_all_its_languages(tmp_path):
+    rows = []
+    for number in range(6):
+        photo(tmp_path / "photos" / f"{number:016x}.jpg", number)
+        said = {"caption": [colour(number)] * 2, "caption/tokenized": [[colour(number)]] * 2}
+        codes = plugins.load("sources", "xm3600")._CODES.values()
+        rows.append(json.dumps({"image/key": f"{number:016x}", "image/locale": "sw"} | dict.fromkeys(codes, said)))
+    (tmp_path / "xm3600").mkdir()
+    (tmp_path / "xm3600" / "captions.jsonl").write_text("\n".join(rows))
+    asked = suite.load("crossmodal-3600").within(tmp_path, tmp_path / "photos", allow_missing=False)
+    result = suite.run(Colours(), suite.find(asked, suite.ALL, tiny.quiet), tiny.quiet, tiny.quiet)
+    assert len(result.results) == 36
+    assert {(one.gallery, one.images, one.captions) for one in result.results} == {("xm3600-all-test", 6, 12)}
+    assert {"qu", "mi", "sw"} <= {one.lang for one in result.results}
+    everything, scarce = result.averages
+    assert (len(everything.languages), everything.scores[6].value) == (36, 1)
+    assert {"qu", "mi", "sw", "te"} & set(scarce.languages)
+    assert len(scarce.languages) < 36
+
+
+def test_karpathys_split_is_measured_whole_and_in_folds(tmp_path, monkeypatch):
+    monkeypatch.setattr(plugins.load("sources", "coco-karpathy"), "_FOLD", 2)
+    for folder, file, name in (
+        ("coco-karpathy", "dataset_coco.json", "COCO_val2014_{:012d}.jpg"),
+        ("flickr30k", "dataset_flickr30k.json", "1{:07d}.jpg"),
+    ):
+        images = []
+        for number in range(10):
+            # Photos 0 and 9 look alike: whole, they hurt each other; they are in two folds.
+            photo(tmp_path / "photos" / name.format(number), number % 9)
+            sentences = [{"raw": colour(number % 9)}] * 5
+            images.append({"filename": name.format(number), "filepath": "", "split": "test", "sentences": sentences})
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / file).write_text(json.dumps({"images": images}))
+    asked = suite.load("karpathy").within(tmp_path, tmp_path / "photos", allow_missing=False)
+    result = suite.run(Colours(), suite.find(asked, ["en"], tiny.quiet), tiny.quiet, tiny.quiet)
+    flickr, whole, folds = result.results
+    assert [one.gallery for one in result.results] == [
+        "flickr30k-test",
+        "coco-karpathy-test-5k",
+        "coco-karpathy-test-1k",
+    ]
+    assert whole.text_to_image.recall[1].value == flickr.text_to_image.recall[1].value == 0.8
+    assert folds.text_to_image.recall[1].value == folds.image_to_text.recall[1].value == 1
+    assert folds.fold_sizes() == (2,) * 5
+    shown = StringIO()
+    Console(width=140, file=shown).print(suite.render(result))
+    row = next(line for line in shown.getvalue().splitlines() if "en coco-karpathy-test-1k" in line)
+    assert row.split()[2:5] == ["human", "5×2", "50"]
