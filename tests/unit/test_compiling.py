@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from polyalign import train
+from polyalign.compiling import compile_blocks
+from polyalign.errors import UserError
+from tests import tiny
+
+
+def compiled(aligner) -> list[str]:
+    return [name for name, module in aligner.named_modules() if module._compiled_call_impl is not None]
+
+
+def test_blocks_at_and_above_the_cut_are_compiled_and_no_name_changes():
+    for strategy, expected in (
+        ({"name": "projection"}, []),
+        ({"name": "lit", "towers": "text", "layers": "last:1"}, ["text.model.encoder.layer.2"]),
+        (
+            {"name": "lilt", "layers": "last:2"},
+            [*(f"vision.model.blocks.{n}" for n in (1, 2)), *(f"text.model.encoder.layer.{n}" for n in (1, 2))],
+        ),
+    ):
+        aligner = tiny.build_aligner(tiny.resolved(strategy["name"], strategy=strategy))
+        names = list(aligner.state_dict())
+        compile_blocks(aligner)
+        assert compiled(aligner) == expected
+        assert list(aligner.state_dict()) == names
+
+
+def test_a_tower_without_blocks_says_how_to_go_on():
+    aligner = tiny.aligner("full", vision={"model": str(tiny.conv())})
+    with pytest.raises(
+        UserError, match=r"the vision tower \(.*\) has none: leave it out \(--set train.compile=false\)"
+    ):
+        compile_blocks(aligner)
+
+
+def test_nothing_is_compiled_unless_asked():
+    assert compiled(train.set_up(tiny.resolved("lilt"), tiny.quiet, tiny.quiet).loop.aligner) == []
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_the_same_run(tmp_path):
+    # The last BERT layer drops out while it trains, and parts of the batch are run twice: both must draw alike.
+    runs = []
+    for number, asked in enumerate((True, False)):
+        strategy = {"towers": "text", "layers": "last:1"}
+        optim = {"micro_batch": 16, "epochs": 1}
+        recipe = tiny.resolved("lit", strategy=strategy, optim=optim, train={"compile": asked, "evals": 4})
+        loop = train.set_up(recipe, tiny.quiet, tiny.quiet).loop
+        assert bool(compiled(loop.aligner)) is asked
+        state = loop.run(tmp_path / str(number), resume=False, progress=tiny.quiet, say=tiny.quiet)
+        assert state.step == 4
+        runs.append(([look.loss for look in state.looks], state.best))
+    (losses, best), (plain_losses, plain_best) = runs
+    np.testing.assert_allclose(losses, plain_losses, rtol=1e-4)
+    assert best.keys() == plain_best.keys()
+    for name, tensor in best.items():
+        if not name.endswith("key.bias"):  # its gradient is rounding alone
+            torch.testing.assert_close(tensor, plain_best[name], rtol=1e-2, atol=1e-3, msg=name)
