@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from polyalign import plugins
+from polyalign import labelled_sets, plugins
 from polyalign.errors import UserError, did_you_mean
+from polyalign.labelled_sets import LabelledSet
 from polyalign.sources._info import Info
 
 
@@ -22,6 +23,25 @@ def info(name: str) -> Info:
         UserError: there is no dataset of this name.
     """
     known = infos()
+    if name in labelled_sets.KNOWN:
+        raise UserError(f"{name} is a labelled dataset, which polyalign zeroshot loads: see polyalign datasets {name}")
+    if name not in known:
+        raise UserError(f'there is no dataset "{name}": {did_you_mean(name, known)}')
+    return known[name]
+
+
+def everything() -> dict[str, Info | LabelledSet]:
+    """Give all datasets, those for retrieval and the labelled ones, by their names."""
+    return {**infos(), **labelled_sets.KNOWN}
+
+
+def facts(name: str) -> Info | LabelledSet:
+    """Give the facts of one dataset of either kind.
+
+    Raises:
+        UserError: there is no dataset of this name.
+    """
+    known = everything()
     if name not in known:
         raise UserError(f'there is no dataset "{name}": {did_you_mean(name, known)}')
     return known[name]
@@ -37,13 +57,39 @@ def render(known: dict[str, Info]) -> Table:
     return table
 
 
+def render_labelled() -> Table:
+    """Show the labelled datasets, one a row."""
+    table = Table(title="Labelled datasets, by the name that zeroshot takes", title_justify="left", show_lines=True)
+    for column in ("name", "classes", "images", "on the hub", "or as folders"):
+        table.add_column(column, overflow="fold", no_wrap=column == "name")
+    for name, one in labelled_sets.KNOWN.items():
+        table.add_row(name, f"{one.classes:,}", one.images, f"{one.hub} ({one.split})" if one.hub else "", one.place)
+    return table
+
+
 def describe(name: str) -> str:
     """Say in full what a dataset is, where to get it and what to place where.
 
     Raises:
         UserError: there is no dataset of this name.
     """
-    one = info(name)
+    one = facts(name)
+    return _describe_labelled(name, one) if isinstance(one, LabelledSet) else _describe(name, one)
+
+
+def _describe_labelled(name: str, one: LabelledSet) -> str:
+    lines = [
+        f"{one.title}: {one.classes:,} classes, {one.images} images",
+        *([f"on the Hugging Face hub: {one.hub}, split {one.split}, labels in {one.label_column}"] if one.hub else []),
+        f"or as folders: {one.place}",
+        *([f"note: {one.note}"] if one.note else []),
+        f"checked: {one.checked}",
+        f"use it: polyalign zeroshot RUN {name if one.hub else 'FOLDER'}",
+    ]
+    return "\n".join(lines)
+
+
+def _describe(name: str, one: Info) -> str:
     folders = [f for f in ("root", "images") if f in plugins.load("sources", name).Config.model_fields]
     use = " ".join(f"--set source.{folder}=FOLDER" for folder in folders)
     lines = [

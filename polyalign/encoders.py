@@ -72,10 +72,13 @@ class Gallery:
 
     def embed(self, table: PairTable) -> tuple[Vectors, Vectors]:
         """Give the unit vectors of a table's images ``(I, D)`` and captions ``(C, D)``."""
-        keys = [image.key() for image in table.images]
-        new = {key: image for key, image in zip(keys, table.images, strict=True) if key not in self._known}
+        return self.images(table.images), self.encoder.encode_text(table.captions, self.progress)
+
+    def images(self, images: Sequence[ImageRef]) -> Vectors:
+        """Give the unit vectors of images ``(I, D)``."""
+        keys = [image.key() for image in images]
+        new = {key: image for key, image in zip(keys, images, strict=True) if key not in self._known}
         if new:
             vectors = self.encoder.encode_image(list(new.values()), self.progress)
             self._known.update(zip(new, vectors, strict=True))
-        images = np.stack([self._known[key] for key in keys])
-        return images, self.encoder.encode_text(table.captions, self.progress)
+        return np.stack([self._known[key] for key in keys])

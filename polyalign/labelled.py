@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from polyalign import class_names, labelled_sets
 from polyalign.errors import UserError, did_you_mean
 from polyalign.lang import Lang
 from polyalign.pairs import FileImage, ImageRef
@@ -19,15 +18,13 @@ from polyalign.starter.grammar import lexicon
 from polyalign.starter.scenes import DRAWING_VERSION, draw_object
 from polyalign.starter.world import BACKGROUNDS, COLORS, KINDS
 
-_IMAGENET_CLASSES = 1000
-
 
 @dataclass(frozen=True)
 class Labelled:
     """Images, each of one class.
 
     ``labels`` (N,) index ``classes``; a class is known by its ``names`` in the language ``lang``, all of which mean
-    it. A class may have no image.
+    it; ``named_by`` says where these are from. A class may have no image.
     """
 
     name: str
@@ -36,8 +33,9 @@ class Labelled:
     labels: npt.NDArray[np.int64]
     classes: tuple[str, ...]
     names: tuple[tuple[str, ...], ...]
+    named_by: str = "the dataset's own"
 
-    def named(self, lang: str, names: Mapping[str, Sequence[str]]) -> Labelled:
+    def named(self, lang: str, names: Mapping[str, Sequence[str]], named_by: str) -> Labelled:
         """Name the classes in a language, and leave out those that have no name there, with their images.
 
         Raises:
@@ -56,17 +54,26 @@ class Labelled:
             labels=place[self.labels[rows]],
             classes=tuple(self.classes[index] for index in kept),
             names=tuple(tuple(names[self.classes[index]]) for index in kept),
+            named_by=named_by,
         )
+
+    def without(self, keys: frozenset[str]) -> Labelled:
+        """Leave out the images of these keys."""
+        if not keys:
+            return self
+        rows = [row for row, image in enumerate(self.images) if image.key() not in keys]
+        return replace(self, images=tuple(self.images[row] for row in rows), labels=self.labels[rows])
 
 
 def from_folder(path: Path) -> Labelled:
-    """Read ``path/<class>/.../<image>``; a class is named, in English, by its folder.
+    """Read ``path/<class>/.../<image>``; a class is named, in English, by its folder (see ``class_names.english``).
 
     Raises:
         UserError: there are no class folders or no images in them.
     """
     Image.init()
-    folders = sorted(entry for entry in path.iterdir() if entry.is_dir()) if path.is_dir() else []
+    found = {entry.name: entry for entry in path.iterdir() if entry.is_dir()} if path.is_dir() else {}
+    folders = [found[name] for name in class_names.in_order(found)]
     files = [
         (label, file)
         for label, folder in enumerate(folders)
@@ -75,13 +82,16 @@ def from_folder(path: Path) -> Labelled:
     ]
     if not files:
         raise UserError(f"{path} holds no labelled images: expected a folder for each class with images in it")
+    classes = tuple(folder.name for folder in folders)
+    names, named_by = class_names.english(classes)
     return Labelled(
-        name=path.name,
+        name=path.name or path.resolve().name,
         lang="en",
         images=tuple(FileImage(file) for _, file in files),
         labels=np.array([label for label, _ in files], dtype=np.int64),
-        classes=tuple(folder.name for folder in folders),
-        names=tuple((_spaced(folder.name),) for folder in folders),
+        classes=classes,
+        names=names,
+        named_by=named_by,
     )
 
 
@@ -104,61 +114,38 @@ def from_hub(dataset: str, split: str, *, image_column: str = "image", label_col
             raise UserError(f'{dataset} has no column "{column}": {did_you_mean(column, rows.column_names)}')
     values = list(rows[label_column])
     known = getattr(rows.features[label_column], "names", None)
-    classes = [str(name) for name in known] if known else sorted({str(value) for value in values})
+    classes = [str(name) for name in known] if known else class_names.in_order({str(value) for value in values})
     index = {name: label for label, name in enumerate(classes)}
     labels = values if known else [index[str(value)] for value in values]
+    names, named_by = class_names.english(classes)
     return Labelled(
         name=Path(dataset).name,
         lang="en",
         images=tuple(hub.images(rows, image_column)),
         labels=np.array(labels, dtype=np.int64),
         classes=tuple(classes),
-        names=tuple((_spaced(name),) for name in classes),
+        names=names,
+        named_by=named_by,
     )
 
 
-def read_names(path: Path, lang: Lang, classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Read names of classes in a language, by class, from one of three kinds of file.
-
-    ``.tsv``: a class and a name a line, tab between; ``.json``: ``{class: name or [names]}``; Babel-ImageNet's
-    ``.json``: ``{LANG: [class indices, names]}``, the indices being those of ImageNet's 1,000 classes in order.
+def load(images: str, split: str | None) -> Labelled:
+    """Read a folder tree, a dataset known by its name (see ``labelled_sets``) or any other of the hub.
 
     Raises:
-        UserError: the file cannot be read, or has nothing for this language.
+        UserError: it cannot be loaded, or a known one has not the classes it should have.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix != ".json":
-            return _plain(line.split("\t") for line in text.splitlines() if line.strip())
-        table = json.loads(text)
-        return _babel(table, lang, classes) if _is_babel(table) else _plain(table.items())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read names of classes from {path}: {error}") from error
-
-
-def _is_babel(table: dict[str, Any]) -> bool:
-    return all(isinstance(value, list) and len(value) == 2 and isinstance(value[0], list) for value in table.values())
-
-
-def _babel(table: dict[str, Any], lang: Lang, classes: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    code = lang.code.upper()
-    if code not in table:
-        raise UserError(f"Babel-ImageNet's file has no {lang.english_name} ({code}): {did_you_mean(code, table)}")
-    if len(classes) != _IMAGENET_CLASSES:
-        raise UserError(f"Babel-ImageNet names ImageNet's {_IMAGENET_CLASSES} classes, and here are {len(classes)}")
-    indices, names = table[code]
-    return {classes[index]: (str(name),) for index, name in zip(indices, names, strict=True)}
-
-
-def _plain(pairs: Iterable[Any]) -> dict[str, tuple[str, ...]]:
-    names: dict[str, tuple[str, ...]] = {}
-    for key, value in pairs:
-        names[key] = names.get(key, ()) + (tuple(map(str, value)) if isinstance(value, list) else (str(value),))
-    return names
-
-
-def _spaced(name: str) -> str:
-    return name.replace("_", " ").replace("-", " ").strip()
+    known = labelled_sets.KNOWN.get(images)
+    if Path(images).is_dir():
+        return from_folder(Path(images))
+    if known is None:
+        return from_hub(images, split or "test")
+    if not known.hub:
+        raise UserError(f"{known.title} is read from a folder: {known.place}")
+    found = from_hub(known.hub, split or known.split, label_column=known.label_column)
+    if len(found.classes) != known.classes:
+        raise UserError(f"{known.hub} has {len(found.classes):,} classes, and {known.title} has {known.classes:,}")
+    return replace(found, name=images)
 
 
 @dataclass(frozen=True)

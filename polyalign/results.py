@@ -146,13 +146,14 @@ class ZeroShot(Record):
     """Zero-shot classification of one dataset in one language.
 
     ``mean_per_class`` is the accuracy averaged over classes. Languages that name different numbers of ``classes``
-    cannot be compared. ``templates`` are the prompts; ``ties`` counts the images whose right class scored like a
-    wrong one.
+    cannot be compared. ``templates`` are the prompts, ``named_by`` says where the classes' names are from; ``ties``
+    counts the images whose right class scored like a wrong one.
     """
 
     dataset: str
     lang: str
     templates: tuple[str, ...]
+    named_by: str
     classes: int
     images: int
     ties: int

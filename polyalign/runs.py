@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from polyalign import checkpoint, labelled, peers, progress, train
+import numpy as np
+
+from polyalign import checkpoint, class_names, image_check, labelled, peers, progress, train
 from polyalign import lang as languages
 from polyalign import recipe as recipes
 from polyalign import suite as suites
@@ -15,6 +17,7 @@ from polyalign.data import Say, load_split
 from polyalign.encoders import Aligned, Encoder, Gallery, Vectors
 from polyalign.errors import UserError
 from polyalign.evaluators import knowledge, retrieval, text_by_retrieval, zeroshot
+from polyalign.labelled import Labelled
 from polyalign.pairs import PairTable
 from polyalign.process import processes
 from polyalign.recipe import Recipe
@@ -162,27 +165,77 @@ def knowledge_kept(folder: Path, langs: list[str], overrides: dict[str, Any]) ->
 
 
 def classify(
-    model: str | Path, images: str, lang: str | None, names: Path | None, split: str, prompts: tuple[str, ...]
-) -> ZeroShot:
-    """Classify labelled images without training: a folder of a folder a class, or a Hugging Face dataset.
+    model: str | Path,
+    images: str,
+    langs: list[str],
+    names: str | None,
+    split: str | None,
+    prompts: tuple[str, ...],
+    say: Say,
+) -> list[ZeroShot]:
+    """Classify labelled images without training, in each language (a run's own when none is given).
 
-    Classes are named in English by the data; ``names`` is a file of their names in another language.
+    Args:
+        model: a run's folder or a peer.
+        images: a folder of a folder a class, a known dataset (see ``labelled_sets``), or another of the hub.
+        langs: ``all`` is every language of Babel-ImageNet's file.
+        names: a file of the classes' names (see ``class_names.read``); the data names them in English.
+        split: of a dataset of the hub; its own test split when not given.
+        prompts: templates; the language's own when there are none, ``openai`` for those of CLIP's authors.
+        say: told which images cannot be read and are left out.
 
     Raises:
-        UserError: see ``open_model``; no labelled images, unreadable ones, or no names in the language.
+        UserError: see ``open_model``; no labelled images, unreadable ones, or no names in a language.
     """
+    found = labelled.load(images, split)
+    templates = class_names.openai_templates() if prompts == (class_names.OPENAI,) else prompts
+    # Before a large model is loaded, if that can be.
+    wanted = _named(found, images, langs, names) if langs else None
     encoder, recipe = open_model(model)
-    code = languages.load(_codes(model, [lang] if lang else [], recipe)[0])
-    gallery = labelled.from_folder(Path(images)) if Path(images).is_dir() else labelled.from_hub(images, split)
-    if names is not None:
-        gallery = gallery.named(code.code, labelled.read_names(names, code, gallery.classes))
-    elif code.code != gallery.lang:
-        raise UserError(f"the classes of {images} are named in {gallery.lang}: give names in {code.code} with --names")
-    templates, texts, class_of = zeroshot.prompts(gallery, zeroshot.Config(prompts=prompts))
+    wanted = wanted or _named(found, images, _codes(model, [], recipe), names)
+    results = []
     with progress.display() as report:
-        shown = encoder.encode_image(gallery.images, report)
-        centres = zeroshot.centres(encoder.encode_text(texts, report), class_of)
-    return zeroshot.score(shown, centres, gallery, templates)
+        bad = _unreadable(found, report, say)
+        photos = Gallery(encoder, report)
+        for gallery in (one.without(bad) for one in wanted):
+            texts = zeroshot.prompts(gallery, zeroshot.Config(prompts=templates))
+            centres = zeroshot.centres(encoder.encode_text(texts[1], report), texts[2])
+            results.append(zeroshot.score(photos.images(gallery.images), centres, gallery, texts[0]))
+    return results
+
+
+def _unreadable(found: Labelled, report: progress.Progress, say: Say) -> frozenset[str]:
+    """Give the keys of images that cannot be opened.
+
+    Raises:
+        UserError: they are more than one in a hundred.
+    """
+    ids = tuple(map(str, range(len(found.images))))
+    table = PairTable(found.name, found.lang, "human", ids, found.images, ids, np.arange(len(ids)))
+    _, checked = image_check.check_images(table, report, max_corrupt=0.01)
+    if checked.bad:
+        say(f"{found.name}: left out {checked.describe()}")
+    return frozenset(found.images[int(one.image_id)].key() for one in checked.bad)
+
+
+def _named(found: Labelled, images: str, langs: list[str], names: str | None) -> list[Labelled]:
+    """Name the classes in each language."""
+    if langs == ["all"]:
+        langs = class_names.languages(names or "", map(languages.load, languages.names()))
+    named = []
+    for lang in map(languages.load, langs):
+        if names is not None:
+            table = class_names.read(names, lang, found.classes)
+            named.append(found.named(lang.code, table, Path(names).name))
+        elif lang.code != found.lang:
+            raise UserError(
+                f"the classes of {images} are named in {found.lang}: give names in {lang.code} with --names"
+            )
+        elif not all(found.names):
+            raise UserError(f"the classes of {images} are called by numbers: give their names with --names")
+        else:
+            named.append(found)
+    return named
 
 
 def _codes(model: str | Path, langs: list[str], recipe: Recipe | None) -> list[str]:

@@ -117,7 +117,7 @@ def zeroshot_table(results: Sequence[ZeroShot]) -> Table:
     """List zero-shot accuracies; languages that name different numbers of classes cannot be compared."""
     table = Table(
         title="Zero-shot classification: percent right, with 95 % intervals",
-        caption="; ".join(dict.fromkeys(f"{r.lang} prompts: {' | '.join(r.templates)}" for r in results)),
+        caption="\n".join(dict.fromkeys(_prompted(r) for r in results)),
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
     )
@@ -128,6 +128,11 @@ def zeroshot_table(results: Sequence[ZeroShot]) -> Table:
         counts = (f"{r.images:,}", f"{r.classes:,}", percent(1 / r.classes))
         table.add_row(f"{r.lang} {r.dataset}", *counts, *map(percent, (r.top1, r.top5, r.mean_per_class)))
     return table
+
+
+def _prompted(result: ZeroShot) -> str:
+    shown = " | ".join(result.templates[:3]) + f" | ... ({len(result.templates)})" * (len(result.templates) > 3)
+    return f"{result.lang} prompts: {shown}; names: {result.named_by}"
 
 
 def text_by_retrieval_table(results: Sequence[TextByRetrieval]) -> Table:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from polyalign.cli.shared import Json, Offline, app, console, go_offline, print_json, source_table
+from polyalign.cli.shared import Json, Offline, app, comma_separated, console, go_offline, print_json, say, source_table
 
 
 @app.command(epilog="Example: polyalign datasets xm3600")
@@ -19,10 +18,10 @@ def datasets(
     from polyalign import catalogue
 
     if as_json:
-        known = catalogue.infos() if name is None else {name: catalogue.info(name)}
+        known = catalogue.everything() if name is None else {name: catalogue.facts(name)}
         print_json({key: info.model_dump() for key, info in known.items()})
     elif name is None:
-        console().print(catalogue.render(catalogue.infos()))
+        console().print(catalogue.render(catalogue.infos()), catalogue.render_labelled())
     else:
         print(catalogue.describe(name))
 
@@ -54,18 +53,35 @@ def leakage(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: polyalign zeroshot runs/my-run ./food101/test --lang sw --names food101.sw.tsv")
+@app.command(epilog="Example: polyalign zeroshot runs/my-run ./imagenet/val --lang sw,am --names babel_imagenet.json")
 def zeroshot(
     run: Annotated[str, typer.Argument(help="Folder of a run; or open_clip:NAME/PRETRAINED, hf:NAME, mclip:NAME.")],
-    images: Annotated[str, typer.Argument(help="A folder with a folder for each class, or a Hugging Face dataset.")],
-    lang: Annotated[str | None, typer.Option(help="Language of the prompts; the run's own when not given.")] = None,
+    images: Annotated[
+        str,
+        typer.Argument(
+            help="A folder with a folder for each class; imagenet, cars, caltech101, food101, cub, aircraft or pets "
+            "(see `polyalign datasets NAME`); or another Hugging Face dataset."
+        ),
+    ],
+    lang: Annotated[
+        str | None,
+        typer.Option(
+            help="Languages of the prompts, separated by commas; the run's own when not given; all of Babel-ImageNet's."
+        ),
+    ] = None,
     names: Annotated[
-        Path | None, typer.Option(help="Names of the classes in it: .tsv, .json or Babel-ImageNet's file.")
+        str | None,
+        typer.Option(
+            help="Names of the classes: a .tsv, a .json or Babel-ImageNet's file; openai for CLIP's own of ImageNet."
+        ),
     ] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="A template with {} for the class; the language's own when not given.")
+        list[str] | None,
+        typer.Option(help="A template with {} for the class; the language's own when not given; openai for CLIP's 80."),
     ] = None,
-    split: Annotated[str, typer.Option(help="Which split of a Hugging Face dataset.")] = "test",
+    split: Annotated[
+        str | None, typer.Option(help="Which split of a Hugging Face dataset; test, or what a known one calls it.")
+    ] = None,
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
@@ -73,8 +89,8 @@ def zeroshot(
     go_offline(offline)
     from polyalign import runs, tables
 
-    result = runs.classify(run, images, lang, names, split, tuple(prompt or ()))
+    results = runs.classify(run, images, list(comma_separated(lang)), names, split, tuple(prompt or ()), say)
     if as_json:
-        print_json(result.model_dump(mode="json"))
+        print_json([result.model_dump(mode="json") for result in results])
     else:
-        console().print(tables.zeroshot_table([result]))
+        console().print(tables.zeroshot_table(results))

@@ -76,6 +76,7 @@ def score(
         dataset=gallery.name,
         lang=gallery.lang,
         templates=templates,
+        named_by=gallery.named_by,
         classes=len(gallery.names),
         images=len(gallery.images),
         ties=int(np.count_nonzero(ranked.tied)),

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import datasets
@@ -11,6 +10,7 @@ from PIL import Image
 from polyalign import labelled
 from polyalign import lang as languages
 from polyalign.errors import UserError
+from polyalign.labelled_sets import KNOWN
 
 SW, DE = languages.load("sw"), languages.load("de")
 
@@ -42,45 +42,13 @@ def test_a_folder_without_images_is_an_error(tmp_path: Path, name: str) -> None:
 
 
 def test_names_leave_out_classes_that_have_none(tree: Path) -> None:
-    got = labelled.from_folder(tree).named("sw", {"b": ["mbwa", "jibwa"], "c": ["nyoka"]})
+    got = labelled.from_folder(tree).named("sw", {"b": ["mbwa", "jibwa"], "c": ["nyoka"]}, "mine")
     assert (got.lang, got.classes, got.names) == ("sw", ("b", "c"), (("mbwa", "jibwa"), ("nyoka",)))
+    assert got.named_by == "mine"
     assert got.labels.tolist() == [0, 0]
     assert len(got.images) == 2
     with pytest.raises(UserError, match="none of the classes"):
-        got.named("sw", {"x": ["y"]})
-
-
-def test_names_from_tsv_and_json(tmp_path: Path) -> None:
-    (tmp_path / "n.tsv").write_bytes("\ufeffa\tpaka\r\nb\tmbwa\na\tnyau\n\n".encode())
-    (tmp_path / "n.json").write_text(json.dumps({"a": ["paka", "nyau"], "b": "mbwa"}), encoding="utf-8")
-    for name in ("n.tsv", "n.json"):
-        assert labelled.read_names(tmp_path / name, SW, ["a", "b"]) == {"a": ("paka", "nyau"), "b": ("mbwa",)}
-
-
-@pytest.mark.parametrize(("name", "text"), [("n.tsv", "a\n"), ("n.json", "{"), ("none.tsv", None)])
-def test_a_bad_file_of_names_is_an_error(tmp_path: Path, name: str, text: str | None) -> None:
-    if text is not None:
-        (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match="cannot read names of classes"):
-        labelled.read_names(tmp_path / name, SW, ["a"])
-
-
-def test_babel_imagenet_goes_by_index(tmp_path: Path) -> None:
-    path = tmp_path / "babel.json"
-    path.write_text(json.dumps({"SW": [[2, 0], ["nyoka", "paka"]], "DE": [[1], ["Hund"]]}))
-    classes = [f"n{i:04d}" for i in range(1000)]
-    assert labelled.read_names(path, SW, classes) == {"n0002": ("nyoka",), "n0000": ("paka",)}
-    with pytest.raises(UserError, match="1000 classes, and here are 3"):
-        labelled.read_names(path, SW, classes[:3])
-    with pytest.raises(UserError, match=r"no Hindi \(HI\)"):
-        labelled.read_names(path, languages.load("hi"), classes)
-
-
-def test_the_real_babel_imagenet(real_data: Path) -> None:
-    path = real_data / "data" / "benchmarks" / "babel-imagenet" / "babel_imagenet.json"
-    classes = [f"n{i:08d}" for i in range(1000)]
-    found = {code: len(labelled.read_names(path, languages.load(code), classes)) for code in ("sw", "am", "de")}
-    assert found == {"sw": 220, "am": 85, "de": 738}
+        got.named("sw", {"x": ["y"]}, "mine")
 
 
 def test_a_dataset_saved_to_disk(tmp_path: Path) -> None:
@@ -123,3 +91,50 @@ def test_every_starter_language_names_every_object() -> None:
     for code in codes:
         names = labelled.starter_objects(languages.load(code), each=1).names
         assert len({name for group in names for name in group}) >= 24
+
+
+def test_imagenetv2s_numbers_are_sorted_by_their_value(tmp_path: Path) -> None:
+    """Its folders are 0 to 999: sorted as text, class 2 would come after class 199."""
+    for number in (0, 1, 2, 10, 100):
+        (tmp_path / str(number)).mkdir()
+        Image.new("RGB", (4, 4)).save(tmp_path / str(number) / "a.png")
+    got = labelled.from_folder(tmp_path)
+    assert got.classes == ("0", "1", "2", "10", "100")
+    assert got.names == ((),) * 5
+
+
+def test_images_are_left_out_by_their_keys(tree: Path) -> None:
+    found = labelled.from_folder(tree)
+    left = found.without(frozenset({found.images[0].key()}))
+    assert (left.labels.tolist(), left.classes) == ([1, 1], found.classes)
+
+
+def test_a_known_dataset_is_loaded_from_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def from_hub(dataset, split, *, image_column="image", label_column="label"):
+        asked.append((dataset, split, label_column))
+        names = tuple(f"kind_{i}" for i in range(100))
+        return labelled.Labelled("data", "en", (), np.array([], np.int64), names, tuple((n,) for n in names))
+
+    monkeypatch.setattr(labelled, "from_hub", from_hub)
+    monkeypatch.chdir(tmp_path)
+    assert labelled.load("aircraft", None).name == "aircraft"
+    assert labelled.load("user/other", None).name == "data"
+    with pytest.raises(UserError, match=r"ethz/food101 has 100 classes, and Food101 has 101"):
+        labelled.load("food101", "train")
+    assert asked == [
+        ("HuggingFaceM4/FGVC-Aircraft", "test", "variant"),
+        ("user/other", "test", "label"),
+        ("ethz/food101", "train", "label"),
+    ]
+    with pytest.raises(UserError, match=r"ImageNetV2 .* is read from a folder: imagenetv2-matched-frequency"):
+        labelled.load("imagenetv2", None)
+
+
+def test_every_dataset_of_the_paper_is_known() -> None:
+    assert set(KNOWN) == {"imagenet", "imagenetv2", "cars", "caltech101", "food101", "cub", "aircraft", "pets"}
+    for one in KNOWN.values():
+        assert one.checked
+        assert one.place
+        assert not one.hub or one.hub.count("/") == 1

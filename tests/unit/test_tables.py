@@ -92,12 +92,19 @@ def test_zeroshot_shows_chance_and_prompts() -> None:
     score = Score(value=1, low=1, high=1)
     scores = {"top1": score, "top5": score, "mean_per_class": score}
     result = ZeroShot(
-        dataset="pets", lang="sw", templates=("picha ya {}.",), classes=40, images=50_000, ties=0, **scores
+        dataset="pets",
+        lang="sw",
+        templates=("picha ya {}.", *"abcd"),
+        named_by="pets.tsv",
+        classes=40,
+        images=50_000,
+        ties=0,
+        **scores,
     )
     text = show(tables.zeroshot_table([result]))
     assert "…" not in text
     assert "2.5" in text
-    assert "picha ya {}." in text
+    assert "picha ya {}. | a | b | ... (5); names: pets.tsv" in text
 
 
 def test_text_by_retrieval_stands_between_its_baselines() -> None:
