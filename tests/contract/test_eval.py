@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import csv
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,3 +31,34 @@ def test_tables_are_what_the_runs_give(folder: Path) -> None:
     assert {path.name for path in (folder / "figures").iterdir()} == {
         name for contest in found for name in figures.names(contest).values()
     }
+
+
+SHOWN = {
+    "mean recall": lambda row: f"{100 * float(row['mean_recall']):.1f}",
+    "t→i R@1": lambda row: f"{100 * float(row['text_to_image_r1']):.1f}",
+    "trained": lambda row: f"{100 * int(row['trainable']) / int(row['total']):.2f} %",
+    "CPU s": lambda row: f"{float(row['cpu_seconds']):,.0f}",
+    "kept": lambda row: f"{100 * float(row['knowledge_kept']):.1f}",
+}
+"""How ``claims.md`` shows what stands in the CSV."""
+
+
+def rows_of(page: str) -> Iterator[dict[str, str]]:
+    """The rows of the page's tables that begin with language, recipe, budget and strategy."""
+    for table in re.findall(r"(?:^\|.*\|\n)+", page, re.MULTILINE):
+        header, _, *lines = ([cell.strip() for cell in line.strip("| \n").split(" | ")] for line in table.splitlines())
+        if header[:4] == ["language", "recipe", "budget", "strategy"]:
+            yield from (dict(zip(header, line, strict=True)) for line in lines)
+
+
+def test_every_figure_of_the_claims_is_in_the_tables(folder: Path) -> None:
+    known = {}
+    for path in folder.glob("*.csv"):
+        for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
+            name = row["strategy"] + (f", {row['towers']} tower" if row["towers"] != "both" else "")
+            known[row["lang"], row["recipe"], row["budget"], name] = row
+    shown = list(rows_of((folder / "claims.md").read_text(encoding="utf-8")))
+    assert len(shown) > 10
+    for row in shown:
+        measured = known[row.pop("language"), row.pop("recipe"), row.pop("budget"), row.pop("strategy")]
+        assert row == {column: SHOWN[column](measured) for column in row}
