@@ -40,7 +40,10 @@ class Leak(BaseModel):
 
 
 class LeakageReport(BaseModel):
-    """What two tables share. Each shared image of either side is in at least one leak."""
+    """What two tables share. Each shared image of either side is in at least one leak.
+
+    ``unopened`` counts the images, of training and test, that were to be compared by pixels and could not be opened.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -49,6 +52,7 @@ class LeakageReport(BaseModel):
     train_images: int
     test_images: int
     compared_by_pixels: bool
+    unopened: tuple[int, int] = (0, 0)
     leaks: tuple[Leak, ...]
 
     @property
@@ -64,15 +68,23 @@ class LeakageReport(BaseModel):
     def describe(self) -> str:
         """Say in one line how much is shared, found how, with the first few."""
         how = "ids and pixels" if self.compared_by_pixels else "ids alone"
+        blind = self._blind()
         sides = f"of the {self.test_images:,} test images of {self.test}"
         if not self.leaks:
-            return f"none {sides} is among the {self.train_images:,} training images of {self.train} (by {how})"
+            return f"none {sides} is among the {self.train_images:,} training images of {self.train} (by {how}{blind})"
         by_id = sum(leak.by == "id" for leak in self.leaks)
         first = ", ".join(f"{leak.train_id} = {leak.test_id}" for leak in self.leaks[:3])
+        first += ", ..." if len(self.leaks) > 3 else ""
         return (
             f"{len(self.test_ids):,} {sides} are among the {self.train_images:,} training images of {self.train} "
-            f"({by_id:,} by id, {len(self.leaks) - by_id:,} by pixels: {first}{', ...' if len(self.leaks) > 3 else ''})"
+            f"({by_id:,} by id, {len(self.leaks) - by_id:,} by pixels: {first}{blind})"
         )
+
+    def _blind(self) -> str:
+        """Say how many images were compared by id alone though pixels were asked for."""
+        sides = zip(self.unopened, ("training", "test"), strict=True)
+        told = " and ".join(f"{count:,} {side} images" for count, side in sides if count)
+        return f"; {told} could not be opened: those by id alone" if told else ""
 
 
 def check(train: PairTable, test: PairTable, *, pixels: bool = True, progress: Progress | None = None) -> LeakageReport:
@@ -89,8 +101,10 @@ def check(train: PairTable, test: PairTable, *, pixels: bool = True, progress: P
     for i, j, certain in _by_id(train, test):
         if certain or not pixels or _may_be_one(train.images[i], test.images[j]):
             found.add(i, j, "id")
+    unopened = (0, 0)
     if pixels:
         ours, theirs = (_prints(table.images, progress) for table in (train, test))
+        unopened = _encoded(train) - len(ours), _encoded(test) - len(theirs)
         for i, j in _by_pixels(ours, theirs):
             found.add(i, j, "pixels")
     return LeakageReport(
@@ -99,6 +113,7 @@ def check(train: PairTable, test: PairTable, *, pixels: bool = True, progress: P
         train_images=len(train.images),
         test_images=len(test.images),
         compared_by_pixels=pixels,
+        unopened=unopened,
         leaks=tuple(found.leaks),
     )
 
@@ -153,6 +168,10 @@ def _by_id(train: PairTable, test: PairTable) -> Iterator[tuple[int, int, bool]]
             both_known = photo is not None and photos[i] is not None
             if not both_known or photo == photos[i]:
                 yield i, j, both_known
+
+
+def _encoded(table: PairTable) -> int:
+    return sum(isinstance(image, EncodedImage) for image in table.images)
 
 
 def _prints(images: Sequence[ImageRef], progress: Progress | None) -> dict[int, Print]:

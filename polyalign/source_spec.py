@@ -89,7 +89,10 @@ def place(source: str, option: str = "") -> str:
     module = plugins.load("sources", source)
     images = f" {option}images=FOLDER" if takes_images(source) else ""
     say = f"; tell where it is with {option}root=FOLDER{images}"
-    return f"{say} ({module.INFO.place}; see polyalign datasets {source})" if hasattr(module, "INFO") else say
+    if not hasattr(module, "INFO"):
+        return say
+    get = f"polyalign data get {source} downloads it, " if module.INFO.downloads else ""
+    return f"{say} ({module.INFO.place}; {get}polyalign datasets {source} says more)"
 
 
 def takes_images(source: str) -> bool:

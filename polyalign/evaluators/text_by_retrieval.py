@@ -78,10 +78,11 @@ def check_gallery(gallery: PairTable) -> None:
     if gallery.fold_of is not None:
         raise UserError(f'text by retrieval searches a whole gallery, and "{gallery.name}" is searched in folds')
     counts = np.bincount(gallery.image_of, minlength=len(gallery.images))
-    if len(counts) < 2 or counts.min() < 2:
+    fewest = min(counts.tolist(), default=0)
+    if len(counts) < 2 or fewest < 2:
         raise UserError(
             f'text by retrieval needs two images or more, with two captions or more each; "{gallery.name}" in '
-            f'"{gallery.lang}" has {len(counts)} images and as few as {counts.min(initial=0)} captions an image'
+            f'"{gallery.lang}" has {len(counts):,} images and as few as {fewest} captions an image'
         )
 
 

@@ -128,7 +128,7 @@ def _find_images(name: str, ids: Sequence[str], file_of: str, config: Benchmark)
         first = ", ".join(files[image_id] for image_id in missing[:_NAMED]) + ", ..." * (len(missing) > _NAMED)
         raise UserError(
             f"{len(missing):,} of the {len(ids):,} images of {name} are not in {config.images} "
-            f"({first}): put them there, or leave them out with --allow-missing"
+            f"({first}): put them there, or leave them out with --allow-missing (allow_missing=true)"
         )
     return {image_id: FileImage(Path(path)) for image_id, path in paths.items() if path is not None}
 

@@ -38,6 +38,10 @@ def existing(*candidates: Path, what: str) -> Path:
         if path.is_file():
             return path
     first, *others = candidates
+    broken = {_broken_at(path) for path in candidates}
+    if len(broken) == 1 and (folder := broken.pop()) is not None:
+        wrong = "is a file, not a folder" if folder.exists() else "is not there"
+        raise AbsentError(f"there is no {what}: {folder} {wrong}{_nearest(folder)}")
     also = f" (nor {', nor '.join(str(path) for path in others)})" if others else ""
     raise AbsentError(f"there is no {what}: {first}{also} is not there{_nearest(first)}")
 
@@ -126,6 +130,11 @@ def _encoding(error: UnicodeDecodeError) -> str:
     if bytes(error.object[:2]) in (b"\xff\xfe", b"\xfe\xff") and error.start == 0:
         return "it looks like UTF-16"
     return f"byte 0x{error.object[error.start]:02x}"
+
+
+def _broken_at(path: Path) -> Path | None:
+    """Give the first part of the way to a file that is no folder, none where all are."""
+    return next((part for part in reversed(path.parents) if not part.is_dir()), None)
 
 
 def _nearest(path: Path) -> str:

@@ -142,6 +142,13 @@ def test_missing_and_corrupt_images_are_compared_by_id_alone(folder):
     train = {"x.jpg": FileImage(folder.path / "broken.jpg"), "y.jpg": FileImage(folder.path / "none.jpg")}
     test = {"x.jpg": folder.put("x.jpg", photo(1)), "z.jpg": folder.put("z.jpg", photo(2))}
     assert leaks(train, test) == {("x.jpg", "x.jpg", "id")}
+    blind = leakage.check(table("train", train), table("test", test)).describe()
+    assert blind.endswith("; 2 training images could not be opened: those by id alone)")
+    nothing = leakage.check(table("train", absent("p.jpg")), table("test", absent("q.jpg", "r.jpg"))).describe()
+    assert nothing.endswith(
+        "(by ids and pixels; 1 training images and 2 test images could not be opened: those by id alone)"
+    )
+    assert "could not" not in leakage.check(table("a", train), table("b", test), pixels=False).describe()
 
 
 def test_every_shared_image_of_either_side_is_named(folder):

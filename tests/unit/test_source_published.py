@@ -398,3 +398,17 @@ def test_coco35l_of_another_form_is_refused(tmp_path):
         load("coco35l", tmp_path, "sw", "train")
     with pytest.raises(UserError, match='no "test" split: it has train, dev'):
         load("coco35l", tmp_path, "sw", "test")
+
+
+@pytest.mark.parametrize(
+    "name", ["xtd", "xm3600", "coco-karpathy", "flickr30k", "coco-cn", "stair", "coco35l", "xflickrco"]
+)
+def test_a_wrong_root_is_named_not_what_would_lie_in_it(tmp_path, name):
+    lang = {"coco-cn": "zh", "stair": "ja"}.get(name, "en")
+    split = "train" if name in ("stair", "coco35l") else "test"
+    (tmp_path / "benchmarks").mkdir()
+    with pytest.raises(UserError, match=r'^there is no [\w ]+: \S+/benchmark is not there: did you mean "benchmarks"'):
+        load(name, tmp_path / "benchmark", lang, split)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^there is no [\w ]+: \S+/file is a file, not a folder"):
+        load(name, tmp_path / "file", lang, split)
