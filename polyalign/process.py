@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
@@ -19,17 +20,32 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import parse_flag_from_env
 
+_PATIENCE = timedelta(days=7)
+
 
 def processes() -> PartialState:
     """Join the processes that torchrun or accelerate began, if any.
 
     Accelerate takes torchrun's processes for runs of their own where there is no GPU, unless it is told to use the
-    processor; a processor asked for by ``accelerate launch --cpu`` it looks up too late.
+    processor; a processor asked for by ``accelerate launch --cpu`` it looks up too late. They wait for each other for
+    as long as one may fill the cache: torch's own patience of half an hour would end a run on many photos.
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return PartialState(
-        cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.accelerator.is_available())
+        cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.accelerator.is_available()),
+        timeout=_PATIENCE,
     )
+
+
+@contextmanager
+def one_first() -> Iterator[None]:
+    """Let the main process do it, then one of every other machine, then all others, which find what it left.
+
+    Machines may share a folder or have each their own: either way nothing is computed twice in the same folder.
+    """
+    every = PartialState()
+    with every.main_process_first(), every.local_main_process_first():
+        yield
 
 
 @dataclass(frozen=True)

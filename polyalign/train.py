@@ -24,7 +24,7 @@ from polyalign.evaluators import knowledge, retrieval
 from polyalign.loss import gather, info_nce, sigmoid
 from polyalign.pairs import PairTable
 from polyalign.precision import trains_in_bf16
-from polyalign.process import Spent, ctrl_c_held_back, peak_memory, processes
+from polyalign.process import Spent, ctrl_c_held_back, one_first, peak_memory, processes
 from polyalign.progress import Progress
 from polyalign.recipe import Recipe
 from polyalign.results import Knowledge, Look, Retrieval, Run
@@ -87,7 +87,7 @@ def set_up(recipe: Recipe, progress: Progress, say: Say) -> Start:
     accelerator = Accelerator(mixed_precision="no")
     tables = load_tables(recipe, progress, say)
     aligner = build_aligner(recipe).to(accelerator.device)
-    with accelerator.main_process_first():
+    with one_first():
         own = {"train": recipe.data}  # dev and test are always of plain images
         stores = {
             split: prepare(aligner, table, recipe.cache, progress, own.get(split)) for split, table in tables.items()

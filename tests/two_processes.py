@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from polyalign import cli, embed, recipe, storage
+from polyalign import cache, cli, embed, recipe, storage
 from polyalign.build import build_aligner, load_table
 from polyalign.process import processes
 from polyalign.recipe import Recipe
@@ -46,8 +46,23 @@ def main(folder: Path, arguments: list[str]) -> None:
         every.wait_for_everyone()
         found = gradients(recipe.resolve(str(path), "en"))
         storage.save_tensors(folder / f"{path.stem}-{every.process_index}.safetensors", found)
+    os.environ["POLYALIGN_CACHE"] = str(folder / "cache-run")
+    _note_fillings(folder / f"filled-{every.process_index}")
     sys.argv = ["polyalign", *arguments]
     cli.main()
+
+
+def _note_fillings(path: Path) -> None:
+    """Write a line for every store that this process computes."""
+    whole = cache._collect
+
+    def noted(key, *given):  # type: ignore[no-untyped-def]
+        with path.open("a", encoding="utf-8") as file:
+            print(key, file=file)
+        return whole(key, *given)
+
+    path.touch()
+    cache._collect = noted
 
 
 if __name__ == "__main__":

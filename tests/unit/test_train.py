@@ -460,6 +460,14 @@ def test_two_processes_that_fill_one_store_at_once_both_get_it_whole(pair):
         assert left == [".json"] * (len(left) // 2) + [".npy"] * (len(left) // 2)
 
 
+def test_of_two_processes_in_a_run_one_fills_the_cache(pair):
+    filled = [(pair / f"filled-{process}").read_text(encoding="utf-8").split() for process in range(2)]
+    kept = sorted(path.stem for path in (pair / "cache-run").glob("*.npy"))
+    assert len(kept) == 3  # the images of each split; of captions nothing is frozen below what trains
+    assert sorted(filled[0]) == kept
+    assert filled[1] == []
+
+
 def test_a_run_of_two_processes_measures_what_one_does(pair, whole):
     found = Run.load_json(pair / "run" / train.RESULT)
     for look, alone in zip(found.looks, whole.run.looks, strict=True):
