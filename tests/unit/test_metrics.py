@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -353,3 +354,17 @@ def test_hits_of_folds_give_the_mean_of_the_folds():
     hits = metrics.gather_hits(np.array([1, 1, 1, 1, 2]), np.array([1, 1, 6]), image_of, fold_of)
     # text to image at 1: (3/3 + 1/2) / 2, not 4/5; image to text at 1 and at 5: (1/1 + 1/2) / 2, not 2/3
     assert metrics.recalls([hits])[:6] == pytest.approx([0.75, 1, 1, 0.75, 0.75, 1])
+
+
+def test_memory_does_not_grow_with_the_square_of_the_gallery():
+    """30,000 captions by 3,000 images: the whole matrix of scores alone would be 343 MiB in float32."""
+    rng = np.random.default_rng(0)
+    images, captions = (rng.standard_normal((n, 4)) for n in (3_000, 30_000))
+    images, captions = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (images, captions))
+    tracemalloc.start()
+    try:
+        metrics.both_directions(images, captions, np.arange(30_000) % 3_000)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 160 * 2**20
