@@ -6,12 +6,13 @@ PY := $(VENV)/bin/python
 # A Python of your choice: make demo PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test lint format bench clean
 
 help:
 	@echo "make demo    set up, then train and evaluate on the embedded starter world (Swahili, LilT)"
 	@echo "make test    set up, then run every check: format, lint, types, imports, tests with coverage"
 	@echo "make lint    the checks without the tests"
+	@echo "make bench   measure speed and memory beside open_clip, and write benchmarks/README.md (20 minutes or so)"
 	@echo "make format  put the code into the project's format"
 	@echo "make clean   remove the virtual environment and caches (runs and results stay)"
 
@@ -26,6 +27,10 @@ lint: $(VENV)/.installed-dev
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 	$(VENV)/bin/lint-imports
+
+bench: $(VENV)/.installed
+	$(PY) -m pip install --disable-pip-version-check --quiet --editable '.[peers]'
+	$(PY) -m benchmarks
 
 format: $(VENV)/.installed-dev
 	$(PY) -m ruff format .
