@@ -13,6 +13,7 @@ from polyalign import checkpoint, class_names, image_check, labelled, peers, pro
 from polyalign import lang as languages
 from polyalign import recipe as recipes
 from polyalign import suite as suites
+from polyalign.build import load_table
 from polyalign.data import Say, load_split
 from polyalign.encoders import Aligned, Encoder, Gallery, Vectors
 from polyalign.errors import UserError
@@ -116,12 +117,10 @@ def _embedded(
     check: Callable[[PairTable], None],
 ) -> Iterator[tuple[PairTable, tuple[Vectors, Vectors]]]:
     """Embed the gallery of each language, after a check of it."""
-    encoder, recipe = open_model(model, overrides.get("cache"))
-    codes = _codes(model, langs, recipe)
-    if recipe is None:
-        if "name" not in overrides.get("source", {}):
-            raise UserError(f"say what to measure {model} on with --data or --suite")
-        recipe = recipes.resolve("starter", codes[0], "projection", {"source": overrides["source"]})
+    stand_in = _stand_in(model, langs, split, overrides) if peers.is_peer(str(model)) else None
+    encoder, own = open_model(model, overrides.get("cache"))
+    codes, recipe = _codes(model, langs, own), own or stand_in
+    assert recipe is not None  # a run has its own, a peer the other
     with progress.display() as report:
         photos = Gallery(encoder, report)
         for code in codes:
@@ -131,6 +130,23 @@ def _embedded(
             gallery = load_split(asked, split, report, say)
             check(gallery)
             yield gallery, photos.embed(gallery)
+
+
+def _stand_in(model: str | Path, langs: list[str], split: str, overrides: dict[str, Any]) -> Recipe:
+    """Give a recipe that says where a peer's data is, which has none.
+
+    The data is looked at, so that what is wrong with it is said before a large model is loaded.
+
+    Raises:
+        UserError: no data or no language is named, or the source lacks a language or the split.
+    """
+    codes = _codes(model, langs, None)
+    if "name" not in overrides.get("source", {}):
+        raise UserError(f"say what to measure {model} on with --data or --suite")
+    found = [recipes.resolve("starter", code, "projection", {"source": overrides["source"]}) for code in codes]
+    for one in found:
+        load_table(one, split)
+    return found[0]
 
 
 def evaluate_suite(model: str | Path, suite: Suite, langs: list[str], say: Say, *, allow_absent: bool) -> SuiteResult:

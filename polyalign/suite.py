@@ -301,7 +301,8 @@ def _way_out(one: Benchmark) -> str:
     if config.root.is_dir() and one.spec.languages():
         own = info.single or info.photos
         return f"{info.images}{f'; {get} --photos test' if own else ''}"
-    return get if info.downloads else f"from {info.home}; place {info.captions}"
+    by_name = info.downloads and config.root.name == info.folder
+    return get if by_name else f"from {info.home}: {info.captions}"
 
 
 @dataclass

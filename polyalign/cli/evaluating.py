@@ -31,7 +31,13 @@ def evaluate(
     lang: Annotated[
         str | None, typer.Option(help="Languages, separated by commas; the run's own when not given; all in a suite.")
     ] = None,
-    suite: Annotated[str | None, typer.Option(help="Several benchmarks in one table: translated-flickr.")] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="Several benchmarks in one table: translated-flickr, translated-coco, crossmodal-3600, karpathy, "
+            "one of your ./suites, or a path to a TOML file."
+        ),
+    ] = None,
     root: Annotated[Path, typer.Option(help="Folder in which a suite's benchmarks lie.")] = Path(),
     allow_absent: Annotated[
         bool, typer.Option("--allow-absent", help="Leave out benchmarks of the suite that are not at hand.")
