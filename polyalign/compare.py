@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import polyalign
-from polyalign import fitting, pool, report, runs, train
+from polyalign import fitting, pool, report, runs, tables, train
 from polyalign import recipe as recipes
 from polyalign.data import Say
 from polyalign.errors import UserError
@@ -56,12 +56,14 @@ class Job:
         """Whether the run is finished in its own folder, which is of this recipe and this version alone."""
         return (self.folder / train.RESULT).is_file()
 
-    def collect(self) -> None:
-        """Copy the result to where the report finds it, with what only the comparison knows."""
+    def collect(self) -> str:
+        """Copy the result to where the report finds it, with what only the comparison knows, and tell it in a line."""
         run = Run.load_json(self.folder / train.RESULT)
         retries = pool.deaths(self.folder)
         run.model_copy(update={"retries": retries, "tuned": self.tuned}).save_json(self.result)
         self.left_out.unlink(missing_ok=True)
+        found = tables.percent(run.test[0].mean_recall)
+        return f"{self.result.stem}: mean recall {found}, {tables.duration(run.seconds)}"
 
     def leave_out(self, why: str) -> None:
         """Note for the report that there is no result, and why."""

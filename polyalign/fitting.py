@@ -32,6 +32,11 @@ class Probe:
         """Measure, and write the bytes down."""
         return ("memory", str(self.folder / pool.RECIPE), "--out", str(self._kept))
 
+    def told(self) -> str:
+        """Say in a line what was measured."""
+        at = f"a micro-batch of {self.recipe.optim.micro_batch}"
+        return f"{self.folder.name}: {tables.size(self.peak() or 0)} at {at}"
+
     def peak(self) -> int | None:
         """Give the peak in bytes, or none where it was not measured."""
         return int(json.loads(self._kept.read_text(encoding="utf-8"))["bytes"]) if self._kept.is_file() else None
@@ -99,7 +104,7 @@ def fit(wanted: Mapping[K, Recipe], work: Path, workers: Pool) -> dict[K, Fit]:
         by_folder = {probe.folder: probe for probe in probes.values()}
         open_probes = [probe for probe in by_folder.values() if probe.peak() is None]
         known = len(by_folder) - len(open_probes)
-        failed = workers.run(open_probes, "measuring memory", already=known, done=lambda probe: None)
+        failed = workers.run(open_probes, "measuring memory", already=known, done=Probe.told)
         ended = {probe.folder: how for probe, how in failed.items()}
         for search, probe in probes.items():
             search.learn(probe.peak(), ended.get(probe.folder))

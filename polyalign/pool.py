@@ -71,8 +71,8 @@ class Pool:
         self._progress = progress
         self._say = say
 
-    def run(self, jobs: Sequence[J], task: str, *, already: int, done: Callable[[J], None]) -> dict[J, Ended]:
-        """Run the jobs to their end, call ``done`` with each that was, and give those that could not be made.
+    def run(self, jobs: Sequence[J], task: str, *, already: int, done: Callable[[J], str]) -> dict[J, Ended]:
+        """Run the jobs to their end, say what ``done`` tells of each that was, and give those that could not be made.
 
         ``already`` more are done and counted. Interrupted, it waits until the running ones have saved where they are.
 
@@ -93,7 +93,7 @@ class Pool:
                         failed[job] = ended
                         self._say(f"{job.folder.name}: {ended.problem} (log: {job.folder / LOG})")
                     else:
-                        done(job)
+                        self._say(done(job))
                     self._progress(task, total - len(waiting), total, job.folder.name)
         return failed
 

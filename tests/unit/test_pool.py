@@ -80,9 +80,12 @@ def here(tmp_path, monkeypatch) -> Path:
 
 def run(*jobs: Job, workers: int = 1, already: int = 0, said=tiny.quiet, progress=tiny.quiet):
     done: list[str] = []
-    failed = Pool(workers, "local", progress, said).run(
-        jobs, "runs", already=already, done=lambda job: done.append(job.name)
-    )
+
+    def tell(job: Job) -> str:
+        done.append(job.name)
+        return f"{job.name} is done"
+
+    failed = Pool(workers, "local", progress, said).run(jobs, "runs", already=already, done=tell)
     return done, {job.name: ended for job, ended in failed.items()}
 
 
@@ -119,8 +122,8 @@ def test_one_that_is_killed_each_time_is_given_up_and_the_others_go_on(here):
     assert done == ["b"]
     assert failed["a"].problem.startswith("its process was killed by SIGKILL: threads ")
     assert starts(here) == ["a"] * 3 + ["b"]
-    assert len(told) == 1
     assert told[0].endswith(f"(log: {here / 'work' / 'a' / pool.LOG})")
+    assert told[1:] == ["b is done"]
 
 
 def test_a_crash_is_told_with_its_last_line(here):
