@@ -83,7 +83,7 @@ def _persist(url: str, part: Path, progress: Progress, copies: int, wait: Wait) 
             if error.code not in _PASSING:
                 raise UserError(f"{url} cannot be downloaded: the server says {error.code} {error.reason}") from error
             reason, pause = f"the server says {error.code} {error.reason}", _asked_pause(error)
-        except (http.client.HTTPException, urllib.error.URLError, ConnectionError, TimeoutError) as error:
+        except (http.client.HTTPException, OSError) as error:  # a URLError is one, and whatever a socket raises
             reason, pause = str(getattr(error, "reason", "") or error) or type(error).__name__, 0.0
         failures = 1 if _size(part) > before else failures + 1
         if failures == _ATTEMPTS:
@@ -113,10 +113,17 @@ def _receive(url: str, part: Path, progress: Progress, copies: int) -> None:
             have = 0  # a server without ranges sends all of it again
         left = int(answer.headers.get("Content-Length") or 0)
         _check_room(url, part, have + left, copies * (have + left) - have)
-        with part.open("ab" if have else "wb") as file:
+        with _open(part, "ab" if have else "wb") as file:
             got = _copy(answer, file, progress, part.stem, have, have + left)
     if left and got != have + left:
         raise ConnectionResetError(f"the connection ended after {got:,} of {have + left:,} bytes")
+
+
+def _open(part: Path, mode: str) -> IO[bytes]:
+    try:
+        return part.open(mode)
+    except OSError as error:
+        raise UserError(f"cannot write {part}: {error.strerror or error}") from error
 
 
 def _copy(source: http.client.HTTPResponse, to: IO[bytes], progress: Progress, name: str, have: int, total: int) -> int:

@@ -54,7 +54,11 @@ def everything(archive: Path, folder: Path, progress: Progress) -> None:
 
 
 def _write(content: IO[bytes], path: Path) -> None:
-    with path.open("wb") as file:
+    try:
+        file = path.open("wb")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    with file:
         while chunk := content.read(_CHUNK):
             try:
                 file.write(chunk)

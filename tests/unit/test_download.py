@@ -122,5 +122,8 @@ def test_a_large_file_tells_how_far_it_is(site, tmp_path):
 
 def test_a_folder_that_cannot_be_is_an_error(site, tmp_path):
     (tmp_path / "file").write_text("")
+    (tmp_path / "b.bin.part").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*b\.bin\.part"):
+        get(site, tmp_path / "b.bin")
     with pytest.raises(UserError, match="cannot make the folder"):
         get(site, tmp_path / "file" / "a.bin")

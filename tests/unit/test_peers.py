@@ -92,7 +92,7 @@ def test_a_peer_is_measured_by_eval_and_in_a_suite_as_a_run_is(tmp_path):
     with pytest.raises(UserError, match="with --data or --suite"):
         runs.evaluate(model, ["en"], "test", {}, tiny.quiet)
     nowhere = {"source": {"name": "folder", "root": str(tmp_path / "nowhere")}}
-    with pytest.raises(UserError, match="there is no folder .*nowhere"):  # before the model, which is not there either
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere"):  # before the model, which is not there either
         runs.evaluate("hf:nothing", ["en"], "test", nowhere, tiny.quiet)
 
 
