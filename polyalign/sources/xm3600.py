@@ -24,7 +24,8 @@ INFO = Info(
     home="https://google.github.io/crossmodal-3600/",
     captions="the folder with captions.jsonl",
     images="the folder with <key>.jpg",
-    note="Peers differ: captions=all searches with every caption, captions=first with the first of each image.",
+    note="Peers differ: captions=all searches with every caption, captions=first with the first of each image, "
+    "as CLIP_benchmark does.",
     checked="sizes and languages in arXiv 2205.12522; the captions' licence as SEACrowd's loader gives it, "
     "that of the images is Open Images' own and was not looked up for these 3,600",
     downloads=(

@@ -270,6 +270,9 @@ def test_crossmodal_3600_is_measured_in_all_its_languages(tmp_path):
     assert (len(everything.languages), everything.scores[6].value) == (36, 1)
     assert {"qu", "mi", "sw", "te"} & set(scarce.languages)
     assert len(scarce.languages) < 36
+    first = suite.load("crossmodal-3600-first").within(tmp_path, tmp_path / "photos", allow_missing=False)
+    [one] = suite.run(Colours(), suite.find(first, ["sw"], tiny.quiet), tiny.quiet, tiny.quiet).results
+    assert (one.gallery, one.images, one.captions) == ("xm3600-first-test", 6, 6)
 
 
 def test_karpathys_split_is_measured_whole_and_in_folds(tmp_path, monkeypatch):
