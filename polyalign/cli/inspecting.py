@@ -42,11 +42,11 @@ def strategies(recipe: Recipe = "starter", lang: Lang = "en", set_: Set = None, 
         console().print(strategy_table.render(rows, recipe))
 
 
-@data_app.command("get", epilog="Example: polyalign data get xtd --root benchmarks --photos test")
+@data_app.command("get", epilog="Example: polyalign data get xtd --root data --photos test")
 def get(
     name: Annotated[str, typer.Argument(help="A dataset: see `polyalign datasets`.")],
     root: Annotated[Path, typer.Option(help="Folder in which datasets lie side by side, as suites expect.")] = Path(
-        "benchmarks"
+        "data"
     ),
     photos: Annotated[
         Literal["none", "test", "all"],
