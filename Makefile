@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/polyalign train --lang sw --strategy lilt
 
 test: lint
-	$(PY) -m pytest --cov --cov-report=term
+	$(PY) -m pytest -n 2 --cov --cov-report=term
 
 lint: $(VENV)/.installed-dev
 	$(PY) -m ruff format --check .

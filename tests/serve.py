@@ -63,11 +63,16 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """Say nothing: clients that hang up are part of the tests, and what a client misses it notices itself."""
+
+
 @contextmanager
 def serving() -> Iterator[Site]:
     """Serve a site on a port of this machine."""
     site = Site()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("OfSite", (Handler,), {"site": site}))
+    server = _Server(("127.0.0.1", 0), type("OfSite", (Handler,), {"site": site}))
     site.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
