@@ -27,13 +27,14 @@ DIM = 256
 class Case:
     """What is measured: polyalign with a strategy, or open_clip with some towers locked.
 
-    ``times`` as many steps are taken as of a step that runs everything.
+    ``times`` as many steps are taken as of a step that runs everything. ``recompute`` as ``train.recompute``.
     """
 
     name: str
     strategy: dict[str, Any] = field(default_factory=dict)
     locked: tuple[str, ...] = ()
     times: int = 1
+    recompute: bool = False
 
     @property
     def is_peer(self) -> bool:
@@ -47,10 +48,12 @@ CASES = (
     Case("open_clip, both towers locked", locked=("image", "text")),
     Case("full", {"name": "full"}),
     Case("lilt", {"name": "lilt"}),
+    Case("lilt, recomputed", {"name": "lilt"}, recompute=True),
     Case("lilt, layers last:1", {"name": "lilt", "layers": "last:1"}, times=4),
     Case("lilt-deep", {"name": "lilt-deep"}),
     Case("lilt-deep, layers last:1", {"name": "lilt-deep", "layers": "last:1"}, times=4),
     Case("lora", {"name": "lora"}),
+    Case("lora, recomputed", {"name": "lora"}, recompute=True),
     Case("layernorm", {"name": "layernorm"}),
     Case("bitfit", {"name": "bitfit"}),
     Case("lit", {"name": "lit", "towers": "text"}, times=4),
@@ -71,7 +74,7 @@ def recipe(case: Case, towers: Path, batch: int, steps: int) -> Any:
         "strategy": case.strategy,
         "source": {"name": "starter"},
         "optim": {"batch_size": batch, "epochs": 1, "min_steps": steps},
-        "train": {"evals": 1},
+        "train": {"evals": 1, "recompute": case.recompute},
     }
     return recipes.validate(raw, "the benchmark")
 

@@ -17,6 +17,8 @@ _FEW_PARAMETERS = (
     "lora",
     "lilt",
     "lilt-deep",
+    "lilt, recomputed",
+    "lora, recomputed",
     "lilt, layers last:1",
     "lilt-deep, layers last:1",
 )

@@ -84,6 +84,7 @@ class Train(_Section):
     ``max_seconds`` ends training, and the learning rate's course with it, when so much time is spent; what it cost to
     compute the frozen part once is time spent too. Training that holds more than ``max_memory_bytes`` is refused.
     ``compile`` has torch compile the blocks that run, which takes a minute or more, and on a processor gains nothing.
+    ``recompute`` keeps no activations inside blocks and runs them again for their gradients: less memory, more time.
     """
 
     seed: int = 0
@@ -91,6 +92,7 @@ class Train(_Section):
     patience: int = Field(5, gt=0)
     precision: Precision = "auto"
     compile: bool = False
+    recompute: bool = False
     max_seconds: float | None = Field(None, gt=0)
     max_memory_bytes: int | None = Field(None, gt=0)
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from polyalign import checkpoint, metrics, training_state
 from polyalign.aligner import Aligner
+from polyalign.blocks import compile_blocks, recompute_blocks
 from polyalign.build import build_aligner
-from polyalign.compiling import compile_blocks
 from polyalign.data import Say, load_split, load_tables
 from polyalign.embed import Stores, embed_stores, encode_captions, prepare
 from polyalign.errors import UserError
@@ -93,8 +93,6 @@ def set_up(recipe: Recipe, progress: Progress, say: Say) -> Start:
             split: prepare(aligner, table, recipe.cache, progress, own.get(split)) for split, table in tables.items()
         }
     untrained = _test(aligner, stores["test"], tables["test"], _at_a_time(recipe)).without_ranks()
-    if recipe.train.compile:
-        compile_blocks(aligner)
     loop = Loop(recipe, aligner, stores["train"], stores["dev"], accelerator)
     return Start(tables, loop, stores["test"], untrained)
 
@@ -127,6 +125,10 @@ class Loop:
         self.dev = dev
         self.accelerator = accelerator
         self.plan = Plan.of(recipe, len(stores.captions))
+        if recipe.train.recompute:
+            recompute_blocks(aligner)
+        if recipe.train.compile:
+            compile_blocks(aligner)
         self.optimiser = adamw(aligner.trainable(), recipe.optim)
         allowed = recipe.train.max_seconds
         self.seconds = None if allowed is None else allowed - (stores.spent + dev.spent).seconds

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from polyalign import train
-from polyalign.compiling import compile_blocks
+from polyalign.blocks import compile_blocks, recompute_blocks
 from polyalign.errors import UserError
 from tests import tiny
 
@@ -40,6 +40,44 @@ def test_a_tower_without_blocks_says_how_to_go_on():
 
 def test_nothing_is_compiled_unless_asked():
     assert compiled(train.set_up(tiny.resolved("lilt"), tiny.quiet, tiny.quiet).loop.aligner) == []
+
+
+def kept_bytes(loop, pairs) -> int:
+    """Count what autograd keeps from the forward pass for the backward pass, weights left out."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in loop.aligner.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        image, text = loop._encode(pairs, 0, 0)
+        loop.loss(image, text, pairs)
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("strategy", ["lilt", "full", "lora"])
+def test_recomputed_blocks_give_the_same_gradients_from_less_than_half_of_what_is_kept(strategy):
+    gradients, kept = [], []
+    for asked in (False, True):
+        recipe = tiny.resolved(strategy, train={"recompute": asked}, optim={"batch_size": 32})
+        loop = train.set_up(recipe, tiny.quiet, tiny.quiet).loop
+        loop.aligner.train()
+        pairs = loop.batch(0)
+        kept.append(kept_bytes(loop, pairs))
+        loop.backward(pairs, seed=3)
+        gradients.append({name: parameter.grad for name, parameter in loop.aligner.trainable().items()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+    assert kept[1] < kept[0] / 2
+
+
+def test_a_tower_without_blocks_cannot_be_recomputed():
+    with pytest.raises(UserError, match=r"train\.recompute works on transformer blocks and the vision tower"):
+        recompute_blocks(tiny.aligner("full", vision={"model": str(tiny.conv())}))
 
 
 @pytest.mark.slow
