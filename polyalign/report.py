@@ -114,9 +114,19 @@ def _page(lang: str, found: Sequence[Contest]) -> str:
 
 
 def _section(contest: Contest) -> str:
-    header = ["strategy", "towers", "trainable", *_NAMES, "time", "peak memory", "checkpoint", "knowledge kept"]
+    header = [
+        "strategy",
+        "towers",
+        "trainable",
+        *_NAMES,
+        "time",
+        "peak memory",
+        "checkpoint",
+        "knowledge kept",
+        "other languages",
+    ]
     rows = [_row(entry) for entry in contest.entries]
-    blank = [""] * 4
+    blank = [""] * 5
     chance = contest.gallery.chance()
     rows.append(["untrained projection", "", "", *map(tables.percent, _untrained(contest)), *blank])
     rows.append(["chance", "", "", *map(tables.percent, [*chance.tolist(), float(chance.mean())]), *blank])
@@ -129,7 +139,7 @@ def _section(contest: Contest) -> str:
 def _row(entry: Entry) -> list[str]:
     first = entry.runs[0]
     scores = [tables.percent(score) for score in entry.scores]
-    kept = _knowledge_kept(entry)
+    kept, carried = _knowledge_kept(entry), _carried_over(entry)
     label = entry.strategy + (f" ({entry.options})" if entry.options else "")
     return [
         f"**{label}**" if entry.best else f"{label} =" if entry.level else label,
@@ -140,6 +150,7 @@ def _row(entry: Entry) -> list[str]:
         tables.size(entry.mean(lambda run: run.peak_memory_bytes)),
         tables.size(entry.mean(lambda run: run.checkpoint_bytes)),
         "" if kept is None else tables.percent(kept),
+        "" if carried is None else tables.percent(carried),
     ]
 
 
@@ -147,6 +158,24 @@ def _knowledge_kept(entry: Entry) -> float | None:
     kept = [run.knowledge.kept for run in entry.runs if run.knowledge is not None]
     known = [share for share in kept if share is not None]
     return sum(known) / len(known) if known else None
+
+
+def _kept_rule(contest: Contest) -> str:
+    said = []
+    if any(_knowledge_kept(entry) is not None for entry in contest.entries):
+        said.append(
+            "Knowledge kept: of what the towers could do before, sentence retrieval across languages and the vision "
+            "probe, the percentage that is left."
+        )
+    if any(_carried_over(entry) is not None for entry in contest.entries):
+        said.append("Other languages: mean recall in those never trained on, averaged; below one by one.")
+    return " ".join(said)
+
+
+def _carried_over(entry: Entry) -> float | None:
+    """Average the mean recall in languages never trained on, over them and over the seeds."""
+    found = [other.mean_recall.value for run in entry.runs for other in run.test[1:]]
+    return sum(found) / len(found) if found else None
 
 
 def _untrained(contest: Contest) -> list[float]:
@@ -166,12 +195,13 @@ def _footer(contest: Contest) -> str:
     first = runs[0]
     seeds, steps = _each(contest, lambda run: run.seed), _each(contest, lambda run: run.steps)
     seen = _each(contest, lambda run: round(run.pairs_seen / 1000))
-    machines = _listed(f"{run.device} with {run.threads} threads" for run in runs)
+    machines = _listed(f"{run.device} with {tables.counted(run.threads, 'thread')}" for run in runs)
     versions = _listed(f"{name} {version}" for run in runs for name, version in sorted(run.versions.items()))
     lines = (
         f"Test: {tables.gallery_line(*(run.test[0] for run in runs))}.",
         f"Training: {first.pairs:,} pairs, {first.caption_origin} captions, {first.images:,} images. Seeds: {seeds}.",
         _RULES,
+        _kept_rule(contest),
         f"Pairs seen, in thousands: {seen}. Optimiser steps: {steps}.",
         _tuning(contest),
         _compute(contest),
@@ -263,13 +293,14 @@ def _csv(found: Sequence[Contest]) -> str:
     header = ["lang", "gallery", "gallery_images", "gallery_captions", "recipe", "budget", "pairs", "caption_origin"]
     header += ["strategy", "towers", "options", "seeds", "trainable", "total"]
     header += [f"{name}{end}" for name in _COLUMNS for end in ("", "_low", "_high")]
-    header += ["seconds", "cpu_seconds", "peak_memory_bytes", "checkpoint_bytes", "knowledge_kept", "best", "p_value"]
+    header += ["seconds", "cpu_seconds", "peak_memory_bytes", "checkpoint_bytes", "knowledge_kept"]
+    header += ["other_languages_mean_recall", "best", "p_value"]
     return tables.csv_text(header, [_csv_row(contest, entry) for contest in found for entry in contest.entries])
 
 
 def _csv_row(contest: Contest, entry: Entry) -> list[object]:
     first = entry.runs[0]
-    kept = _knowledge_kept(entry)
+    kept, carried = _knowledge_kept(entry), _carried_over(entry)
     gallery = contest.gallery
     return [
         *(contest.lang, gallery.gallery, gallery.images, gallery.captions),
@@ -281,7 +312,8 @@ def _csv_row(contest: Contest, entry: Entry) -> list[object]:
         round(entry.mean(lambda run: run.cpu_seconds), 1),
         round(entry.mean(lambda run: run.peak_memory_bytes)),
         round(entry.mean(lambda run: run.checkpoint_bytes)),
-        *("" if kept is None else f"{kept:.4f}", int(entry.best)),
+        *("" if share is None else f"{share:.4f}" for share in (kept, carried)),
+        int(entry.best),
         "" if entry.p_value is None else f"{entry.p_value:.4f}",
     ]
 

@@ -23,6 +23,11 @@ def percent(score: Score | float) -> str:
     return f"{100 * score:.1f}"
 
 
+def counted(number: int, what: str) -> str:
+    """Show ``1 thread``, ``2 threads``."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """Show seconds as ``45 s``, ``12 min 05 s`` or ``3 h 20 min``."""
     whole = round(seconds)
@@ -179,7 +184,7 @@ def run_facts(run: Run) -> Table:
         "trainable": f"{share(run.trainable, run.total)} of {run.total:,} parameters",
         "pairs": f"{run.pairs:,} on {run.images:,} images ({run.caption_origin}); {run.pairs_seen:,} seen"
         f" in {run.steps:,} steps, {run.epochs:g} epochs{early}",
-        "time": f"{duration(run.seconds)} on {run.device}, {run.threads} threads; "
+        "time": f"{duration(run.seconds)} on {run.device}, {counted(run.threads, 'thread')}; "
         f"{duration(run.cpu_seconds)} of processor time",
         "peak memory": size(run.peak_memory_bytes),
         "checkpoint": size(run.checkpoint_bytes),

@@ -35,9 +35,11 @@ def test_tables_are_what_the_runs_give(folder: Path) -> None:
 
 SHOWN = {
     "mean recall": lambda row: f"{100 * float(row['mean_recall']):.1f}",
+    "interval": lambda row: f"{100 * float(row['mean_recall_low']):.1f} to {100 * float(row['mean_recall_high']):.1f}",
     "t→i R@1": lambda row: f"{100 * float(row['text_to_image_r1']):.1f}",
     "trained": lambda row: f"{100 * int(row['trainable']) / int(row['total']):.2f} %",
     "CPU s": lambda row: f"{float(row['cpu_seconds']):,.0f}",
+    "other languages": lambda row: f"{100 * float(row['other_languages_mean_recall']):.1f}",
     "kept": lambda row: f"{100 * float(row['knowledge_kept']):.1f}",
 }
 """How ``claims.md`` shows what stands in the CSV."""
