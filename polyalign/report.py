@@ -139,7 +139,7 @@ def _section(contest: Contest) -> str:
 def _row(entry: Entry) -> list[str]:
     first = entry.runs[0]
     scores = [tables.percent(score) for score in entry.scores]
-    kept, carried = _knowledge_kept(entry), _carried_over(entry)
+    kept, carried = entry.knowledge_kept, entry.carried_over
     label = entry.strategy + (f" ({entry.options})" if entry.options else "")
     return [
         f"**{label}**" if entry.best else f"{label} =" if entry.level else label,
@@ -154,20 +154,14 @@ def _row(entry: Entry) -> list[str]:
     ]
 
 
-def _knowledge_kept(entry: Entry) -> float | None:
-    kept = [run.knowledge.kept for run in entry.runs if run.knowledge is not None]
-    known = [share for share in kept if share is not None]
-    return sum(known) / len(known) if known else None
-
-
 def _kept_rule(contest: Contest) -> str:
     said = []
-    if any(_knowledge_kept(entry) is not None for entry in contest.entries):
+    if any(entry.knowledge_kept is not None for entry in contest.entries):
         said.append(
             "Knowledge kept: of what the towers could do before, sentence retrieval across languages and the vision "
             "probe, the percentage that is left."
         )
-    if any(_carried_over(entry) is not None for entry in contest.entries):
+    if any(entry.carried_over is not None for entry in contest.entries):
         said.append("Other languages: mean recall in those never trained on, averaged; below one by one.")
     return " ".join(said)
 
@@ -300,7 +294,7 @@ def _csv(found: Sequence[Contest]) -> str:
 
 def _csv_row(contest: Contest, entry: Entry) -> list[object]:
     first = entry.runs[0]
-    kept, carried = _knowledge_kept(entry), _carried_over(entry)
+    kept, carried = entry.knowledge_kept, entry.carried_over
     gallery = contest.gallery
     return [
         *(contest.lang, gallery.gallery, gallery.images, gallery.captions),

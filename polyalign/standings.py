@@ -57,6 +57,16 @@ class Entry:
         towers = "" if self.towers == "both" else f", {self.towers} tower"
         return self.strategy + towers + (f", {self.options}" if self.options else "")
 
+    @property
+    def knowledge_kept(self) -> float | None:
+        """The share of what the towers knew that is left, averaged over the seeds; none where nobody asked."""
+        return _average(run.knowledge.kept for run in self.runs if run.knowledge is not None)
+
+    @property
+    def carried_over(self) -> float | None:
+        """The mean recall in languages never trained on, averaged over them and the seeds; none where nobody asked."""
+        return _average(other.mean_recall.value for run in self.runs for other in run.test[1:])
+
     def mean(self, of: Callable[[Run], float]) -> float:
         """Average a figure of the runs over the seeds."""
         return float(np.mean([of(run) for run in self.runs]))
@@ -225,6 +235,11 @@ def _flatten(table: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def _average(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 def _group(items: Iterable[T], key: Callable[[T], Hashable]) -> dict[Hashable, list[T]]:
