@@ -89,7 +89,7 @@ def _index(found: Sequence[Contest]) -> str:
     rows = []
     for contest in found:
         best = next(entry for entry in contest.entries if entry.best)
-        level = ", ".join(entry.name for entry in contest.entries if entry.level and not entry.best)
+        level = "; ".join(entry.name for entry in contest.entries if entry.level and not entry.best)
         link = f"[{language_name(contest.lang)}]({contest.lang}.md)"
         gallery = f"{contest.gallery.gallery}, {contest.gallery.images:,} images"
         score = tables.percent(best.scores[-1])
