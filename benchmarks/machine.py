@@ -44,14 +44,16 @@ def available_memory() -> int:
 
 def held_memory() -> int:
     """Give the bytes this process holds in memory now."""
-    return _status("VmRSS")
+    return _kib(Path("/proc/self/status"), "VmRSS")
 
 
 def peak_memory() -> int:
     """Give the most bytes this process has held, on the GPU where there is one."""
     import torch
 
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")
+    from polyalign import process
+
+    return process.peak_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def forget_peak() -> None:
@@ -83,10 +85,6 @@ def _processor() -> str:
 
 def _meminfo(key: str) -> int:
     return _kib(Path("/proc/meminfo"), key)
-
-
-def _status(key: str) -> int:
-    return _kib(Path("/proc/self/status"), key)
 
 
 def _kib(path: Path, key: str) -> int:

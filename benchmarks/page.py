@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.targets import EPOCHS, targets
+from benchmarks.targets import EPOCHS, seconds_with_filling, share_of_memory, targets
 
 _HEAD = """# Benchmarks
 
@@ -46,7 +46,7 @@ def training(found: dict[str, Any]) -> str:
     full = next((row for row in found["rows"] if row["case"] == "full"), None)
     rows = []
     for row in found["rows"]:
-        seconds, filled = row["seconds_per_pair"], row["seconds_per_pair"] + row["fill_seconds_per_pair"] / EPOCHS
+        seconds = row["seconds_per_pair"]
         memory = _mib(row["memory"])
         if row["fill_memory"] > row["memory"]:
             memory += f" ({_mib(row['fill_memory'])})"
@@ -56,10 +56,10 @@ def training(found: dict[str, Any]) -> str:
                 f"{row['trainable']:,}",
                 f"{1 / seconds:,.1f}",
                 _ratio(base and base["seconds_per_pair"] / seconds),
-                "" if row["is_peer"] else _ratio(base and base["seconds_per_pair"] / filled),
+                "" if row["is_peer"] else _ratio(base and base["seconds_per_pair"] / seconds_with_filling(row)),
                 "" if row["is_peer"] else f"{100 * row['collating']:.1f} %",
                 memory,
-                _ratio(full and max(row["memory"], row["fill_memory"]) / full["memory"]),
+                _ratio(full and share_of_memory(row, full)),
             ]
         )
     head = ["", "trains", "pairs a second", "times open_clip", "with filling", "collating", "MiB", "of `full`"]

@@ -52,6 +52,16 @@ def targets(results: dict[str, Any]) -> list[Target]:
     return found
 
 
+def seconds_with_filling(row: dict[str, Any]) -> float:
+    """Give what a pair costs when filling the cache is spread over the epochs."""
+    return float(row["seconds_per_pair"] + row["fill_seconds_per_pair"] / EPOCHS)
+
+
+def share_of_memory(row: dict[str, Any], full: dict[str, Any]) -> float:
+    """Give the higher of both peaks, of training and of filling, as a share of what ``full`` trains in."""
+    return float(max(row["memory"], row["fill_memory"]) / full["memory"])
+
+
 def _training(found: dict[str, Any]) -> Iterator[Target]:
     rows = {row["case"]: row for row in found["rows"]}
     if "open_clip" not in rows or "full" not in rows:
@@ -60,14 +70,14 @@ def _training(found: dict[str, Any]) -> Iterator[Target]:
     where = f"({found['size']}, {found['device']})"
     for name, times in _CACHED.items():
         if name in rows:
-            seconds, filling = rows[name]["seconds_per_pair"], rows[name]["fill_seconds_per_pair"] / EPOCHS
-            yield _faster(f"`{name}` {where}, pairs a second, cache filled", times, peer / seconds)
+            what = f"`{name}` {where}, pairs a second, cache filled"
+            yield _faster(what, times, peer / rows[name]["seconds_per_pair"])
             what = f"`{name}` {where}, filling included, over {EPOCHS} epochs"
-            yield _faster(what, _WITH_FILLING, peer / (seconds + filling))
+            yield _faster(what, _WITH_FILLING, peer / seconds_with_filling(rows[name]))
     yield _faster(f"`full` {where}, pairs a second", 1, peer / full["seconds_per_pair"])
     for name in _FEW_PARAMETERS:
         if name in rows:
-            share = max(rows[name]["memory"], rows[name]["fill_memory"]) / full["memory"]
+            share = share_of_memory(rows[name], full)
             what = f"`{name}` {where}, peak memory"
             yield Target(what, "at most half of `full`", f"{share:.2f} of it", share <= 0.5)
 

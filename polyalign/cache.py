@@ -63,11 +63,20 @@ class Store:
         """Give these rows as a tensor ``(B, ...)``, or as ``Tokens`` padded to the longest of the batch."""
         if self.offsets is None:
             return _tensor(self.values[rows], device)
-        lengths = self.offsets[rows + 1] - self.offsets[rows]
+        lengths = self._lengths(rows)
         mask = np.arange(lengths.max()) < lengths[:, None]
         padded = np.full((*mask.shape, *self.values.shape[1:]), self.pad, self.values.dtype)
         padded[mask] = self.values[_places(self.offsets, rows)]
         return Tokens(_tensor(padded, device), torch.from_numpy(mask).to(device))
+
+    def by_length(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Give the order ``(N,)`` that takes these rows from short to long, so that little is padded."""
+        return np.argsort(self._lengths(rows), kind="stable")
+
+    def _lengths(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        if self.offsets is None:
+            return np.ones(len(rows), np.int64)
+        return self.offsets[rows + 1] - self.offsets[rows]
 
 
 def _places(offsets: Places, rows: Places) -> Places:
@@ -136,7 +145,7 @@ def captions(
     ragged = offsets if cut < last else None
     if (found := _find(key)) is not None:
         return Store(found[0], cut, ragged, spent=found[1], in_bf16=in_bf16)
-    by_length = np.argsort(np.diff(offsets), kind="stable")  # so that little is padded
+    by_length = tokens.by_length(np.arange(len(ids)))
 
     def filled() -> Iterator[Filled]:
         for start in range(0, len(ids), _BATCH):

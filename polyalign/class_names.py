@@ -78,10 +78,10 @@ def languages(source: str, known: Iterable[Lang]) -> list[str]:
     """
     try:
         table = json.loads(Path(source).read_text(encoding="utf-8-sig"))
+        if not isinstance(table, dict) or not _is_babel(table):
+            raise ValueError("its form is another")
     except (OSError, ValueError) as error:
         raise UserError(f"{source} is not Babel-ImageNet's file: say one language with --lang") from error
-    if not isinstance(table, dict) or not _is_babel(table):
-        raise UserError(f"{source} is not Babel-ImageNet's file: say one language with --lang")
     return [lang.code for lang in known if _babel_code(lang) in table]
 
 

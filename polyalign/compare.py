@@ -48,7 +48,7 @@ class Job:
         if not self.result.is_file():
             return False
         run = Run.load_json(self.result)
-        same = recipes.complete(run.recipe) == self.recipe.model_dump(mode="json", exclude_none=True)
+        same = self.recipe.is_of(run.recipe)
         told = not self.tuned or run.tuned == self.tuned
         return same and told and run.versions.get("polyalign") == polyalign.__version__
 
@@ -67,7 +67,7 @@ class Job:
 
     def leave_out(self, why: str) -> None:
         """Note for the report that there is no result, and why."""
-        recipe = self.recipe.model_dump(mode="json", exclude_none=True)
+        recipe = self.recipe.table()
         LeftOut(
             recipe=recipe,
             lang=self.recipe.lang,

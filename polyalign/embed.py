@@ -96,8 +96,7 @@ def embed_captions(aligner: Aligner, store: Store, batch_size: int = 256) -> npt
     """Give ``(C, D)`` unit vectors; captions go sorted by length, so that little is padded."""
     aligner.eval()
     captions = np.empty((len(store), aligner.vision_projection.out_features), np.float32)
-    order = np.arange(len(captions)) if store.offsets is None else np.argsort(np.diff(store.offsets), kind="stable")
-    for rows in _batches(order, batch_size):
+    for rows in _batches(store.by_length(np.arange(len(captions))), batch_size):
         captions[rows] = _encode(aligner, aligner.encode_text, store, rows)
     return captions
 
@@ -111,7 +110,7 @@ def encode_captions(aligner: Aligner, store: Store, rows: npt.NDArray[np.int64])
     device = aligner.logit_scale.device
     if store.offsets is None or device.type != "cpu":
         return aligner.encode_text(store.batch(rows, device), store.cut)
-    by_length = np.argsort(store.offsets[rows + 1] - store.offsets[rows], kind="stable")
+    by_length = store.by_length(rows)
     parts = np.array_split(by_length, max(1, len(rows) // _OF_LIKE_LENGTH))
     encoded = torch.cat([aligner.encode_text(store.batch(rows[part], device), store.cut) for part in parts])
     return encoded[torch.from_numpy(np.argsort(by_length))]

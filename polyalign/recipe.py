@@ -168,7 +168,15 @@ class Recipe(_Section):
 
     def to_toml(self) -> str:
         """Write the recipe so that ``from_toml`` gives it back."""
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        return tomli_w.dumps(self.table())
+
+    def table(self) -> dict[str, Any]:
+        """Give the recipe as results and TOML files hold it; ``validate`` gives it back."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def is_of(self, resolved: dict[str, Any]) -> bool:
+        """Whether a result's resolved recipe is this one, be it written before some setting was added."""
+        return complete(resolved) == self.table()
 
 
 def from_toml(path: Path) -> Recipe:

@@ -166,12 +166,6 @@ def _kept_rule(contest: Contest) -> str:
     return " ".join(said)
 
 
-def _carried_over(entry: Entry) -> float | None:
-    """Average the mean recall in languages never trained on, over them and over the seeds."""
-    found = [other.mean_recall.value for run in entry.runs for other in run.test[1:]]
-    return sum(found) / len(found) if found else None
-
-
 def _untrained(contest: Contest) -> list[float]:
     """Average the untrained projection over every run of the contest."""
     runs = [run for entry in contest.entries for run in entry.runs]

@@ -58,6 +58,13 @@ class Score(Record):
     high: float
 
 
+def with_intervals(observed: npt.NDArray[np.float64], drawn: npt.NDArray[np.float64]) -> tuple[Score, ...]:
+    """Give each observed figure ``(M,)`` the interval of its bootstrap draws ``(R, M)``."""
+    low, high = metrics.interval(drawn)
+    columns = zip(observed.tolist(), low.tolist(), high.tolist(), strict=True)
+    return tuple(Score(value=value, low=bottom, high=top) for value, bottom, top in columns)
+
+
 class Direction(Record):
     """Retrieval in one direction.
 

@@ -53,7 +53,7 @@ def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool, s
         say = _nothing
     if finished.exists():
         run = Run.load_json(finished)
-        if recipes.complete(run.recipe) != recipe.model_dump(mode="json", exclude_none=True):
+        if not recipe.is_of(run.recipe):
             raise UserError(f"{folder} holds a run with other settings: give another --out, or --overwrite")
         say(f"{folder} is finished already; --overwrite trains it again")
         return run if main else None
@@ -80,7 +80,7 @@ def open_model(model: str | Path, cache: dict[str, Any] | None = None) -> tuple[
     if peers.is_peer(str(model)):
         return peers.load(str(model)), None
     aligner, recipe = checkpoint.load(Path(model))
-    how = recipes.merge(recipe.model_dump(mode="json", exclude_none=True), {"cache": cache or {}})
+    how = recipes.merge(recipe.table(), {"cache": cache or {}})
     return Aligned(str(model), aligner, recipes.validate(how, f"{model} with --set").cache), recipe
 
 
@@ -125,7 +125,7 @@ def _embedded(
         photos = Gallery(encoder, report)
         for code in codes:
             languages.load(code)
-            table = recipes.merge(recipe.model_dump(mode="json", exclude_none=True), {**overrides, "lang": code})
+            table = recipes.merge(recipe.table(), {**overrides, "lang": code})
             asked = recipes.validate(table, f"{model} with --set")
             gallery = load_split(asked, split, report, say)
             check(gallery)
@@ -175,7 +175,7 @@ def knowledge_kept(folder: Path, langs: list[str], overrides: dict[str, Any]) ->
     """
     aligner, recipe = checkpoint.load(folder)
     asked_in = {"test": {"languages": [code for code in langs or recipe.test.languages if code != recipe.lang]}}
-    table = recipes.merge(recipe.model_dump(mode="json", exclude_none=True), recipes.merge(overrides, asked_in))
+    table = recipes.merge(recipe.table(), recipes.merge(overrides, asked_in))
     asked = knowledge.questions(recipes.validate(table, f"{folder} with --set"))
     return knowledge.evaluate(aligner, asked, knowledge.Config())
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from polyalign import metrics
 from polyalign.errors import UserError
-from polyalign.results import LeftOut, Retrieval, Run, Score
+from polyalign.results import LeftOut, Retrieval, Run, Score, with_intervals
 
 RESAMPLES = 10_000
 SIGNIFICANCE = 0.05
@@ -147,7 +147,7 @@ def _contest(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Contest:
             towers=group[0].towers,
             options=labels[i],
             runs=tuple(group),
-            scores=_scores(means[i], samples[i]),
+            scores=with_intervals(means[i], samples[i]),
             best=i == leader,
             p_value=p_values.get(i),
         )
@@ -174,14 +174,6 @@ def _refuse_twins(groups: Sequence[Sequence[Run]]) -> None:
                     f"there are two results of {one.strategy}, {one.lang}, {one.budget}, seed {one.seed} "
                     f"(recipe {one.recipe.get('name')}): remove one"
                 )
-
-
-def _scores(means: npt.NDArray[np.float64], samples: npt.NDArray[np.float64]) -> tuple[Score, ...]:
-    low, high = metrics.interval(samples)
-    return tuple(
-        Score(value=value, low=bottom, high=top)
-        for value, bottom, top in zip(means.tolist(), low.tolist(), high.tolist(), strict=True)
-    )
 
 
 def _resampled(groups: Sequence[Sequence[Run]], leader: int) -> tuple[list[npt.NDArray[np.float64]], dict[int, float]]:

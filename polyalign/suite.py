@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from rich import box
 from rich.table import Table
@@ -21,7 +22,7 @@ from polyalign.evaluators import retrieval
 from polyalign.lang import describe
 from polyalign.pairs import PairTable
 from polyalign.progress import Progress
-from polyalign.results import Record, Retrieval, Score
+from polyalign.results import Record, Retrieval, Score, with_intervals
 from polyalign.source_spec import SourceSpec
 
 ALL = ("all",)
@@ -221,13 +222,13 @@ def _average(
 ) -> Average:
     """Average the results of each language (their indices), then over languages, and every draw likewise."""
 
-    def mean(rows: Sequence[metrics.Floats]) -> metrics.Floats:
-        found: metrics.Floats = np.mean([np.mean([rows[i] for i in own], axis=0) for own in by_lang.values()], axis=0)
+    def mean(rows: Sequence[metrics.Floats]) -> npt.NDArray[np.float64]:
+        found: npt.NDArray[np.float64] = np.mean(
+            [np.mean([rows[i] for i in own], axis=0) for own in by_lang.values()], axis=0
+        )
         return found
 
-    low, high = metrics.interval(mean(drawn).astype(np.float64))
-    bounds = zip(mean(observed).tolist(), low.tolist(), high.tolist(), strict=True)
-    scores = tuple(Score(value=value, low=bottom, high=top) for value, bottom, top in bounds)
+    scores = with_intervals(mean(observed), mean(drawn))
     return Average(gallery=gallery, over=over, languages=tuple(by_lang), scores=scores)
 
 

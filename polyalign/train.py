@@ -340,7 +340,7 @@ def _facts(loop: Loop, state: State, pairs: PairTable) -> dict[str, Any]:
     recipe, (trainable, total) = loop.recipe, loop.aligner.count()
     spent = state.spent + loop.stores.spent + loop.dev.spent
     return {
-        "recipe": recipe.model_dump(mode="json", exclude_none=True),
+        "recipe": recipe.table(),
         "lang": recipe.lang,
         "strategy": recipe.strategy["name"],
         "towers": recipe.strategy["towers"],

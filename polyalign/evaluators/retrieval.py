@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -12,7 +13,7 @@ from polyalign.aligner import Aligner
 from polyalign.embed import embed
 from polyalign.errors import UserError
 from polyalign.pairs import PairTable
-from polyalign.results import Direction, DirectionName, Retrieval, Score
+from polyalign.results import Direction, DirectionName, Retrieval, Score, with_intervals
 
 
 class Config(BaseModel):
@@ -49,11 +50,7 @@ def score(
     check_gallery(gallery)
     text_to_image, image_to_text = _rank(image_emb, caption_emb, gallery)
     hits = metrics.gather_hits(text_to_image.rank, image_to_text.rank, gallery.image_of, gallery.fold_of)
-    low, high = metrics.interval(metrics.resample([[hits]], resamples=resamples)[0])
-    scores = [
-        Score(value=value, low=bottom, high=top)
-        for value, bottom, top in zip(metrics.recalls([hits]).tolist(), low.tolist(), high.tolist(), strict=True)
-    ]
+    scores = with_intervals(metrics.recalls([hits]), metrics.resample([[hits]], resamples=resamples)[0])
     in_order = np.array_equal(gallery.image_of, np.arange(len(gallery.images)))
     return Retrieval(
         gallery=gallery.name,
@@ -114,7 +111,7 @@ def _unranked(queries: int) -> metrics.Ranked:
     return metrics.Ranked(rank=np.zeros(queries, np.int64), tied=np.zeros(queries, np.bool_))
 
 
-def _direction(name: DirectionName, ranked: metrics.Ranked, scores: list[Score]) -> Direction:
+def _direction(name: DirectionName, ranked: metrics.Ranked, scores: Sequence[Score]) -> Direction:
     return Direction(
         direction=name,
         recall=dict(zip(metrics.RECALL_AT, scores, strict=True)),

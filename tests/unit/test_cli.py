@@ -33,21 +33,6 @@ COMMANDS = commands()
 every_command = pytest.mark.parametrize(("path", "command"), COMMANDS, ids=["-".join(path) for path, _ in COMMANDS])
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Run the command line in this process; gives exit code, standard output and standard error."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["polyalign", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        shown = capsys.readouterr()
-        return caught.value.code or 0, shown.out, shown.err
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Path:
     return tiny.write(tmp_path_factory.mktemp("recipe") / "tiny.toml")

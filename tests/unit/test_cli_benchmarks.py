@@ -1,25 +1,12 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 
-from polyalign import catalogue, cli, runs
+from polyalign import catalogue, runs
 from polyalign.labelled_sets import KNOWN
 from tests import tiny
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["polyalign", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        shown = capsys.readouterr()
-        return caught.value.code or 0, shown.out, shown.err
-
-    return call
 
 
 def test_datasets_are_listed_and_told_in_full(run):
