@@ -30,8 +30,8 @@ def compile_blocks(aligner: Aligner) -> None:
 def recompute_blocks(aligner: Aligner) -> None:
     """Have every block that runs in training keep its input alone, and run again when its gradients are needed.
 
-    Gradient checkpointing (Chen et al. 2016): the same gradients, dropout included, for a third to a half
-    more time, in a fraction of the memory. Frozen blocks between those that train hold activations too, so that training few
+    Gradient checkpointing (Chen et al. 2016): the same gradients, dropout included, for a third to a half more time, in
+    a fraction of the memory. Frozen blocks between those that train hold activations too, so that training few
     parameters of every layer needs little less memory than training all of them.
 
     Raises:
