@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from polyalign import figures, storage, tables
+from polyalign import figures, quotes, storage, tables
 from polyalign import lang as languages
 from polyalign import recipe as recipes
 from polyalign.errors import UserError
@@ -58,15 +58,20 @@ def load_runs(folder: Path) -> list[Run]:
 def write(folder: Path) -> list[Path]:
     """Make every table and figure of ``folder`` from its runs, and list what was written.
 
+    Other pages of the folder are somebody's own: only the figures that they quote are renewed.
+
     Raises:
-        UserError: there are no runs, or one cannot be read.
+        UserError: there are no runs, one cannot be read, or a page quotes what there is not.
     """
     found = load(folder)
-    written = []
-    for name, text in texts(found).items():
-        storage.write_text(folder / name, text)
-        written.append(folder / name)
-    return written + figures.draw(found, folder / "figures")
+    made = {folder / name: text for name, text in texts(found).items()}
+    for path, text in made.items():
+        storage.write_text(path, text)
+    drawn = figures.draw(found, folder / "figures")
+    own = sorted(set(folder.glob("*.md")) - made.keys())
+    for page in own:
+        quotes.renew(page, found)
+    return [*made, *own, *drawn]
 
 
 def texts(found: Sequence[Contest]) -> dict[str, str]:

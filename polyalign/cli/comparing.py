@@ -79,7 +79,11 @@ def compare(
 
 @app.command(epilog="Example: polyalign report --out eval")
 def report(out: Annotated[Path, typer.Option(help="Folder with runs/*.json.")] = Path("eval")) -> None:
-    """Make the tables and figures again from the JSON of the runs, without training."""
+    """Make the tables and figures again from the JSON of the runs, without training.
+
+    Other pages of the folder may quote results, in tables whose columns begin with language, recipe, budget and
+    strategy: their figures are renewed.
+    """
     from polyalign import report as reporting
 
     for path in reporting.write(out):
