@@ -44,8 +44,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, atomically."""
-    ready = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    """Write a safetensors file, atomically.
+
+    Nothing is copied but what would share memory, which safetensors refuses: a training state is several times a model.
+    """
+    ready: dict[str, torch.Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        shares = plain.untyped_storage().data_ptr() in places
+        ready[name] = plain.clone() if shares else plain
+        places.add(ready[name].untyped_storage().data_ptr())
     write(path, lambda partial: save_file(ready, partial, metadata=dict(metadata or {})))
 
 

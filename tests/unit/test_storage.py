@@ -30,6 +30,16 @@ def test_tensors_that_share_memory_are_kept_apart(tmp_path):
     }
 
 
+def test_what_shares_no_memory_is_not_copied(tmp_path, monkeypatch):
+    handed = {}
+    monkeypatch.setattr(storage, "save_file", lambda tensors, path, metadata: handed.update(tensors))
+    base, own = torch.arange(4.0), torch.nn.Parameter(torch.ones(3))
+    storage.save_tensors(tmp_path / "x", {"whole": base, "part": base[2:], "own": own})
+    copied = {name: handed[name].data_ptr() != tensor.data_ptr() for name, tensor in (("whole", base), ("own", own))}
+    assert copied == {"whole": False, "own": False}
+    assert handed["part"].untyped_storage().data_ptr() != base.untyped_storage().data_ptr()
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_a_write_that_fails_leaves_the_old_file_and_no_other(error, tmp_path):
     path = tmp_path / "x.txt"
