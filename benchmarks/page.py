@@ -13,7 +13,9 @@ with `pip install 'polyalign[peers]'`. Every measurement is a process of its own
 processor and bf16 on a GPU. A ratio above 1 is in polyalign's favour.
 """
 
-_TRAINING = """Both have the same two towers with the same random weights, the same projection to 256, the same batch.
+_TRAINING = """## A training step
+
+polyalign and open_clip have the same two towers with the same random weights, the same projection to 256, the same batch.
 open_clip runs its own `train_one_epoch`, loss and AdamW on image tensors and token ids that lie ready in memory: no
 loading and no decoding of its own is counted. Its captions are padded to the longest there are (32 tokens), which is
 its best case (its default is 77). polyalign runs `train.Loop` on its cache, dropout where a tower trains.
@@ -27,7 +29,8 @@ imported; in brackets the peak while the cache is filled, where that is more.
 def page(results: dict[str, Any]) -> str:
     """Write the page."""
     parts = [_HEAD, _targets(results)] if targets(results) else [_HEAD]
-    parts += [training(one) for one in results.get("training", {}).values()]
+    if sizes := results.get("training"):
+        parts += [_TRAINING.format(epochs=EPOCHS), *(training(one) for one in sizes.values())]
     sections = (("recall", recall), ("inference", inference), ("evaluation", evaluation), ("startup", startup))
     for key, section in sections:
         if key in results:
@@ -41,7 +44,7 @@ def _targets(results: dict[str, Any]) -> str:
 
 
 def training(found: dict[str, Any]) -> str:
-    """Show a training step of every case beside open_clip's."""
+    """Show a step of every case beside open_clip's, at one size of the towers."""
     base = next((row for row in found["rows"] if row["case"] == "open_clip"), None)
     full = next((row for row in found["rows"] if row["case"] == "full"), None)
     rows = []
@@ -63,9 +66,9 @@ def training(found: dict[str, Any]) -> str:
             ]
         )
     head = ["", "trains", "pairs a second", "times open_clip", "with filling", "collating", "MiB", "of `full`"]
-    what = f"batch {found['batch']}, {found['repeats']} turns of {found['steps']} steps or more"
-    title = f"## A training step: {found['towers']}\n"
-    return "\n".join([title, _TRAINING.format(epochs=EPOCHS), f"{_machine(found)}; {what}.\n", _table(head, rows), ""])
+    turns = "1 turn" if found["repeats"] == 1 else f"{found['repeats']} turns"
+    what = f"batch {found['batch']}, {turns} of {found['steps']} steps or more"
+    return "\n".join([f"### {found['towers']}\n", f"{_machine(found)}; {what}.\n", _table(head, rows), ""])
 
 
 def recall(found: dict[str, Any]) -> str:
