@@ -15,7 +15,7 @@ processor and bf16 on a GPU. A ratio above 1 is in polyalign's favour.
 
 _TRAINING = """## A training step
 
-polyalign and open_clip have the same two towers with the same random weights, the same projection to 256, the same batch.
+polyalign and open_clip have the same two towers with the same random weights, the same projection to 256 and batch.
 open_clip runs its own `train_one_epoch`, loss and AdamW on image tensors and token ids that lie ready in memory: no
 loading and no decoding of its own is counted. Its captions are padded to the longest there are (32 tokens), which is
 its best case (its default is 77). polyalign runs `train.Loop` on its cache, dropout where a tower trains.

@@ -227,6 +227,7 @@ def _collect(
         _write(array, itertools.chain([first], batches), items, what, progress)
         array.flush()
 
+    storage.check_room(folder(), size, f"the cache of {items:,} {what}")
     path = folder() / f"{key}.npy"
     storage.write(path, fill)
     spent = Spent.until_now() - began

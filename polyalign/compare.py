@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import polyalign
-from polyalign import fitting, pool, report, runs, tables, train
+from polyalign import fitting, pool, report, runs, storage, tables, train
 from polyalign import recipe as recipes
 from polyalign.data import Say
 from polyalign.errors import UserError
@@ -174,6 +174,8 @@ def compare(grid: Grid, workers: Pool, say: Say, *, tune: bool) -> list[Path]:
         UserError: bad settings; or, when all else is done and reported, that some runs could not be made.
     """
     wanted = grid.cells()
+    for folder in (grid.out, grid.work):
+        storage.check_writable(folder)
     cells = _fitted(grid, wanted, workers, say)
     if not cells:
         raise UserError(f"none of the {len(wanted)} settings can be trained within that memory: allow more")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from polyalign import checkpoint, class_names, image_check, labelled, peers, progress, train
+from polyalign import checkpoint, class_names, image_check, labelled, peers, progress, storage, train
 from polyalign import lang as languages
 from polyalign import recipe as recipes
 from polyalign import suite as suites
@@ -41,8 +41,10 @@ def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool, s
     """Train into a folder; a finished run of the same recipe is given back as it is. None in all but the main process.
 
     Raises:
-        UserError: the folder holds another run, or an unfinished one and neither ``resume`` nor ``overwrite`` is given.
+        UserError: the folder holds another run, or an unfinished one and neither ``resume`` nor ``overwrite`` is given;
+            or it cannot be written to.
     """
+    storage.check_writable(folder)
     every = processes()
     main = every.is_main_process
     finished, begun = folder / train.RESULT, folder / train.STATE

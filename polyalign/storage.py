@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,25 +15,68 @@ from safetensors.torch import save_file
 
 from polyalign.errors import UserError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 def cache_folder() -> Path:
     """Give the folder of what is kept to be computed once: ``$POLYALIGN_CACHE``, or ``~/.cache/polyalign``."""
     return Path(os.environ.get("POLYALIGN_CACHE") or Path.home() / ".cache" / "polyalign")
 
 
+def check_writable(folder: Path) -> None:
+    """Be sure that a folder can be written to, or made, before anything is computed for it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def check_room(folder: Path, size: int, what: str) -> None:
+    """Be sure that ``size`` bytes fit on the disk of ``folder``: an array that is mapped onto a full one kills a run.
+
+    Raises:
+        UserError: they do not.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free = shutil.disk_usage(there).free
+    if size > free:
+        raise UserError(
+            f"{what} would take {size / 2**30:.1f} GiB in {folder}, where {free / 2**30:.1f} GiB are free: make room"
+        )
+
+
 def write(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let ``fill`` write a temporary file beside ``path``, then move it there in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    """Let ``fill`` write a temporary file beside ``path``, then move it there in one step.
+
+    Raises:
+        UserError: the folder cannot be written to, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise _cannot_write(path, error) from error
     os.close(handle)
     partial = Path(name)
     try:
         fill(partial)
         partial.chmod(0o644)
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise _cannot_write(path, error) from error
         raise
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {path}: {error.strerror}; make room or name another place")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -47,6 +92,9 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
     """Write a safetensors file, atomically.
 
     Nothing is copied but what would share memory, which safetensors refuses: a training state is several times a model.
+
+    Raises:
+        UserError: the folder cannot be written to, or the disk is full.
     """
     ready: dict[str, torch.Tensor] = {}
     places: set[int] = set()
@@ -55,7 +103,10 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
         shares = plain.untyped_storage().data_ptr() in places
         ready[name] = plain.clone() if shares else plain
         places.add(ready[name].untyped_storage().data_ptr())
-    write(path, lambda partial: save_file(ready, partial, metadata=dict(metadata or {})))
+    try:
+        write(path, lambda partial: save_file(ready, partial, metadata=dict(metadata or {})))
+    except SafetensorError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
 
 
 def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -81,6 +81,7 @@ def trim(
     """
     if out.exists():
         raise UserError(f"{out} is there already: give another --out")
+    storage.check_writable(out)
     if not sentences:
         raise UserError("there is no sentence to keep pieces for: the corpus is empty")
     tokenizer, model = load_tokenizer(spec), load_encoder(spec).eval()

@@ -58,7 +58,7 @@ def pretrain_text(
 def _pretrain(module: Any, out: Path, options: dict[str, Any], sets: list[str] | None, *, resume: bool) -> None:
     from pydantic import ValidationError
 
-    from polyalign import progress
+    from polyalign import progress, storage
     from polyalign import recipe as recipes
     from polyalign.lang import describe
 
@@ -66,6 +66,7 @@ def _pretrain(module: Any, out: Path, options: dict[str, Any], sets: list[str] |
         config = module.Config.model_validate({**options, **recipes.parse_set(sets or [])})
     except ValidationError as error:
         raise UserError(describe(error)) from error
+    storage.check_writable(out)
     try:
         with progress.display() as report:
             folder = module.run(config, out, resume, report)

@@ -259,6 +259,10 @@ BAD = {
     "photos": (("search", "{trained}", "red", "--images", "{tmp}/nowhere"), "nowhere"),
     "grid": (("compare", "--lang", "sw", "--strategies", "lillt", "--out", "{tmp}"), 'did you mean "lilt"?'),
     "report": (("report", "--out", "{empty}"), "{empty}"),
+    "folder for a run": ((*TRAIN[:-1], "{file}/run"), "cannot write {file}/run"),
+    "folder for a comparison": (("compare", "--recipe", "{recipe}", "--lang", "en", "--out", "{file}"), "cannot write"),
+    "folder for a tower": (("pretrain", "vision", "--out", "{file}/tower"), "cannot write {file}/tower"),
+    "folder to trim into": (("trim", "--lang", "en", "--text-tower", "x", "--out", "{file}/tower"), "cannot write"),
     "images to pretrain on": (("pretrain", "vision", "--images", "{tmp}/nowhere", "--out", "{tmp}/o"), "nowhere"),
     "pretraining setting": (("pretrain", "text", "--out", "{tmp}/o", "--set", "widht=3"), "widht"),
     "parallel text": (("pretrain", "text", "--out", "{tmp}/o", "--parallel", "sw"), "--parallel takes LANG=FILE"),
@@ -280,6 +284,7 @@ def places(tmp_path_factory, recipe, trained) -> dict[str, str]:
         "empty": root / "empty",
         "corrupt": corrupt,
         "bare": root / "bare.toml",
+        "file": root / "bare.toml",
     }
     return {"conv": str(tiny.conv()), **{name: str(path) for name, path in found.items()}}
 

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import shutil
+
 import pytest
 import torch
 
@@ -88,3 +91,40 @@ def test_a_cut_off_file_is_a_user_error(tmp_path):
     (tmp_path / "x").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="cannot read"):
         storage.load_tensors(tmp_path / "x")
+
+
+def test_a_full_disk_is_a_user_error_and_leaves_the_old_file(tmp_path):
+    path = tmp_path / "x.txt"
+    storage.write_text(path, "old")
+
+    def fill(partial):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match=r"cannot write .*x\.txt: No space left"):
+        storage.write(path, fill)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_a_filling_could_not_read_is_no_fault_of_the_disk(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        storage.write(tmp_path / "x", lambda partial: (tmp_path / "absent").read_text())
+
+
+def test_a_place_that_cannot_be_written_to_is_found_before_and_when_it_is_written_to(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("no folder")
+    for folder in (file, file / "deep" / "er"):
+        with pytest.raises(UserError, match="cannot write"):
+            storage.check_writable(folder)
+        with pytest.raises(UserError, match="cannot write"):
+            storage.write_text(folder / "x.txt", "text")
+    storage.check_writable(tmp_path / "deep" / "er")
+    assert list(tmp_path.iterdir()) == [file], "a look leaves nothing behind"
+
+
+def test_what_is_larger_than_the_disk_is_refused(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    storage.check_room(tmp_path / "not" / "there", free // 2, "the cache")
+    with pytest.raises(UserError, match=r"the cache would take .* GiB in .*, where .* GiB are free"):
+        storage.check_room(tmp_path, 2 * free, "the cache")
