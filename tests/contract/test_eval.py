@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from polyalign import figures, quotes, report
+from polyalign import figures, quotes, report, tables
 
 
 @pytest.fixture(scope="module")
@@ -33,3 +34,21 @@ def test_every_figure_of_the_claims_is_in_the_tables(folder: Path) -> None:
     page = (folder / "claims.md").read_text(encoding="utf-8")
     assert page.count("| language | recipe | budget | strategy |") >= 6, "each claim has its figures"
     assert quotes.renewed(page, report.load(folder)) == page, "eval/claims.md is stale: polyalign report"
+
+
+def test_the_readme_shows_what_the_tables_say(folder: Path) -> None:
+    page = (folder.parent / "README.md").read_text(encoding="utf-8")
+    budgets = ("1k-pairs", "10k-pairs")
+    known = {
+        (entry.strategy, contest.budget): entry
+        for contest in report.load(folder)
+        if (contest.lang, contest.recipe) == ("sw", "starter") and contest.budget in budgets
+        for entry in contest.entries
+    }
+    shown = re.findall(r"^\| `([a-z-]+)` \| ([0-9.]+ %) ((?:\| [0-9.]+ ){4})\|$", page, re.MULTILINE)
+    assert len(shown) >= 6
+    for name, trained, cells in shown:
+        entries = [known[name, budget] for budget in budgets]
+        assert trained == f"{100 * entries[0].runs[0].trainable / entries[0].runs[0].total:.2f} %"
+        said = [tables.percent(value) for e in entries for value in (e.scores[-1].value, e.carried_over or 0.0)]
+        assert cells.strip("| ").split(" | ") == said, f"README.md, {name}: {said}"
