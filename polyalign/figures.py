@@ -15,9 +15,12 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from polyalign.results import Run
 from polyalign.standings import Contest, Entry
 
-# Okabe and Ito (2008), told apart by the colour-blind, without the yellow that is faint on white; and two more.
+# Okabe and Ito (2008), told apart by the colour-blind, without the yellow that is faint on white; and four more.
 # The shapes say it again; as their number has no common factor with the colours', no two entries look alike.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#888888", "#882255")
+_COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
+    *("#888888", "#882255", "#999933", "#332288"),
+)
 _SHAPES = "osD^v<PX"
 _HEIGHT_INCHES = 4.4
 _PANEL_INCHES = 4.4
