@@ -29,9 +29,8 @@ def check_writable(folder: Path) -> None:
     Raises:
         UserError: it cannot.
     """
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=_nearest(folder)):
             pass
     except OSError as error:
         raise _cannot_write(folder, error) from error
@@ -43,8 +42,7 @@ def check_room(folder: Path, size: int, what: str) -> None:
     Raises:
         UserError: they do not.
     """
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    free = shutil.disk_usage(there).free
+    free = shutil.disk_usage(_nearest(folder)).free
     if size > free:
         raise UserError(
             f"{what} would take {size / 2**30:.1f} GiB in {folder}, where {free / 2**30:.1f} GiB are free: make room"
@@ -73,6 +71,11 @@ def write(path: Path, fill: Callable[[Path], None]) -> None:
         if isinstance(error, OSError) and error.errno in _FULL:
             raise _cannot_write(path, error) from error
         raise
+
+
+def _nearest(folder: Path) -> Path:
+    """Give the folder, or the nearest above it that is there."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
