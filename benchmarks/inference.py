@@ -34,9 +34,9 @@ def _measure(towers: str | None, size: str) -> list[dict[str, Any]]:
     import torch.nn.functional as F
 
     from benchmarks.steps import CASES, recipe
-    from polyalign import precision
-    from polyalign import recipe as recipes
-    from polyalign.build import build_aligner
+    from polyalign.config import recipe as recipes
+    from polyalign.models.build import build_aligner
+    from polyalign.utils import precision
 
     case = next(case for case in CASES if case.name == "projection")
     asked = recipes.resolve("starter", "sw", "projection") if towers is None else recipe(case, Path(towers), 2, 1)

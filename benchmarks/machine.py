@@ -18,7 +18,7 @@ def facts() -> dict[str, Any]:
     """Say what it was measured on."""
     import torch
 
-    from polyalign.versions import versions
+    from polyalign.utils.versions import versions
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
@@ -51,7 +51,7 @@ def peak_memory() -> int:
     """Give the most bytes this process has held, on the GPU where there is one."""
     import torch
 
-    from polyalign import process
+    from polyalign.utils import process
 
     return process.peak_memory(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from transformers import BertConfig, BertModel, BertTokenizer
 from transformers.utils import logging
 
-from polyalign.pairs import PairTable
+from polyalign.data.pairs import PairTable
 
 
 @dataclass(frozen=True)

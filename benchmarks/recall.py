@@ -41,8 +41,8 @@ def run(images: int, steps: int) -> dict[str, Any]:
 
 
 def _train(strategy: dict[str, Any], images: int, steps: int, *, cached: bool) -> dict[str, Any]:
-    from polyalign import recipe as recipes
-    from polyalign import train
+    from polyalign.config import recipe as recipes
+    from polyalign.training import train
 
     changes = {
         "strategy": strategy,

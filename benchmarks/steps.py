@@ -63,7 +63,7 @@ CASES = (
 
 def recipe(case: Case, towers: Path, batch: int, steps: int) -> Any:
     """State polyalign's side as a recipe: its defaults but for what is measured."""
-    from polyalign import recipe as recipes
+    from polyalign.config import recipe as recipes
 
     raw = {
         "name": "benchmark",
@@ -83,9 +83,9 @@ def polyalign(case: Case, size: str, towers: Path, batch: int, steps: int, *, fi
     """Fill the stores only, or find them and train."""
     from accelerate import Accelerator
 
-    from polyalign.build import build_aligner
-    from polyalign.embed import prepare
-    from polyalign.train import Loop
+    from polyalign.models.build import build_aligner
+    from polyalign.models.embed import prepare
+    from polyalign.training.train import Loop
 
     accelerator, floor = Accelerator(), machine.held_memory()
     asked = recipe(case, towers, batch, steps)

@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 
-from polyalign import cli, train
+from polyalign import cli
+from polyalign.training import train
 
 
 def main(name: str, step: int, arguments: list[str]) -> None:

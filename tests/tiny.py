@@ -32,13 +32,15 @@ from transformers import (
     XLMRobertaModel,
 )
 
-from polyalign import checkpoint, recipe, storage
-from polyalign import lang as languages
-from polyalign.aligner import Aligner
-from polyalign.build import build_aligner
-from polyalign.pairs import PairTable
-from polyalign.recipe import Recipe
-from polyalign.sources import folder as folder_source
+from polyalign.config import language as languages
+from polyalign.config import recipe
+from polyalign.config.recipe import Recipe
+from polyalign.data.pairs import PairTable
+from polyalign.data.sources import folder as folder_source
+from polyalign.models import checkpoint
+from polyalign.models.aligner import Aligner
+from polyalign.models.build import build_aligner
+from polyalign.utils import storage
 
 PX = 32
 COLORS = {

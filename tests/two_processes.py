@@ -12,11 +12,16 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 
-from polyalign import cache, cli, embed, recipe, storage
-from polyalign.build import build_aligner, load_table
-from polyalign.process import processes
-from polyalign.recipe import Recipe
-from polyalign.train import Loop, average_gradients
+from polyalign import cli
+from polyalign.config import recipe
+from polyalign.config.recipe import Recipe
+from polyalign.data.load import load_table
+from polyalign.models import embed
+from polyalign.models import feature_cache as cache
+from polyalign.models.build import build_aligner
+from polyalign.training.train import Loop, average_gradients
+from polyalign.utils import storage
+from polyalign.utils.process import processes
 
 
 def loop_of(resolved: Recipe) -> Loop:

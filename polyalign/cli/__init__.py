@@ -6,8 +6,8 @@ import sys
 
 import typer
 
-from polyalign.cli.shared import app
-from polyalign.errors import UserError
+from polyalign.cli.options import app
+from polyalign.utils.errors import UserError
 
 # isort: off
 # In this order the commands stand in `polyalign --help`.

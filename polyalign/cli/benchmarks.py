@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from polyalign.cli.shared import Json, Offline, app, comma_separated, console, go_offline, print_json, say, source_table
+from polyalign.cli.options import (
+    Json,
+    Offline,
+    app,
+    comma_separated,
+    console,
+    go_offline,
+    print_json,
+    say,
+    source_table,
+)
 
 
 @app.command(epilog="Example: polyalign datasets xm3600")
@@ -15,7 +25,7 @@ def datasets(
     as_json: Json = False,
 ) -> None:
     """List the published datasets that can be read: languages, size, licence, where to get them."""
-    from polyalign import catalogue
+    from polyalign.data import catalogue
 
     if as_json:
         known = catalogue.everything() if name is None else {name: catalogue.facts(name)}
@@ -38,8 +48,8 @@ def leakage(
     as_json: Json = False,
 ) -> None:
     """Find the images that two sources share, by their ids and by what they look like; exit code 1 if there are any."""
-    from polyalign import leakage as leaks
-    from polyalign import progress
+    from polyalign.data import leakage as leaks
+    from polyalign.utils import progress
 
     first = source_table(train, train_set, train_lang, "train")
     second = source_table(test, test_set, test_lang, "test")
@@ -87,7 +97,8 @@ def zeroshot(
 ) -> None:
     """Classify images by the prompt they are nearest to: top-1, top-5 and the mean over classes."""
     go_offline(offline)
-    from polyalign import runs, tables
+    from polyalign.evaluation import tables
+    from polyalign.experiments import run_folders as runs
 
     results = runs.classify(run, images, list(comma_separated(lang)), names, split, tuple(prompt or ()), say)
     if as_json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from polyalign.cli.shared import Json, app, print_json
+from polyalign.cli.options import Json, app, print_json
 
 cache_app = typer.Typer(no_args_is_help=True, help="What frozen layers gave, kept on disk to be computed once.")
 app.add_typer(cache_app, name="cache")
@@ -15,7 +15,8 @@ def cache_list(as_json: Json = False) -> None:
     """List what is kept, with its size and what it cost to compute."""
     from dataclasses import asdict
 
-    from polyalign import cache, tables
+    from polyalign.evaluation import tables
+    from polyalign.models import feature_cache as cache
 
     found = cache.entries()
     if as_json:
@@ -30,6 +31,7 @@ def cache_list(as_json: Json = False) -> None:
 @cache_app.command("clear", epilog="Example: polyalign cache clear")
 def cache_clear() -> None:
     """Delete all that is kept; it is computed again when it is needed."""
-    from polyalign import cache, tables
+    from polyalign.evaluation import tables
+    from polyalign.models import feature_cache as cache
 
     print(f"{tables.size(cache.clear())} freed in {cache.folder()}")

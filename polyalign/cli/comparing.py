@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from polyalign.cli.shared import DataOption, Offline, Set, app, comma_separated, go_offline, overrides, say
+from polyalign.cli.options import DataOption, Offline, Set, app, comma_separated, go_offline, overrides, say
 
 
 @app.command(epilog="Example: polyalign compare --lang sw --budget 1k-pairs,10k-pairs --seeds 3")
@@ -52,8 +52,9 @@ def compare(
     --set "test.languages=[]" not to ask).
     """
     go_offline(offline)
-    from polyalign import compare as comparing
-    from polyalign import pool, progress
+    from polyalign.experiments import compare as comparing
+    from polyalign.experiments import workers as pool
+    from polyalign.utils import progress
 
     changes = overrides(set_, towers=towers, layers=layers, data=data)
     grid = comparing.Grid(
@@ -84,7 +85,7 @@ def report(out: Annotated[Path, typer.Option(help="Folder with runs/*.json.")] =
     Other pages of the folder may quote results, in tables whose columns begin with language, recipe, budget and
     strategy: their figures are renewed.
     """
-    from polyalign import report as reporting
+    from polyalign.experiments import report as reporting
 
     for path in reporting.write(out):
         print(path)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from polyalign.cli.shared import (
+from polyalign.cli.options import (
     AllowMissing,
     DataOption,
     Images,
@@ -22,7 +22,7 @@ from polyalign.cli.shared import (
     print_json,
     say,
 )
-from polyalign.errors import UserError, did_you_mean
+from polyalign.utils.errors import UserError, did_you_mean
 
 
 @app.command("eval", epilog="Example: polyalign eval runs/starter-sw-lilt-10k-pairs-s0 --lang sw,de,hi")
@@ -59,8 +59,8 @@ def evaluate(
 ) -> None:
     """Measure retrieval of a trained run or another model in languages, on its own data, other data or a suite."""
     go_offline(offline)
-    from polyalign import runs, tables
-    from polyalign import suite as suites
+    from polyalign.evaluation import suites, tables
+    from polyalign.experiments import run_folders as runs
 
     kinds: dict[str, tuple[Any, Any]] = {
         "retrieval": (runs.evaluate, tables.retrieval_overview),
@@ -107,7 +107,8 @@ def knowledge(
 ) -> None:
     """Measure what a run's towers could do before training and still can: translations found, a probe, distances."""
     go_offline(offline)
-    from polyalign import runs, tables
+    from polyalign.evaluation import tables
+    from polyalign.experiments import run_folders as runs
 
     changes = overrides(set_, data=data, images=images, allow_missing=allow_missing)
     kept = runs.knowledge_kept(run, list(comma_separated(lang)), changes)
@@ -130,8 +131,8 @@ def search(
     from dataclasses import asdict
 
     go_offline(offline)
-    from polyalign import progress
-    from polyalign import search as searching
+    from polyalign.serving import search as searching
+    from polyalign.utils import progress
 
     with progress.display() as report:
         found = searching.search(run, images, query, top, report)

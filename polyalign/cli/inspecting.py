@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from polyalign.cli.shared import (
+from polyalign.cli.options import (
     DataOption,
     Json,
     Lang,
@@ -33,7 +33,7 @@ app.add_typer(data_app, name="data")
 @app.command(epilog="Example: polyalign strategies --recipe lilt-bert")
 def strategies(recipe: Recipe = "starter", lang: Lang = "en", set_: Set = None, as_json: Json = False) -> None:
     """Count what each strategy trains with a recipe's towers; needs no weights and no network."""
-    from polyalign import strategy_table
+    from polyalign.models import parameter_count as strategy_table
 
     rows = strategy_table.count(recipe, lang, overrides(set_))
     if as_json:
@@ -57,7 +57,8 @@ def get(
 
     Interrupted, the same command goes on where it stopped. Files with known hashes are checked against them.
     """
-    from polyalign import obtain, progress
+    from polyalign.data import download as obtain
+    from polyalign.utils import progress
 
     try:
         with progress.display() as report:
@@ -79,10 +80,11 @@ def check(
 ) -> None:
     """Read every image and caption as training would, and say what is wrong with them."""
     go_offline(offline)
-    from polyalign import data_check
+    from polyalign.data import check as data_check
+    from polyalign.models.towers.text import load_tokenizer
 
     resolved = resolve(recipe, lang, "projection", set_, data=data)
-    reports = data_check.check_recipe(resolved)
+    reports = data_check.check_recipe(resolved, load_tokenizer(resolved.text))
     if as_json:
         print_json([report.model_dump(mode="json") for report in reports])
     else:
@@ -101,8 +103,8 @@ def audit(
 ) -> None:
     """Score captions, such as machine-made ones, against those of people: chrF++, BLEU and spBLEU."""
     go_offline(offline)
-    from polyalign import data_audit
-    from polyalign import lang as languages
+    from polyalign.config import language as languages
+    from polyalign.data import audit as data_audit
 
     scored = source_table(candidate, candidate_set, lang, "test")
     against = source_table(reference, reference_set, lang, "test")

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from polyalign.cli.shared import app, say
-from polyalign.errors import UserError
+from polyalign.cli.options import app, say
+from polyalign.utils.errors import UserError
 
 pretrain_app = typer.Typer(
     no_args_is_help=True, help="Pretrain a tower alone: images without text, or text without images."
@@ -58,9 +58,9 @@ def pretrain_text(
 def _pretrain(module: Any, out: Path, options: dict[str, Any], sets: list[str] | None, *, resume: bool) -> None:
     from pydantic import ValidationError
 
-    from polyalign import progress, storage
-    from polyalign import recipe as recipes
-    from polyalign.lang import describe
+    from polyalign.config import recipe as recipes
+    from polyalign.config.language import describe
+    from polyalign.utils import progress, storage
 
     try:
         config = module.Config.model_validate({**options, **recipes.parse_set(sets or [])})

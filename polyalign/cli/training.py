@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from polyalign.cli.shared import (
+from polyalign.cli.options import (
     AllowMissing,
     Budget,
     DataOption,
@@ -52,7 +52,7 @@ def train(
 ) -> None:
     """Align two frozen towers on image-caption pairs, and test what came of it."""
     go_offline(offline)
-    from polyalign import runs
+    from polyalign.experiments import run_folders as runs
 
     options = {"budget": budget, "towers": towers, "layers": layers, "data": data, "seed": seed}
     resolved = resolve(recipe, lang, strategy, set_, **options, images=images, allow_missing=allow_missing)
@@ -72,7 +72,7 @@ def repeat(
 ) -> None:
     """Train again from a resolved recipe alone."""
     go_offline(offline)
-    from polyalign import recipe as recipes
+    from polyalign.config import recipe as recipes
 
     _train(out, recipes.from_toml(recipe), resume=resume, overwrite=overwrite, as_json=as_json)
 
@@ -88,9 +88,10 @@ def memory(
     import json
 
     go_offline(offline)
-    from polyalign import memory as measuring
-    from polyalign import progress, storage, tables
-    from polyalign import recipe as recipes
+    from polyalign.config import recipe as recipes
+    from polyalign.evaluation import tables
+    from polyalign.experiments import peak_memory as measuring
+    from polyalign.utils import progress, storage
 
     with progress.display() as report:
         held = measuring.peak_of(recipes.from_toml(recipe), report, say)
@@ -103,7 +104,8 @@ def memory(
 
 
 def _train(folder: Path, recipe: Any, *, resume: bool, overwrite: bool, as_json: bool) -> None:
-    from polyalign import runs, tables
+    from polyalign.evaluation import tables
+    from polyalign.experiments import run_folders as runs
 
     try:
         run = runs.train_into(folder, recipe, resume=resume, overwrite=overwrite, say=say)

@@ -7,17 +7,7 @@ from typing import Annotated
 
 import typer
 
-from polyalign.cli.shared import (
-    DataOption,
-    Json,
-    Offline,
-    Recipe,
-    Set,
-    app,
-    comma_separated,
-    go_offline,
-    resolve,
-)
+from polyalign.cli.options import DataOption, Json, Offline, Recipe, Set, app, comma_separated, go_offline, resolve
 
 
 @app.command(epilog="Example: polyalign trim --lang sw,en --text-tower xlm-roberta-base --out ./xlmr-sw-en")
@@ -38,11 +28,12 @@ def trim(
 ) -> None:
     """Make a text tower small: keep the pieces of its vocabulary that some languages use."""
     go_offline(offline)
-    from polyalign import lang as languages
-    from polyalign import progress, tables
-    from polyalign import trim as trimming
-    from polyalign.build import load_table
-    from polyalign.towers.spec import TextSpec
+    from polyalign.config import language as languages
+    from polyalign.config.tower import TextSpec
+    from polyalign.data.load import load_table
+    from polyalign.evaluation import tables
+    from polyalign.models import vocabulary as trimming
+    from polyalign.utils import progress
 
     codes = [languages.load(code).code for code in comma_separated(lang)]
     sentences = trimming.read(corpus or [])

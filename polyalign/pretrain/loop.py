@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from polyalign.errors import UserError
-from polyalign.progress import Progress
+from polyalign.utils.errors import UserError
+from polyalign.utils.progress import Progress
 
 CHECKPOINT = "checkpoint.safetensors"
 

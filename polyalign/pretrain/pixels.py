@@ -12,7 +12,7 @@ from numpy.lib.format import open_memmap
 from PIL import Image
 from torch import Tensor
 
-from polyalign.progress import Progress
+from polyalign.utils.progress import Progress
 
 Pixels = npt.NDArray[np.uint8]
 

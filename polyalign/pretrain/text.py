@@ -21,13 +21,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaForMaskedLM
 
-from polyalign import lang as langs
-from polyalign.loss import info_nce
+from polyalign.config import language as langs
 from polyalign.pretrain import text_corpus, text_vocab
 from polyalign.pretrain.loop import Stage, discard, run_stages, save_atomically
 from polyalign.pretrain.text_card import write_card
 from polyalign.pretrain.text_corpus import Corpus
-from polyalign.progress import Progress
+from polyalign.training.loss import info_nce
+from polyalign.utils.progress import Progress
 
 Ids = list[int]
 

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 import transformers
 from transformers import PreTrainedTokenizerFast, XLMRobertaForMaskedLM
 
-from polyalign import lang as langs
-from polyalign.metrics import both_directions
+from polyalign.config import language as langs
+from polyalign.config.tower import masked_pool
+from polyalign.evaluation.metrics import both_directions
 from polyalign.pretrain.text_corpus import Corpus
-from polyalign.progress import Progress
-from polyalign.towers.spec import masked_pool
+from polyalign.utils.progress import Progress
 
 Floats = npt.NDArray[np.float32]
 

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from polyalign import lang as langs
-from polyalign.errors import UserError
-from polyalign.lang import Lang
-from polyalign.progress import Progress
-from polyalign.starter.grammar import choose, word
-from polyalign.starter.scenes import sample_scene
+from polyalign.config import language as langs
+from polyalign.config.language import Lang
+from polyalign.data.starter.grammar import choose, word
+from polyalign.data.starter.scenes import sample_scene
+from polyalign.utils.errors import UserError
+from polyalign.utils.progress import Progress
 
 Line = Mapping[str, str]
 """Sentence by language code."""

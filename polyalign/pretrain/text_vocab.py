@@ -16,7 +16,7 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from polyalign.errors import UserError
+from polyalign.utils.errors import UserError
 
 SPM_FILE = "sentencepiece.bpe.model"
 

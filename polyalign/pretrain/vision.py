@@ -15,7 +15,7 @@ import torch
 from polyalign.pretrain import vision_folder, vision_starter
 from polyalign.pretrain.loop import discard, run_stages, save_atomically
 from polyalign.pretrain.vision_task import Config, Tower
-from polyalign.progress import Progress
+from polyalign.utils.progress import Progress
 
 __all__ = ["Config", "run"]
 

@@ -19,13 +19,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from polyalign.errors import UserError
-from polyalign.pairs import FileImage
+from polyalign.data.pairs import FileImage
 from polyalign.pretrain.loop import Stage
 from polyalign.pretrain.pixels import Pixels, stored
 from polyalign.pretrain.probe import linear_probe
 from polyalign.pretrain.vision_task import Config, Task, Tower
-from polyalign.progress import Progress
+from polyalign.utils.errors import UserError
+from polyalign.utils.progress import Progress
 
 _ENDINGS: Final = tuple(Image.registered_extensions())
 _CORRUPT_SHARE: Final = 0.05

@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from polyalign.data.starter.scenes import draw, draw_object, sample_scene
+from polyalign.data.starter.world import BACKGROUNDS, COLORS, COUNTS, HELD_OUT, KINDS, SIZES, Scene
 from polyalign.pretrain.loop import Stage
 from polyalign.pretrain.pixels import Pixels, shifted, stored
 from polyalign.pretrain.probe import linear_probe
 from polyalign.pretrain.vision_task import Config, Task, Tower
-from polyalign.progress import Progress
-from polyalign.starter.scenes import draw, draw_object, sample_scene
-from polyalign.starter.world import BACKGROUNDS, COLORS, COUNTS, HELD_OUT, KINDS, SIZES, Scene
+from polyalign.utils.progress import Progress
 
 OBJECT_LABELS: Final = {"kind": len(KINDS), "color": len(COLORS), "background": len(BACKGROUNDS)}
 SCENE_LABELS: Final = {

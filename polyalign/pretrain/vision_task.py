@@ -15,9 +15,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from polyalign.errors import UserError
 from polyalign.pretrain.loop import Stage
 from polyalign.pretrain.pixels import Pixels, normalised
+from polyalign.utils.errors import UserError
 
 STARTER_MODEL: Final = "vit_tiny_patch16_224"
 STARTER_ARGS: Final = {"img_size": 64, "patch_size": 16, "embed_dim": 128, "depth": 4, "num_heads": 4}

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from polyalign import figures, quotes, report, tables
+from polyalign.evaluation import tables
+from polyalign.experiments import figures, quotes, report
 
 
 @pytest.fixture(scope="module")

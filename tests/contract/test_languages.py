@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import regex
 
-from polyalign import lang as langs
-from polyalign.starter import world
-from polyalign.starter.grammar import Part, Plan, choose, word
+from polyalign.config import language as langs
+from polyalign.data.starter import world
+from polyalign.data.starter.grammar import Part, Plan, choose, word
 
 ALL = langs.names()
 STARTER = [code for code in ALL if langs.load(code).starter]

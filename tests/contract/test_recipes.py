@@ -7,9 +7,10 @@ from functools import cache
 import pytest
 import torch
 
-from polyalign import plugins, recipe, shipped, strategy_table
-from polyalign.build import build_aligner
-from polyalign.towers.spec import STARTER
+from polyalign.config import plugins, recipe, shipped
+from polyalign.config.tower import STARTER
+from polyalign.models import parameter_count as strategy_table
+from polyalign.models.build import build_aligner
 
 RECIPES = shipped.names("recipes")
 STRATEGIES = plugins.names("strategies")

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 
-from polyalign import lang as languages
-from polyalign import plugins
-from polyalign.errors import UserError
-from polyalign.pairs import PairTable
+from polyalign.config import language as languages
+from polyalign.config import plugins
+from polyalign.data.pairs import PairTable
+from polyalign.utils.errors import UserError
 
 NAMES = plugins.names("sources")
 ALL = ("train", "dev", "test")

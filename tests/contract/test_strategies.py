@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from polyalign import checkpoint, plugins
-from polyalign.aligner import Aligner
-from polyalign.errors import UserError
-from polyalign.loss import info_nce
-from polyalign.recipe import Optim, Recipe
-from polyalign.schedule import adamw
+from polyalign.config import plugins
+from polyalign.config.recipe import Optim, Recipe
+from polyalign.models import checkpoint
+from polyalign.models.aligner import Aligner
+from polyalign.training.loss import info_nce
+from polyalign.training.optim import adamw
+from polyalign.utils.errors import UserError
 from tests import tiny
 
 STRATEGIES = plugins.names("strategies")

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from polyalign import data_audit, download, leakage, obtain, plugins
-from polyalign import lang as languages
-from polyalign.errors import UserError
-from polyalign.pairs import PairTable
+from polyalign.config import language as languages
+from polyalign.config import plugins
+from polyalign.data import audit as data_audit
+from polyalign.data import download as obtain
+from polyalign.data import fetch as download
+from polyalign.data import leakage
+from polyalign.data.pairs import PairTable
+from polyalign.utils.errors import UserError
 
 # source, folder, options, images and captions of the test set
 SETS = [

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from polyalign import budget, image_check, leakage
-from polyalign import lang as languages
-from polyalign.errors import UserError
-from polyalign.sources import flickr8k
+from polyalign.config import budget
+from polyalign.config import language as languages
+from polyalign.data import image_check, leakage, subset
+from polyalign.data.sources import flickr8k
+from polyalign.utils.errors import UserError
 
 SPLITS = ("train", "dev", "test")
 
@@ -55,6 +56,6 @@ def test_the_official_splits_share_no_photo_by_id_or_by_pixels(root):
 
 def test_a_budget_is_drawn_from_all_pairs(root):
     table = load(root, "en", "train")
-    assert len(budget.draw(table, budget.PairBudget(pairs=10_000), 0)) == 10_000
+    assert len(subset.draw(table, budget.PairBudget(pairs=10_000), 0)) == 10_000
     with pytest.raises(UserError, match="30,000 pairs"):
-        budget.draw(table, budget.PairBudget(pairs=30_001), 0)
+        subset.draw(table, budget.PairBudget(pairs=30_001), 0)

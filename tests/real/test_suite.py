@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polyalign import recipe, runs, suite
+from polyalign.config import recipe
+from polyalign.evaluation import suites as suite
+from polyalign.experiments import run_folders as runs
 from tests import tiny
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from polyalign import trim
-from polyalign.towers.spec import TextSpec
-from polyalign.towers.text import build_text
+from polyalign.config.tower import TextSpec
+from polyalign.models import vocabulary as trim
+from polyalign.models.towers.text import build_text
 
 
 def captions(root, code):

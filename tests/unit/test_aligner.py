@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from polyalign.aligner import Aligner
-from polyalign.towers.spec import first_trainable
+from polyalign.config.tower import first_trainable
+from polyalign.models.aligner import Aligner
 from tests import tiny
 
 

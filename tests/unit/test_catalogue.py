@@ -5,8 +5,9 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from polyalign import catalogue, plugins
-from polyalign.errors import UserError
+from polyalign.config import plugins
+from polyalign.data import catalogue
+from polyalign.utils.errors import UserError
 
 
 def test_all_sources_but_those_for_the_users_own_data_are_datasets():

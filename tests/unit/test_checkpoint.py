@@ -7,10 +7,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from polyalign import checkpoint, storage
-from polyalign.aligner import Aligner
-from polyalign.embed import embed
-from polyalign.errors import UserError
+from polyalign.models import checkpoint
+from polyalign.models.aligner import Aligner
+from polyalign.models.embed import embed
+from polyalign.utils import storage
+from polyalign.utils.errors import UserError
 from tests import tiny
 
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from polyalign import class_names
-from polyalign import lang as languages
-from polyalign.errors import UserError
+from polyalign.config import language as languages
+from polyalign.data import class_names
+from polyalign.utils.errors import UserError
 
 SW, EN = languages.load("sw"), languages.load("en")
 NUMBERS = [str(number) for number in range(1000)]

@@ -13,8 +13,11 @@ from typing import Any
 import pytest
 import typer
 
-from polyalign import checkpoint, cli, runs, train
-from polyalign.results import Retrieval, Run
+from polyalign import cli
+from polyalign.evaluation.results import Retrieval, Run
+from polyalign.experiments import run_folders as runs
+from polyalign.models import checkpoint
+from polyalign.training import train
 from tests import tiny
 
 

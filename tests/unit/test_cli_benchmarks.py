@@ -4,8 +4,9 @@ import json
 
 import pytest
 
-from polyalign import catalogue, runs
-from polyalign.labelled_sets import KNOWN
+from polyalign.data import catalogue
+from polyalign.data.labelled_sets import KNOWN
+from polyalign.experiments import run_folders as runs
 from tests import tiny
 
 

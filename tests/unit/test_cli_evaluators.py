@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from polyalign import runs
-from polyalign.data_audit import AuditReport
-from polyalign.results import Knowledge, TextByRetrieval
+from polyalign.data.audit import AuditReport
+from polyalign.evaluation.results import Knowledge, TextByRetrieval
+from polyalign.experiments import run_folders as runs
 from tests import tiny
 
 

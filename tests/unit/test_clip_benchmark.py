@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from polyalign import metrics
-from polyalign.evaluators import retrieval
-from polyalign.pairs import PairTable
+from polyalign.data.pairs import PairTable
+from polyalign.evaluation import metrics
+from polyalign.evaluation.tasks import retrieval
 
 
 def clip_benchmark(images, captions, image_of, k):

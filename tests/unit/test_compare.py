@@ -18,13 +18,19 @@ from typing import Any
 import pytest
 
 import polyalign
-from polyalign import cli, compare, fitting, pool, report, runs, storage, train
-from polyalign.compare import Grid, Job
-from polyalign.data import load_tables
-from polyalign.errors import UserError
-from polyalign.fitting import Fit
-from polyalign.pool import Ended
-from polyalign.results import Look, Run
+from polyalign import cli
+from polyalign.data.load import load_tables
+from polyalign.evaluation.results import Look, Run
+from polyalign.experiments import compare, report
+from polyalign.experiments import micro_batch as fitting
+from polyalign.experiments import run_folders as runs
+from polyalign.experiments import workers as pool
+from polyalign.experiments.compare import Grid, Job
+from polyalign.experiments.micro_batch import Fit
+from polyalign.experiments.workers import Ended
+from polyalign.training import train
+from polyalign.utils import storage
+from polyalign.utils.errors import UserError
 from tests import tiny
 from tests.unit.test_results import a_retrieval, a_run
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from polyalign import train
-from polyalign.results import Run
+from polyalign.evaluation.results import Run
+from polyalign.training import train
 from tests import tiny
 
 pytestmark = [

@@ -11,14 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from polyalign import lang, recipe
-from polyalign.aligner import Aligner
-from polyalign.embed import Embeddings
-from polyalign.errors import UserError
-from polyalign.pairs import PairTable
-from polyalign.towers.spec import TextSpec, VisionSpec
-from polyalign.towers.text import build_text
-from polyalign.towers.vision import build_vision
+from polyalign.config import language as lang
+from polyalign.config import recipe
+from polyalign.config.tower import TextSpec, VisionSpec
+from polyalign.data.pairs import PairTable
+from polyalign.models.aligner import Aligner
+from polyalign.models.embed import Embeddings
+from polyalign.models.towers.text import build_text
+from polyalign.models.towers.vision import build_vision
+from polyalign.utils.errors import UserError
 
 FENCE = re.compile(r"^```(python|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 TEXT = {"model_type": "bert", "vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -66,7 +67,7 @@ def test_the_language_in_the_readme_loads(repo, tmp_path, monkeypatch):
 
 
 def test_the_strategy_trains_attention_and_nothing_else_of_the_towers(module):
-    strategy = module("polyalign/strategies/attention.py")
+    strategy = module("polyalign/models/strategies/attention.py")
     vision = build_vision(VisionSpec(model="vit_tiny_patch16_224", args=VISION), pretrained=False)
     text = build_text(TextSpec(model="bert", architecture=TEXT), pretrained=False)
     aligner = Aligner(vision, text, dim=8)
@@ -78,7 +79,7 @@ def test_the_strategy_trains_attention_and_nothing_else_of_the_towers(module):
 
 
 def test_the_source_reads_captions_off_file_names(module, tmp_path):
-    source = module("polyalign/sources/named.py")
+    source = module("polyalign/data/sources/named.py")
     (tmp_path / "train").mkdir()
     for name in ("red-fish", "two-birds"):
         Image.new("RGB", (4, 4)).save(tmp_path / "train" / f"{name}.jpg")
@@ -90,7 +91,7 @@ def test_the_source_reads_captions_off_file_names(module, tmp_path):
 
 
 def test_the_evaluator_is_the_mean_over_all_pairs(module, monkeypatch):
-    evaluator = module("polyalign/evaluators/spread.py")
+    evaluator = module("polyalign/evaluation/tasks/spread.py")
     rng = np.random.default_rng(0)
     images, captions = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in rng.normal(size=(2, 5, 3)))
     monkeypatch.setattr(evaluator, "embed", lambda *_: Embeddings(images, captions, np.arange(5)))

@@ -1,129 +1,169 @@
 from __future__ import annotations
 
 import hashlib
-from collections import namedtuple
+import io
+import json
+import re
+import sys
+import zipfile
 
 import pytest
 
-from polyalign import download
-from polyalign.errors import UserError
+from polyalign import cli
+from polyalign.config import plugins, shipped
+from polyalign.data import catalogue
+from polyalign.data import download as obtain
+from polyalign.data.readers.info import Single
+from polyalign.data.sources import coco_karpathy, xm3600, xtd
+from polyalign.evaluation import suites as suite
+from polyalign.utils.errors import UserError
 from tests import tiny
 from tests.serve import serving
 
-CONTENT = bytes(range(256)) * 4096  # 1 MiB
-HASH = hashlib.sha256(CONTENT).hexdigest()
+PHOTOS = ["COCO_train2014_000000000009.jpg", "COCO_val2014_000000000042.jpg"]
+XTD = {
+    "XTD10/test_image_names.txt": "\n".join(PHOTOS).encode(),
+    "XTD10/test_1kcaptions_en.txt": b"A dog.\nA cat.",
+    "XTD10/test_1kcaptions_es.txt": b"Un perro.\nUn gato.",
+}
 
 
 @pytest.fixture
 def site(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with serving() as site:
-        site.files["a.bin"] = CONTENT
         yield site
 
 
-def get(site, path, name="a.bin", **options):
-    waits = []
-    download.fetch(f"{site.url}/{name}", path, tiny.quiet, wait=waits.append, **options)
-    return waits
+@pytest.fixture
+def published(site, monkeypatch):
+    """Serve a small XTD from here, with the hashes of its files, and its photos one by one."""
+    site.files |= XTD | dict.fromkeys(PHOTOS, b"jpeg")
+    moved = [one.model_copy(update={"url": f"{site.url}/"}) for one in xtd.INFO.downloads]
+    single = Single(urls={"COCO_": f"{site.url}/{{}}"}, to="coco", seen="here")
+    monkeypatch.setattr(xtd, "INFO", xtd.INFO.model_copy(update={"downloads": tuple(moved), "single": single}))
+    hashes = [(hashlib.sha256(content).hexdigest(), name) for name, content in XTD.items()]
+    monkeypatch.setattr(obtain, "listed", lambda _: iter(hashes))
+    return site
 
 
-def test_a_file_is_placed_whole_and_checked(site, tmp_path):
-    path = tmp_path / "folder" / "a.bin"
-    assert get(site, path, sha256=HASH) == []
-    assert path.read_bytes() == CONTENT
-    assert [other.name for other in path.parent.iterdir()] == ["a.bin"]
+def get(root, photos="none", name="xtd"):
+    said = []
+    return obtain.get(name, root, photos, tiny.quiet, said.append), said
 
 
-def test_a_dropped_connection_is_gone_on_with_where_it_stopped(site, tmp_path):
-    site.drop_after["a.bin"] = [1000, 3000]
-    waits = get(site, tmp_path / "a.bin", sha256=HASH)
-    assert (tmp_path / "a.bin").read_bytes() == CONTENT
-    assert [start for _, start in site.asked] == [0, 1000, 4000]
-    assert waits == [1, 1]  # each try got on, so the pause does not grow
+def test_a_dataset_is_got_and_can_be_read_and_what_is_left_to_do_is_told(published, tmp_path):
+    told, said = get(tmp_path)
+    assert (tmp_path / "xtd10" / "XTD10" / "test_1kcaptions_es.txt").read_bytes() == b"Un perro.\nUn gato."
+    assert "3 downloaded, 0 there already" in told
+    assert "captions in: en es" in told
+    assert "--photos test (those of the test set)" in told
+    assert "--photos all" not in told
+    assert f"--data xtd --set source.root={tmp_path / 'xtd10'} --images {tmp_path / 'photos'}" in told
+    assert said == ["XTD10 / XTD11, licence: Adobe Research License: non-commercial research"]
 
 
-def test_what_an_earlier_call_left_is_gone_on_with(site, tmp_path):
-    (tmp_path / "a.bin.part").write_bytes(CONTENT[:5000])
-    get(site, tmp_path / "a.bin", sha256=HASH)
-    assert (tmp_path / "a.bin").read_bytes() == CONTENT
-    assert site.asked == [("a.bin", 5000)]
+def test_got_again_nothing_is_downloaded_and_another_file_in_its_place_is_an_error(published, tmp_path):
+    get(tmp_path)
+    asked = len(published.asked)
+    assert "0 downloaded, 3 there already" in get(tmp_path)[0]
+    assert len(published.asked) == asked
+    (tmp_path / "xtd10" / "XTD10" / "test_1kcaptions_en.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"test_1kcaptions_en\.txt is there and is not the published file: move it"):
+        get(tmp_path)
+    assert (tmp_path / "xtd10" / "XTD10" / "test_1kcaptions_en.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("left", [CONTENT, b"of another version", CONTENT + b"longer than it is now"])
-def test_whatever_an_earlier_call_left_the_file_is_right_in_the_end(site, tmp_path, left):
-    (tmp_path / "a.bin.part").write_bytes(left)
-    get(site, tmp_path / "a.bin", sha256=HASH)
-    assert (tmp_path / "a.bin").read_bytes() == CONTENT
-    assert [other.name for other in tmp_path.iterdir()] == ["a.bin"]
+def test_photos_of_the_test_set_are_got_one_by_one(published, tmp_path):
+    told, _ = get(tmp_path, "test")
+    assert sorted(path.name for path in (tmp_path / "photos" / "coco").iterdir()) == PHOTOS
+    assert "photos wanted" not in told
+    with pytest.raises(UserError, match="only the photos of xtd's test set can be had: --photos test"):
+        get(tmp_path, "all")
 
 
-def test_a_server_without_ranges_sends_all_again(site, tmp_path):
-    site.ranges = False
-    (tmp_path / "a.bin.part").write_bytes(CONTENT[:5000])
-    get(site, tmp_path / "a.bin")
-    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+def test_an_archive_is_unpacked_and_put_away(site, tmp_path, monkeypatch):
+    row = {"image/key": "0a", "de": {"caption": ["Ein Hund."]}}
+    for name, members in (("c.zip", {"x/captions.jsonl": json.dumps(row)}), ("p.zip", {"0a.jpg": "jpeg"})):
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for member, content in members.items():
+                archive.writestr(member, content)
+        site.files[name] = packed.getvalue()
+    info = xm3600.INFO
+    moved = {
+        "downloads": (info.downloads[0].model_copy(update={"url": f"{site.url}/c.zip"}),),
+        "photos": (info.photos[0].model_copy(update={"url": f"{site.url}/p.zip"}),),
+    }
+    monkeypatch.setattr(xm3600, "INFO", info.model_copy(update=moved))
+    told, _ = get(tmp_path, "test", "xm3600")
+    assert "2 downloaded" in told
+    assert (tmp_path / "photos" / "xm3600" / "0a.jpg").read_bytes() == b"jpeg"
+    assert [path.name for path in (tmp_path / "xm3600").iterdir()] == ["captions.jsonl"]
+    assert "2 there already" in get(tmp_path, "test", "xm3600")[0]
+    assert len(site.asked) == 2
 
 
-def test_a_wrong_hash_is_an_error_that_keeps_nothing(site, tmp_path):
-    with pytest.raises(UserError, match=f"its SHA-256 is {HASH}, not 0000.*nothing was kept"):
-        get(site, tmp_path / "a.bin", sha256="0" * 64)
+def test_what_may_not_be_downloaded_says_where_to_ask_and_what_to_place_where(tmp_path):
+    with pytest.raises(
+        UserError, match=r"flickr8k may not .*forms\.illinois\.edu.*place in .*captions/<language>\.txt"
+    ):
+        get(tmp_path, name="flickr8k")
+    with pytest.raises(UserError, match=r"photos of flickr30k-200 may not .*forms\.illinois\.edu/sec/229675"):
+        get(tmp_path, "test", "flickr30k-200")
+    with pytest.raises(UserError, match='no dataset "xdt"'):
+        get(tmp_path, name="xdt")
     assert list(tmp_path.iterdir()) == []
-    assert len(site.asked) == 1
 
 
-def test_what_is_not_there_is_not_asked_for_again(site, tmp_path):
-    with pytest.raises(UserError, match=r"b\.bin cannot be downloaded: the server says 404"):
-        get(site, tmp_path / "b.bin", "b.bin")
-    assert len(site.asked) == 1
-    assert list(tmp_path.iterdir()) == []
+def test_the_command_prints_what_there_is_and_a_failure_is_one_line(published, tmp_path, monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["polyalign", "data", "get", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        return caught.value.code or 0, *capsys.readouterr()
+
+    code, out, err = call("xtd", "--root", tmp_path)
+    assert (code, "captions in: en es" in out, "licence" in err) == (0, True, True)
+    del published.files["XTD10/test_image_names.txt"]
+    code, _, err = call("xtd", "--root", tmp_path / "again")
+    assert (code, "says 404" in err, err.strip().count("\n")) == (2, True, 1)  # the licence, and the error
+    assert call("flickr8k", "--root", tmp_path)[0] == 2
 
 
-def test_a_server_that_is_busy_is_asked_again_after_the_pause_it_asks_for(site, tmp_path):
-    site.answers["a.bin"] = [(503, {"Retry-After": "7"}), (500, {}), (429, {"Retry-After": "tomorrow"})]
-    assert get(site, tmp_path / "a.bin", sha256=HASH) == [7, 2, 4]
+# The catalogue
 
 
-def test_one_that_stays_busy_is_given_up_and_what_came_is_kept(site, tmp_path):
-    site.drop_after["a.bin"] = [1000]
-    waits = []
-
-    def wait(seconds):
-        waits.append(seconds)
-        site.answers["a.bin"] = [(503, {})]
-
-    with pytest.raises(UserError, match=r"in 5 tries: the server says 503 .*goes on where this one stopped"):
-        download.fetch(f"{site.url}/a.bin", tmp_path / "a.bin", tiny.quiet, wait=wait)
-    assert waits == [1, 2, 4, 8]
-    assert (tmp_path / "a.bin.part").read_bytes() == CONTENT[:1000]
-    assert not (tmp_path / "a.bin").exists()
+INFOS = catalogue.infos()
 
 
-def test_no_server_at_all_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r"could not be downloaded in 5 tries: .*refused"):
-        download.fetch("http://127.0.0.1:9/a", tmp_path / "a", tiny.quiet, wait=tiny.quiet)
+def test_what_is_downloaded_has_an_address_whose_source_is_named():
+    assert sum(bool(info.downloads) for info in INFOS.values()) >= 10
+    for name, info in INFOS.items():
+        for one in (*info.downloads, *info.photos):
+            assert re.fullmatch(r"https?://[\w.-]+/\S+", one.url), name
+            assert one.seen, name
+            assert not one.sha256 or re.fullmatch("[0-9a-f]{64}", one.sha256), name
+            # what moves has a hash or is packed with one of its own
+            assert one.url.endswith("/") or one.sha256 or re.search(r"\.(zip|t?gz|bz2)$", one.url), name
 
 
-def test_a_full_disk_is_found_before_it_is_full(site, tmp_path, monkeypatch):
-    usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage(0, 0, 66 * 2**20))
-    get(site, tmp_path / "a.bin", copies=2)
-    with pytest.raises(UserError, match=r"has 1 MiB and needs 3 MiB of room in .*, where 66 MiB are free"):
-        get(site, tmp_path / "a.bin", copies=3)
+@pytest.mark.parametrize("name", [n for n, info in INFOS.items() if any(d.url.endswith("/") for d in info.downloads)])
+def test_a_list_of_hashes_is_of_the_form_of_sha256sum(name):
+    files = list(obtain.listed(name))
+    assert len(files) > 10
+    assert len({path for _, path in files}) == len(files)
+    for sha256, path in files:
+        assert re.fullmatch("[0-9a-f]{64}", sha256)
+        assert re.fullmatch(r"[\w./-]+", path)
+        assert not path.startswith(("/", "."))
 
 
-def test_a_large_file_tells_how_far_it_is(site, tmp_path):
-    site.files["large.bin"] = bytes(9 * 2**20)
-    told = []
-    download.fetch(f"{site.url}/large.bin", tmp_path / "large.bin", lambda *news: told.append(news))
-    assert told[0] == ("large.bin, MiB", 1, 9)
-    assert told[-1] == ("large.bin, MiB", 9, 9)
+def test_datasets_lie_where_the_shipped_suites_look():
+    for one in (one for name in shipped.names("suites") for one in suite.load(name).benchmarks):
+        assert one.spec.options["root"] == plugins.load("sources", one.spec.name).INFO.folder
 
 
-def test_a_folder_that_cannot_be_is_an_error(site, tmp_path):
-    (tmp_path / "file").write_text("")
-    (tmp_path / "b.bin.part").mkdir()
-    with pytest.raises(UserError, match=r"cannot write .*b\.bin\.part"):
-        get(site, tmp_path / "b.bin")
-    with pytest.raises(UserError, match="cannot make the folder"):
-        get(site, tmp_path / "file" / "a.bin")
+def test_facts_that_could_not_be_looked_up_say_so():
+    assert "not at hand" in coco_karpathy.INFO.checked
+    assert all(info.checked for info in INFOS.values())

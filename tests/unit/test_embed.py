@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from polyalign import embed as embedding
-from polyalign.embed import embed, embed_stores, encode_captions, prepare
-from polyalign.pairs import PairTable
-from polyalign.recipe import Cache
+from polyalign.config.recipe import Cache
+from polyalign.data.pairs import PairTable
+from polyalign.models import embed as embedding
+from polyalign.models.embed import embed, embed_stores, encode_captions, prepare
 from tests import tiny
 
 FULL = Cache(dtype="float32")

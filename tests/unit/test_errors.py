@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyalign.errors import UserError, did_you_mean
+from polyalign.utils.errors import UserError, did_you_mean
 
 
 def test_a_near_name_is_suggested_and_all_are_listed():

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polyalign import lang as langs
-from polyalign.errors import UserError
-from polyalign.starter.grammar import KEEP, Part, Plan, choose, say, word
-from polyalign.starter.lexicon import expand
-from polyalign.starter.world import Scene, Thing
+from polyalign.config import language as langs
+from polyalign.data.starter.grammar import KEEP, Part, Plan, choose, say, word
+from polyalign.data.starter.lexicon import expand
+from polyalign.data.starter.world import Scene, Thing
+from polyalign.utils.errors import UserError
 
 SCENE = Scene("grass", (Thing("house", "red", "small", 2), Thing("tree", "green", "large", 1)), "left", 0)
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polyalign.errors import UserError
-from polyalign.image_check import check_images, inspect_images
-from polyalign.pairs import FileImage, PairTable
+from polyalign.data.image_check import check_images, inspect_images
+from polyalign.data.pairs import FileImage, PairTable
+from polyalign.utils.errors import UserError
 
 
 def table(folder: Path, count: int) -> PairTable:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from polyalign import image_ids
+from polyalign.data import image_ids
 
 
 @pytest.mark.parametrize(

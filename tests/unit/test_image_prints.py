@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polyalign import cache, image_prints
-from polyalign.pairs import FileImage
+from polyalign.data import image_prints
+from polyalign.data.pairs import FileImage
+from polyalign.models import feature_cache as cache
 
 
 class Counted(FileImage):

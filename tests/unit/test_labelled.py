@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polyalign import labelled
-from polyalign import lang as languages
-from polyalign.errors import UserError
-from polyalign.labelled_sets import KNOWN
+from polyalign.config import language as languages
+from polyalign.data import labelled
+from polyalign.data.labelled_sets import KNOWN
+from polyalign.utils.errors import UserError
 
 SW, DE = languages.load("sw"), languages.load("de")
 

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from polyalign import lang, leakage
-from polyalign.errors import UserError
-from polyalign.pairs import FileImage, ImageRef, PairTable
-from polyalign.sources import starter
+from polyalign.config import language as lang
+from polyalign.data import leakage
+from polyalign.data.pairs import FileImage, ImageRef, PairTable
+from polyalign.data.sources import starter
+from polyalign.utils.errors import UserError
 
 
 def table(name: str, images: dict[str, ImageRef]) -> PairTable:

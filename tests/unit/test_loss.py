@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyalign.loss import gather, info_nce, sigmoid
+from polyalign.training.loss import gather, info_nce, sigmoid
 
 ONE = torch.tensor(1.0)
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from polyalign.pairs import CorruptImageError, EncodedImage, FileImage, PairTable, decode
+from polyalign.data.pairs import CorruptImageError, EncodedImage, FileImage, PairTable, decode
 
 
 class Drawn:

@@ -1,40 +1,80 @@
 from __future__ import annotations
 
+from importlib.metadata import EntryPoint
+
 import pytest
 
-from polyalign import plugins
-from polyalign.errors import UserError
+from polyalign.config import plugins
+from polyalign.utils.errors import UserError
 
-KINDS = ("strategies", "sources", "evaluators")
+HOME = {"strategies": "models.strategies", "sources": "data.sources", "tasks": "evaluation.tasks"}
+KINDS = ("strategies", "sources", "tasks")
+
+
+STRATEGY = """
+from pydantic import BaseModel
+
+class Config(BaseModel):
+    pass
+
+def apply(aligner, config):
+    return "applied"
+"""
 
 
 @pytest.fixture
-def planted(tmp_path, monkeypatch):
-    """A ``polyalign`` of two strategies and one shared file, put in front of the true one for ``plugins``."""
+def own(tmp_path, monkeypatch):
+    """A working folder with strategies of the user's own."""
     folder = tmp_path / "strategies"
     folder.mkdir()
-    (folder / "__init__.py").touch()
     (folder / "bomb.py").write_text("raise RuntimeError('a listing imported this')\n")
-    (folder / "lilt_deep.py").touch()
+    (folder / "my_way.py").write_text(STRATEGY)
     (folder / "_shared.py").touch()
+    (folder / "no strategy.py").touch()
+    (folder / "empty.py").touch()
     (folder / "notes.txt").touch()
-    monkeypatch.setattr(plugins, "__file__", str(tmp_path / "plugins.py"))
+    (folder / "lilt.py").write_text("raise RuntimeError('a shipped name was taken from the working folder')\n")
+    monkeypatch.chdir(tmp_path)
+    return folder
 
 
-@pytest.mark.usefixtures("planted")
-def test_names_are_file_stems_with_dashes_without_shared_files_and_nothing_is_imported():
-    assert plugins.names("strategies") == ["bomb", "lilt-deep"]
+def test_own_plugins_are_listed_without_being_imported(own):
+    assert {"bomb", "my-way", "lilt-deep"} <= set(plugins.names("strategies"))
+    assert not {"-shared", "shared", "no strategy", "notes"} & set(plugins.names("strategies"))
 
 
-@pytest.mark.usefixtures("planted")
+def test_an_own_plugin_is_loaded_and_the_terminal_says_so(own, caplog):
+    assert plugins.load("strategies", "my-way").apply(None, None) == "applied"
+    assert caplog.messages == [f"running code from the working folder: {own / 'my_way.py'}"]
+
+
+def test_a_shipped_plugin_wins_over_an_own_file(own, caplog):
+    assert plugins.load("strategies", "lilt").__name__ == "polyalign.models.strategies.lilt"
+    assert caplog.messages == [f"{own / 'lilt.py'} is ignored: polyalign has a strategy of that name; rename it"]
+
+
+def test_a_file_that_is_no_plugin_is_a_user_error(own):
+    with pytest.raises(UserError, match=r"bomb\.py cannot be imported: RuntimeError: a listing"):
+        plugins.load("strategies", "bomb")
+    with pytest.raises(UserError, match=r"empty\.py is not a strategy: it has no Config"):
+        plugins.load("strategies", "empty")
+
+
+def test_an_installed_package_can_bring_a_plugin(monkeypatch):
+    point = EntryPoint("elsewhere", "polyalign.models.strategies.full", "polyalign.strategies")
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == point.group else [])
+    assert "elsewhere" in plugins.names("strategies")
+    assert plugins.load("strategies", "elsewhere").__name__ == "polyalign.models.strategies.full"
+    assert "elsewhere" not in plugins.names("sources")
+
+
 def test_an_unknown_plugin_is_a_user_error_with_advice():
-    with pytest.raises(UserError, match=r'unknown strategy "lilt-dep": did you mean "lilt-deep"\?'):
+    with pytest.raises(UserError, match=r'unknown strategy "lilt-dep": did you mean "lilt-deep"\?.* \./strategies'):
         plugins.load("strategies", "lilt-dep")
 
 
-@pytest.mark.usefixtures("planted")
 @pytest.mark.parametrize("name", ["lilt_deep", "_shared", "", "../cli", "strategies"])
-def test_only_listed_names_can_be_loaded(name):
+def test_only_listed_names_can_be_loaded(own, name):
     with pytest.raises(UserError):
         plugins.load("strategies", name)
 
@@ -45,14 +85,12 @@ def test_every_kind_has_plugins_and_all_of_them_import_with_a_config(kind):
     assert found
     for name in found:
         module = plugins.load(kind, name)
-        assert module.__name__ == f"polyalign.{kind}.{name.replace('-', '_')}"
+        assert module.__name__ == f"polyalign.{HOME[kind]}.{name.replace('-', '_')}"
         assert module.Config.model_config["extra"] == "forbid", name
         assert module.Config.model_config["frozen"], name
 
 
-@pytest.mark.parametrize(
-    ("kind", "function"), [("strategies", "apply"), ("sources", "load"), ("evaluators", "evaluate")]
-)
+@pytest.mark.parametrize(("kind", "function"), [("strategies", "apply"), ("sources", "load"), ("tasks", "evaluate")])
 def test_every_plugin_has_its_one_function(kind, function):
     assert all(callable(getattr(plugins.load(kind, name), function)) for name in plugins.names(kind))
 

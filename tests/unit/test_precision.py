@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polyalign import precision
+from polyalign.utils import precision
 
 CPU = torch.device("cpu")
 

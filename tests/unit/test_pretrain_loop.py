@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from polyalign.errors import UserError
 from polyalign.pretrain import loop
+from polyalign.utils.errors import UserError
 
 
 class StoppedError(Exception):

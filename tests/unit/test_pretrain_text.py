@@ -12,11 +12,11 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer
 
-from polyalign import lang as langs
-from polyalign.errors import UserError
+from polyalign.config import language as langs
+from polyalign.config.tower import STARTER
 from polyalign.pretrain import text, text_corpus, text_vocab
 from polyalign.pretrain.text_card import Reader, recall_at_1
-from polyalign.towers.spec import STARTER
+from polyalign.utils.errors import UserError
 
 SHIPPED = STARTER / "text"
 STARTER_LANGUAGES = [code for code in langs.names() if langs.load(code).starter]

@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from polyalign.errors import UserError
+from polyalign.config.tower import STARTER
+from polyalign.data.starter import world
 from polyalign.pretrain import loop, vision, vision_folder, vision_starter
 from polyalign.pretrain.pixels import normalised, shifted, stored
 from polyalign.pretrain.probe import linear_probe
 from polyalign.pretrain.vision_task import Tower
-from polyalign.starter import world
-from polyalign.towers.spec import STARTER
+from polyalign.utils.errors import UserError
 
 TINY = {"args": {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 1, "num_heads": 2}, "image_px": 32}
 STARTER_TINY = vision.Config(

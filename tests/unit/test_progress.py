@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from polyalign import progress
+from polyalign.utils import progress
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from polyalign import quotes, report
-from polyalign.errors import UserError
-from polyalign.standings import contests
+from polyalign.experiments import quotes, report
+from polyalign.experiments.significance import contests
+from polyalign.utils.errors import UserError
 from tests.unit.test_report import saved, some_runs
 
 PAGE = """# What I found

@@ -8,8 +8,8 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyalign import recipe
-from polyalign.errors import UserError
+from polyalign.config import recipe
+from polyalign.utils.errors import UserError
 from tests import tiny
 
 TOWERS = {"vision": {"model": "vit_tiny_patch16_224"}, "text": {"model": "bert"}, "source": {"name": "starter"}}

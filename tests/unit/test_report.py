@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from polyalign import figures, report
-from polyalign.errors import UserError
-from polyalign.results import Change, Knowledge, Run
-from polyalign.standings import contests
+from polyalign.evaluation.results import Change, Knowledge, Run
+from polyalign.experiments import figures, report
+from polyalign.experiments.significance import contests
+from polyalign.utils.errors import UserError
 from tests.unit.test_results import a_retrieval
-from tests.unit.test_standings import trained
+from tests.unit.test_significance import trained
 
 
 def some_runs() -> list[Run]:

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyalign import metrics
-from polyalign.errors import UserError
-from polyalign.evaluators import retrieval
-from polyalign.pairs import FileImage, PairTable
-from polyalign.results import Retrieval, Run, Score
+from polyalign.data.pairs import FileImage, PairTable
+from polyalign.evaluation import metrics
+from polyalign.evaluation.results import Retrieval, Run, Score
+from polyalign.evaluation.tasks import retrieval
+from polyalign.utils.errors import UserError
 
 
 def a_gallery(captions: np.ndarray) -> PairTable:

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from polyalign import shipped
-from polyalign.errors import UserError
+from polyalign.config import shipped
+from polyalign.utils.errors import UserError
 
 
 @pytest.fixture

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from polyalign import image_check, leakage, plugins
-from polyalign import lang as languages
-from polyalign.errors import UserError
-from polyalign.sources import xtd
-from polyalign.sources._info import Info
+from polyalign.config import language as languages
+from polyalign.config import plugins
+from polyalign.data import image_check, leakage
+from polyalign.data.readers.info import Info
+from polyalign.data.sources import xtd
+from polyalign.utils.errors import UserError
 
 EN, JA, SW = (languages.load(code) for code in ("en", "ja", "sw"))
 NAMES = ["COCO_train2014_000000000009.jpg", "COCO_train2014_000000000025.jpg", "COCO_val2014_000000000042.jpg"]

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from polyalign import lang as languages
-from polyalign.errors import UserError
-from polyalign.sources import flickr8k
+from polyalign.config import language as languages
+from polyalign.data.sources import flickr8k
+from polyalign.utils.errors import UserError
 
 EN, DE, QU = (languages.load(code) for code in ("en", "de", "qu"))
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from polyalign import lang as languages
-from polyalign.errors import UserError
-from polyalign.pairs import PairTable
-from polyalign.sources import folder
+from polyalign.config import language as languages
+from polyalign.data.pairs import PairTable
+from polyalign.data.sources import folder
+from polyalign.utils.errors import UserError
 
 EN = languages.load("en")
 SW = languages.load("sw")

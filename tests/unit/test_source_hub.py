@@ -7,10 +7,10 @@ import datasets
 import pytest
 from PIL import Image
 
-from polyalign import lang as languages
-from polyalign.errors import UserError
-from polyalign.pairs import CorruptImageError, EncodedImage, PairTable
-from polyalign.sources import hub
+from polyalign.config import language as languages
+from polyalign.data.pairs import CorruptImageError, EncodedImage, PairTable
+from polyalign.data.sources import hub
+from polyalign.utils.errors import UserError
 
 EN = languages.load("en")
 ALL = {"dev_share": 0, "test_share": 0}

@@ -13,11 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyalign import lang as languages
-from polyalign import plugins
-from polyalign.errors import UserError
-from polyalign.pairs import PairTable
-from polyalign.sources import _segments
+from polyalign.config import language as languages
+from polyalign.config import plugins
+from polyalign.data.pairs import PairTable
+from polyalign.data.readers import segments as _segments
+from polyalign.utils.errors import UserError
 
 
 def load(name: str, root: Path, code: str, split: str = "test", **options: Any) -> PairTable:

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from polyalign import data, recipe, source_spec
-from polyalign.errors import UserError
-from polyalign.source_spec import SourceSpec
+from polyalign.config import recipe, source_spec
+from polyalign.config.source_spec import SourceSpec
+from polyalign.data import load as data
+from polyalign.utils.errors import UserError
 from tests import tiny
 
 

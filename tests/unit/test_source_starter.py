@@ -5,9 +5,9 @@ import time
 import numpy as np
 import pytest
 
-from polyalign import lang as languages
-from polyalign.errors import UserError
-from polyalign.sources import starter
+from polyalign.config import language as languages
+from polyalign.data.sources import starter
+from polyalign.utils.errors import UserError
 
 SMALL = starter.Config(train_images=300, dev_images=50, test_images=100)
 SWAHILI = languages.load("sw")

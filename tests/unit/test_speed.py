@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import evaluation, inference, machine, material, page, recall, steps, targets, training
-from polyalign.build import build_aligner
+from polyalign.models.build import build_aligner
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from polyalign.starter import world
-from polyalign.starter.scenes import draw, draw_object, sample_scene
-from polyalign.starter.shapes import SHAPES
+from polyalign.data.starter import world
+from polyalign.data.starter.scenes import draw, draw_object, sample_scene
+from polyalign.data.starter.shapes import SHAPES
 
 
 def scene(relation: str = "left", background: str = "sky", seed: int = 5) -> world.Scene:

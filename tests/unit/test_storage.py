@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 
-from polyalign import storage
-from polyalign.errors import UserError
+from polyalign.utils import storage
+from polyalign.utils.errors import UserError
 
 
 def test_tensors_and_metadata_come_back_to_the_bit(tmp_path):

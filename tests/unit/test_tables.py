@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from rich.console import Console, RenderableType
 
-from polyalign import tables
-from polyalign.results import Change, Knowledge, Retrieval, Score, TextByRetrieval, ZeroShot
+from polyalign.evaluation import tables
+from polyalign.evaluation.results import Change, Knowledge, Retrieval, Score, TextByRetrieval, ZeroShot
 from tests.unit.test_results import a_retrieval, a_run
 
 

@@ -10,12 +10,16 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from polyalign import memory, process, recipe, schedule, train
-from polyalign.embed import prepare
-from polyalign.errors import UserError
-from polyalign.recipe import Recipe
-from polyalign.train import Loop
-from polyalign.training_state import State
+from polyalign.config import recipe
+from polyalign.config.recipe import Recipe
+from polyalign.experiments import peak_memory as memory
+from polyalign.models.embed import prepare
+from polyalign.training import optim as schedule
+from polyalign.training import train
+from polyalign.training.state import State
+from polyalign.training.train import Loop
+from polyalign.utils import process
+from polyalign.utils.errors import UserError
 from tests import tiny
 
 STEPS = 12
@@ -108,7 +112,7 @@ def test_memory_is_measured_on_the_longest_captions_whatever_the_bounds(monkeypa
 
 
 def test_peak_memory_is_the_process_s_own_and_not_its_parent_s():
-    child = "import torch; from polyalign.process import peak_memory; print(peak_memory(torch.device('cpu')))"
+    child = "import torch; from polyalign.utils.process import peak_memory; print(peak_memory(torch.device('cpu')))"
     parent = f"x = bytes([1]) * (3 << 28); import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     done = subprocess.run([sys.executable, "-c", parent], capture_output=True, text=True, check=True)
     assert 2**25 < int(done.stdout) < 3 * 2**28

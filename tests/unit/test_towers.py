@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from polyalign.errors import UserError
-from polyalign.towers.spec import TextSpec, VisionSpec, fingerprint, masked_pool
-from polyalign.towers.text import TextTower, Tokens, build_text
-from polyalign.towers.vision import VisionTower, build_vision
+from polyalign.config.tower import TextSpec, VisionSpec, fingerprint, masked_pool
+from polyalign.models.towers.text import TextTower, Tokens, build_text
+from polyalign.models.towers.vision import VisionTower, build_vision
+from polyalign.utils.errors import UserError
 from tests import tiny
 
 FAMILIES = ("bert", "xlmr", "distilbert")

@@ -15,13 +15,16 @@ import pytest
 import tomli_w
 import torch
 
-from polyalign import embed, runs, storage, train
-from polyalign.errors import UserError
-from polyalign.loss import info_nce, sigmoid
-from polyalign.process import ctrl_c_held_back
-from polyalign.recipe import Recipe
-from polyalign.results import Look, Run
-from polyalign.train import Plan, collapse_alarm
+from polyalign.config.recipe import Recipe
+from polyalign.evaluation.results import Look, Run
+from polyalign.experiments import run_folders as runs
+from polyalign.models import embed
+from polyalign.training import train
+from polyalign.training.loss import info_nce, sigmoid
+from polyalign.training.train import Plan, collapse_alarm
+from polyalign.utils import storage
+from polyalign.utils.errors import UserError
+from polyalign.utils.process import ctrl_c_held_back
 from tests import tiny, two_processes
 
 # Twelve steps of 32 pairs; dev is looked at after steps 4, 8 and 12.

@@ -6,8 +6,8 @@ import zipfile
 
 import pytest
 
-from polyalign import unpack
-from polyalign.errors import UserError
+from polyalign.data import unpack
+from polyalign.utils.errors import UserError
 from tests import tiny
 
 FILES = {"data/a.json": b"A", "data/deep/b.json": b"BB", "c.jpg": b"CCC" * 2**20}

@@ -1,0 +1,93 @@
+"""What the commands share: the app, options that several of them take, and how they show things."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Align a vision tower with a multilingual text tower on scarce pairs, and see what it is worth.",
+)
+
+Lang = Annotated[str, typer.Option(help="Language code, as in langs/.")]
+Recipe = Annotated[str, typer.Option(help="A shipped recipe, one of your ./recipes, or a path to a TOML file.")]
+Strategy = Annotated[str | None, typer.Option(help="What trains: see `polyalign strategies`.")]
+Budget = Annotated[
+    str | None, typer.Option(help="How many pairs to train on, or how long: 1k-pairs, 20min, 10k-pairs+20min.")
+]
+DataOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="A folder with captions and images, or the name of a source; used whole unless --budget is given.",
+    ),
+]
+Images = Annotated[Path | None, typer.Option("--images", help="Folder of a benchmark's photos, under its own names.")]
+AllowMissing = Annotated[
+    bool, typer.Option("--allow-missing", help="Leave out photos that are not there, with their captions.")
+]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Change any key of the recipe: --set optim.lr=3e-4.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
+Offline = Annotated[bool, typer.Option(help="Never ask the network: use local folders and what is already downloaded.")]
+
+
+def resolve(recipe: str, lang: str, strategy: str | None, sets: list[str] | None, **options: Any) -> Any:
+    """Resolve a recipe with the options of a command."""
+    from polyalign.config import recipe as recipes
+
+    return recipes.resolve(recipe, lang, strategy, overrides(sets, **options))
+
+
+def overrides(sets: list[str] | None, **options: Any) -> dict[str, Any]:
+    """Gather ``--set`` and the other options that change a recipe into one table."""
+    from polyalign.config import recipe as recipes
+
+    return recipes.overrides(sets or [], **options)
+
+
+def source_table(text: str, sets: list[str] | None, lang: str, split: str) -> Any:
+    """Load the table of a source given as NAME or NAME:SPLIT, or of a folder, with options of its own."""
+    from polyalign.config import recipe as recipes
+    from polyalign.config import source_spec
+    from polyalign.data.load import load_source
+
+    spec, named = source_spec.parse(text, recipes.parse_set(sets or []))
+    return load_source(spec, lang, named or split)
+
+
+def comma_separated(text: str | None) -> tuple[str, ...]:
+    """Give the parts between commas, none where there is no text."""
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
+
+
+def go_offline(offline: bool) -> None:
+    """Tell the hub libraries before they are imported, which is when they read it."""
+    if offline:
+        import os
+
+        os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+
+def say(line: str) -> None:
+    """Tell the user a line on standard error, which is no part of the result."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def print_json(value: Any) -> None:
+    """Print a result for another program."""
+    import json
+
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def console() -> Any:
+    """Give a console for results; at least 100 columns where it is no terminal, so that tables are not cut in a log."""
+    from rich.console import Console
+
+    return Console() if sys.stdout.isatty() else Console(width=120)

@@ -1,0 +1,1 @@
+"""Validated settings: recipes, languages, budgets and plugins, resolved before anything is computed."""

@@ -1,0 +1,57 @@
+"""A language is one TOML file: names, script, codes, overrides of a recipe, prompts, starter lexicon."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from polyalign.config import shipped
+from polyalign.utils.errors import UserError
+
+
+class Lang(BaseModel):
+    """What polyalign knows of one language.
+
+    ``recipe`` overrides keys of whatever recipe is used (tokens, pooling, caption sources), so that all that is
+    particular to training in a language stands in its own file. ``starter`` is the lexicon and the rules with which
+    ``polyalign.data.starter.grammar`` says a scene; a language without it has no captions in the starter world.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    code: str = Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")
+    name: str
+    english_name: str
+    script: str = Field(pattern=r"^[A-Z][a-z]{3}$")
+    low_resource: bool
+    flores: str | None = None
+    recipe: dict[str, Any] = {}
+    prompts: tuple[str, ...] = ()
+    starter: dict[str, Any] = {}
+
+
+def names() -> list[str]:
+    """List the codes of all languages, a user's own ``./langs`` among them."""
+    return shipped.names("langs")
+
+
+def load(code: str) -> Lang:
+    """Load the language with this BCP-47 code.
+
+    Raises:
+        UserError: there is no such file, or it does not fit the schema.
+    """
+    path = shipped.find("langs", code)
+    try:
+        lang = Lang.model_validate(shipped.read_toml(path))
+    except ValidationError as error:
+        raise UserError(f"{path} does not describe a language: {describe(error)}") from error
+    if lang.code != path.stem:
+        raise UserError(f'{path} says code = "{lang.code}": the file must be named {lang.code}.toml')
+    return lang
+
+
+def describe(error: ValidationError) -> str:
+    """Say in one line what a validation found wrong and where."""
+    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'top level'}: {e['msg']}" for e in error.errors())

@@ -1,0 +1,189 @@
+"""How near machine-made captions come to human ones of the same images: chrF++, BLEU and spBLEU by sacrebleu."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from rich.markup import escape
+from rich.table import Table
+from sacrebleu.metrics.base import Metric
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+from sacrebleu.utils import SACREBLEU_DIR
+
+from polyalign.config.language import Lang
+from polyalign.data import image_ids
+from polyalign.data.pairs import Origin, PairTable
+from polyalign.utils.errors import UserError
+
+_BOOTSTRAP = 1000
+# sacrebleu's default tokenizer parts words at spaces; its Chinese one parts characters, and needs no dictionary.
+_BLEU_TOKENIZERS = {"Hani": "zh", "Hans": "zh", "Hant": "zh"} | dict.fromkeys(
+    ("Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt"), "char"
+)
+_FLORES_MODEL = Path(SACREBLEU_DIR) / "models" / "flores200sacrebleuspm"
+
+
+class AuditScore(BaseModel):
+    """A score from 0 to 100 with half the width of its 95 % bootstrap interval, or why it could not be computed.
+
+    Two people say different things of one image, so that no caption can reach 100. ``human`` is what they reach: the
+    first reference caption of each image scored against the image's others, where it has any.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    metric: str
+    score: float | None = None
+    plus_minus: float | None = None
+    human: float | None = None
+    signature: str | None = None
+    missing_because: str | None = None
+
+
+class AuditReport(BaseModel):
+    """Scores of one table's captions against another's, over the images that are in both."""
+
+    model_config = ConfigDict(frozen=True)
+
+    lang: str
+    candidate: str
+    candidate_origin: Origin
+    reference: str
+    reference_origin: Origin
+    images: int
+    captions: int
+    captions_left_out: int
+    references_per_caption: float
+    scores: tuple[AuditScore, ...]
+
+
+def audit(candidate: PairTable, reference: PairTable, lang: Lang) -> AuditReport:
+    """Score each caption of ``candidate`` against all captions of the same image in ``reference``.
+
+    Images are one if their ids are, or name one photo (``image_ids.photo``). Captions of images that the reference
+    does not have are left out.
+
+    Raises:
+        UserError: the languages differ, or no image is shared.
+    """
+    if candidate.lang != reference.lang:
+        raise UserError(
+            f"{candidate.name} is in {candidate.lang} and {reference.name} in {reference.lang}: "
+            "captions can only be scored against the same language"
+        )
+    references = _captions_by_image(reference)
+    keys = [_key(image_id) for image_id in candidate.image_ids]
+    kept = [c for c, image in enumerate(candidate.image_of) if keys[image] in references]
+    if not kept:
+        raise UserError(
+            f"{candidate.name} and {reference.name} share no image (their ids are such as "
+            f"{_first(candidate)} and {_first(reference)}): there is nothing to score"
+        )
+    texts = [candidate.captions[c] for c in kept]
+    against = [references[keys[candidate.image_of[c]]] for c in kept]
+    shared = {keys[candidate.image_of[c]] for c in kept}
+    others = [(first, rest) for key in shared for first, *rest in [references[key]] if rest]
+    tokenizer = _BLEU_TOKENIZERS.get(lang.script, "13a")
+
+    def score(name: str, make: Callable[[], Metric]) -> AuditScore:
+        return _score(name, make, texts, against, others)
+
+    return AuditReport(
+        lang=candidate.lang,
+        candidate=candidate.name,
+        candidate_origin=candidate.origin,
+        reference=reference.name,
+        reference_origin=reference.origin,
+        images=len(shared),
+        captions=len(kept),
+        captions_left_out=len(candidate) - len(kept),
+        references_per_caption=sum(map(len, against)) / len(against),
+        scores=(
+            score("chrF++", lambda: CHRF(word_order=2)),
+            score("BLEU", lambda: BLEU(tokenize=tokenizer)),
+            score("spBLEU", _spbleu),
+        ),
+    )
+
+
+class _NotAvailableError(Exception):
+    """A metric needs a file that is not here."""
+
+
+def _spbleu() -> Metric:
+    """Make BLEU over Flores-200 pieces, whose SentencePiece model sacrebleu downloads on first use."""
+    if os.environ.get("HF_HUB_OFFLINE") == "1" and not _FLORES_MODEL.is_file():
+        raise _NotAvailableError(f"offline, and its SentencePiece model is not in {_FLORES_MODEL}")
+    try:
+        return BLEU(tokenize="flores200")
+    except (OSError, RuntimeError, SystemExit) as error:  # sacrebleu exits where a certificate is not trusted
+        raise _NotAvailableError(
+            f"its SentencePiece model could not be loaded from {_FLORES_MODEL}: {error}"
+        ) from error
+
+
+def _score(
+    name: str,
+    make: Callable[[], Metric],
+    texts: list[str],
+    against: list[list[str]],
+    others: list[tuple[str, list[str]]],
+) -> AuditScore:
+    try:
+        metric = make()
+    except _NotAvailableError as error:
+        return AuditScore(metric=name, missing_because=str(error))
+    human = None
+    if others:
+        human = metric.corpus_score([first for first, _ in others], _streams([rest for _, rest in others])).score
+    result: Any = metric.corpus_score(texts, _streams(against), n_bootstrap=_BOOTSTRAP)
+    signature = str(metric.get_signature())
+    return AuditScore(metric=name, score=result.score, plus_minus=result._ci, human=human, signature=signature)
+
+
+def _streams(against: Sequence[Sequence[str]]) -> Any:
+    """Turn references by caption into sacrebleu's form: all first ones, all second ones, None where there is none."""
+    return [[refs[n] if n < len(refs) else None for refs in against] for n in range(max(map(len, against)))]
+
+
+def _captions_by_image(table: PairTable) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for image, caption in zip(table.image_of, table.captions, strict=True):
+        found.setdefault(_key(table.image_ids[image]), []).append(caption)
+    return found
+
+
+def _key(image_id: str) -> str:
+    return image_ids.photo(image_id) or image_id
+
+
+def _first(table: PairTable) -> str:
+    return table.image_ids[0] if table.image_ids else "none"
+
+
+def render(report: AuditReport) -> Table:
+    """Show a report as a table."""
+    title = (
+        f"{report.candidate} ({report.candidate_origin}) against {report.reference} ({report.reference_origin}), "
+        f"{report.lang}: {report.captions:,} captions of {report.images:,} images, "
+        f"{report.references_per_caption:.1f} references each"
+    )
+    if report.captions_left_out:
+        title += f"; {report.captions_left_out:,} captions left out, their images have no reference"
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
+    table.add_column("score", justify="right")
+    table.add_column("people", justify="right")
+    table.add_column("signature", overflow="fold")
+    for one in report.scores:
+        if one.score is None:
+            table.add_row(one.metric, "-", "-", escape(f"not scored: {one.missing_because}"))
+        else:
+            human = "-" if one.human is None else f"{one.human:.1f}"
+            table.add_row(one.metric, f"{one.score:.1f} ± {one.plus_minus:.1f}", human, one.signature)
+    return table

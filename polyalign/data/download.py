@@ -1,0 +1,157 @@
+"""Getting a dataset: what anyone may download is downloaded, and of the rest it is said what to place where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from polyalign.config import plugins
+from polyalign.config.source_spec import SourceSpec
+from polyalign.data import catalogue, unpack
+from polyalign.data import fetch as download
+from polyalign.data.load import load_source
+from polyalign.data.readers.info import Download, Info, Single
+from polyalign.utils.errors import UserError
+from polyalign.utils.progress import Progress
+
+Photos = Literal["none", "test", "all"]
+
+PHOTOS = "photos"
+"""The folder, beside those of the datasets, that photos are downloaded into; ``--images`` takes it."""
+
+# Captions pack to about a fifth, photos not at all: how much room an archive and what is in it take.
+_ROOM = {True: 2, False: 6}
+
+
+@dataclass
+class Got:
+    """How many files were downloaded, and how many were there already."""
+
+    new: int = 0
+    old: int = 0
+
+
+def get(name: str, root: Path, photos: Photos, progress: Progress, say: Callable[[str], None]) -> str:
+    """Download a dataset into its folder below ``root``, and tell what there is now and what is still to be placed.
+
+    A file that is there is left alone; one that has the wrong content is an error.
+
+    Raises:
+        UserError: there is no such dataset, nothing of what is asked for may be downloaded, or a download fails.
+    """
+    info = catalogue.info(name)
+    folder = root / info.folder
+    if photos != "none":
+        _check_photos(name, info, photos)
+    if not info.downloads and photos == "none":
+        raise UserError(f"{name} may not be downloaded by a program. {_by_hand(info, folder)}")
+    say(f"{info.title}, licence: {info.licence}")
+    got = Got()
+    for one in info.downloads:
+        _fetch(one, name, folder, got, progress)
+    if photos == "test" and info.single is not None:
+        _fetch_single(name, info.single, folder, root / PHOTOS, got, progress)
+    elif photos != "none":
+        for one in info.photos:
+            _fetch(one, name, root / PHOTOS, got, progress)
+    return _report(name, info, root, photos, got)
+
+
+def _check_photos(name: str, info: Info, photos: Photos) -> None:
+    if not info.photos and info.single is None:
+        raise UserError(f"the photos of {name} may not be downloaded by a program: {info.images or info.captions}")
+    if photos == "all" and not info.photos:
+        raise UserError(f"only the photos of {name}'s test set can be had: --photos test")
+
+
+def _fetch(one: Download, name: str, folder: Path, got: Got, progress: Progress) -> None:
+    """Get a file, the files of a folder, or an archive and what is in it."""
+    if one.url.endswith("/"):
+        files = list(listed(name))
+        for done, (sha256, path) in enumerate(files, start=1):
+            _fetch_file(f"{one.url}{path}", folder / path, sha256, got, progress)
+            progress(f"downloading {name}", done, len(files))
+    elif one.unpack:
+        _fetch_archive(one, folder, got, progress)
+    else:
+        _fetch_file(one.url, folder / one.to, one.sha256, got, progress)
+
+
+def listed(name: str) -> Iterator[tuple[str, str]]:
+    """Yield hash and path of each file in the list beside a source."""
+    module = plugins.load("sources", name)
+    for line in Path(str(module.__file__)).with_suffix(".sha256").read_text(encoding="utf-8").splitlines():
+        sha256, _, path = line.partition("  ")
+        yield sha256, path
+
+
+def _fetch_file(url: str, path: Path, sha256: str, got: Got, progress: Progress) -> None:
+    if not path.exists():
+        download.fetch(url, path, progress, sha256=sha256)
+        got.new += 1
+    elif sha256 and download.digest(path) != sha256:
+        raise UserError(f"{path} is there and is not the published file: move it away, then {url} is downloaded")
+    else:
+        got.old += 1
+
+
+def _fetch_archive(one: Download, folder: Path, got: Got, progress: Progress) -> None:
+    whole = one.unpack == ("*",)
+    target = folder / one.to
+    if target.is_dir() if whole else all((target / name).is_file() for name in one.unpack):
+        got.old += 1
+        return
+    archive = folder / PurePosixPath(one.url).name
+    if not archive.exists():
+        download.fetch(one.url, archive, progress, sha256=one.sha256, copies=_ROOM[whole])
+    if whole:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        unpack.everything(archive, target, progress)
+    else:
+        unpack.named(archive, one.unpack, target, progress)
+    archive.unlink()
+    got.new += 1
+
+
+def _fetch_single(name: str, single: Single, folder: Path, photos: Path, got: Got, progress: Progress) -> None:
+    """Get each photo of the test set that has an address of its own."""
+    spec = SourceSpec(name=name, options={"root": str(folder), **single.options})
+    known = spec.languages()
+    if not known:
+        raise UserError(f"{folder} has no captions of {name} to say which photos are wanted")
+    wanted = [image_id for image_id in load_source(spec, known[0], "test").image_ids if _url(single, image_id)]
+    for done, image_id in enumerate(wanted, start=1):
+        _fetch_file(_url(single, image_id), photos / single.to / image_id, "", got, progress)
+        progress(f"downloading photos of {name}", done, len(wanted))
+
+
+def _url(single: Single, image_id: str) -> str:
+    return next((url.format(image_id) for start, url in single.urls.items() if image_id.startswith(start)), "")
+
+
+def _report(name: str, info: Info, root: Path, photos: Photos, got: Got) -> str:
+    folder = root / info.folder
+    lines = [f"{folder}: {got.new:,} downloaded, {got.old:,} there already"]
+    known = SourceSpec(name=name, options={"root": str(folder)}).languages()
+    if known:
+        lines.append(f"captions in: {' '.join(known)}")
+    if info.images and photos == "none":
+        offers = (
+            ("test", "those of the test set", info.single or info.photos),
+            ("all", "all", info.photos if info.single else ()),
+        )
+        ways = [
+            f"polyalign data get {name} --root {root} --photos {way} ({what})" for way, what, there in offers if there
+        ]
+        lines.append(f"photos wanted: {info.images}" + (f"; {' or '.join(ways)}" if ways else ""))
+    images = f" --images {root / PHOTOS}" if info.images else ""
+    lines.append(f"use it: polyalign eval RUN --data {name} --set source.root={folder}{images}")
+    return "\n".join(lines)
+
+
+def _by_hand(info: Info, folder: Path) -> str:
+    return f"Get it from {info.home} and place in {folder}: {info.captions}" + (
+        f"; and in a folder for --images: {info.images}" if info.images else ""
+    )

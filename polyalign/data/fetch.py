@@ -1,0 +1,157 @@
+"""Downloading a file so that it is whole: tried again, gone on with, checked, and put in place in one step."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import shutil
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from polyalign import __version__
+from polyalign.utils.errors import UserError
+from polyalign.utils.progress import Progress
+
+_ATTEMPTS = 5
+_CHUNK = 2**20
+_LARGE = 8 * 2**20
+_SPARE = 64 * 2**20
+_TIMEOUT_S = 60
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+_LONGEST_PAUSE_S = 60.0
+
+Wait = Callable[[float], object]
+
+
+def fetch(
+    url: str, path: Path, progress: Progress, *, sha256: str = "", copies: int = 1, wait: Wait = time.sleep
+) -> None:
+    """Download a file to ``path``, which is only ever whole; an existing one is replaced.
+
+    A try that fails for a passing reason is followed by another after a pause that doubles, and goes on where the last
+    one stopped (HTTP ranges), as does a later call: what has come so far lies in ``<path>.part``.
+
+    Args:
+        url: an http or https address.
+        path: where the file goes.
+        progress: told the MiB of a large file.
+        sha256: what the file must hash to, in hex; where it is not known, only the length is checked.
+        copies: how many times its size must be free on the disk: 2 for what is unpacked next.
+        wait: sleeps between tries.
+
+    Raises:
+        UserError: it is not there, is not what it should be, does not fit on the disk, or no try got it whole.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path.parent}: {error.strerror}") from error
+    begun = part.exists()
+    _persist(url, part, progress, copies, wait)
+    if begun and sha256 and digest(part) != sha256:
+        # What lay there may have been the beginning of an older version.
+        part.unlink()
+        _persist(url, part, progress, copies, wait)
+    if sha256 and (found := digest(part)) != sha256:
+        part.unlink()
+        raise UserError(
+            f"{url} is not the file it should be: its SHA-256 is {found}, not {sha256}; nothing was kept. "
+            "It was changed where it lies or on the way"
+        )
+    part.replace(path)
+
+
+def digest(path: Path) -> str:
+    """Give the SHA-256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _persist(url: str, part: Path, progress: Progress, copies: int, wait: Wait) -> None:
+    """Receive the rest of a file, however many tries it takes as long as they get on."""
+    failures = 0
+    while True:
+        before = _size(part)
+        try:
+            return _receive(url, part, progress, copies)
+        except urllib.error.HTTPError as error:
+            if error.code not in _PASSING:
+                raise UserError(f"{url} cannot be downloaded: the server says {error.code} {error.reason}") from error
+            reason, pause = f"the server says {error.code} {error.reason}", _asked_pause(error)
+        except (http.client.HTTPException, OSError) as error:  # a URLError is one, and whatever a socket raises
+            reason, pause = str(getattr(error, "reason", "") or error) or type(error).__name__, 0.0
+        failures = 1 if _size(part) > before else failures + 1
+        if failures == _ATTEMPTS:
+            raise UserError(
+                f"{url} could not be downloaded in {_ATTEMPTS} tries: {reason}. "
+                "The same command goes on where this one stopped"
+            )
+        wait(max(pause, 2.0 ** (failures - 1)))
+
+
+def _receive(url: str, part: Path, progress: Progress, copies: int) -> None:
+    """Ask once for what is not there yet, and append it."""
+    have = _size(part)
+    headers = {"User-Agent": f"polyalign/{__version__}"} | ({"Range": f"bytes={have}-"} if have else {})
+    try:
+        answer = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:
+            raise
+        # Nothing lies beyond what there is: either that is all of it, or of another file.
+        if error.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
+            return
+        part.unlink()
+        raise ConnectionResetError("what had come of it was longer than the file is now") from error
+    with answer:
+        if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+            have = 0  # a server without ranges sends all of it again
+        left = int(answer.headers.get("Content-Length") or 0)
+        _check_room(url, part, have + left, copies * (have + left) - have)
+        with _open(part, "ab" if have else "wb") as file:
+            got = _copy(answer, file, progress, part.stem, have, have + left)
+    if left and got != have + left:
+        raise ConnectionResetError(f"the connection ended after {got:,} of {have + left:,} bytes")
+
+
+def _open(part: Path, mode: str) -> IO[bytes]:
+    try:
+        return part.open(mode)
+    except OSError as error:
+        raise UserError(f"cannot write {part}: {error.strerror or error}") from error
+
+
+def _copy(source: http.client.HTTPResponse, to: IO[bytes], progress: Progress, name: str, have: int, total: int) -> int:
+    while chunk := source.read(_CHUNK):
+        try:
+            to.write(chunk)
+        except OSError as error:
+            raise UserError(f"cannot write {to.name}: {error.strerror or error}") from error
+        have += len(chunk)
+        if total >= _LARGE:
+            progress(f"{name}, MiB", have // 2**20, total // 2**20)
+    return have
+
+
+def _check_room(url: str, part: Path, total: int, needed: int) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if needed + _SPARE > free:
+        raise UserError(
+            f"{url} has {total / 2**20:,.0f} MiB and needs {needed / 2**20:,.0f} MiB of room in {part.parent}, "
+            f"where {free / 2**20:,.0f} MiB are free"
+        )
+
+
+def _asked_pause(error: urllib.error.HTTPError) -> float:
+    """Give the seconds that the server asks to wait, up to a minute, where it says them."""
+    asked = error.headers.get("Retry-After", "")
+    return min(float(asked), _LONGEST_PAUSE_S) if asked.isdecimal() else 0.0
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0

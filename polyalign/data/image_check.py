@@ -1,0 +1,92 @@
+"""Missing and corrupt images: found before training, left out with their captions, never swapped for another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from pydantic import BaseModel, ConfigDict
+
+from polyalign.data import image_prints
+from polyalign.data.pairs import EncodedImage, PairTable
+from polyalign.utils.errors import UserError
+from polyalign.utils.progress import Progress
+
+_NAMED = 5
+
+
+class BadImage(BaseModel):
+    """One image that cannot be opened, and why."""
+
+    model_config = ConfigDict(frozen=True)
+
+    image_id: str
+    reason: str
+
+
+class ImageReport(BaseModel):
+    """What opening every image of a table found."""
+
+    model_config = ConfigDict(frozen=True)
+
+    images: int
+    missing: tuple[BadImage, ...]
+    corrupt: tuple[BadImage, ...]
+
+    @property
+    def bad(self) -> tuple[BadImage, ...]:
+        """List the missing, then the corrupt."""
+        return self.missing + self.corrupt
+
+    def describe(self) -> str:
+        """Say in one line how many of each there are and name the first few."""
+        parts = [
+            f"{len(bad):,} {kind} ({_name(bad, say)})"
+            for kind, bad, say in (
+                ("missing", self.missing, lambda one: one.image_id),
+                ("corrupt", self.corrupt, lambda one: f"{one.image_id}: {one.reason}"),
+            )
+            if bad
+        ]
+        return f"of {self.images:,} images {' and '.join(parts) or 'none is missing or corrupt'}"
+
+
+def inspect_images(table: PairTable, progress: Progress | None = None) -> ImageReport:
+    """Open every image that is decoded from bytes and report those that are missing or corrupt."""
+    encoded = {i: image for i, image in enumerate(table.images) if isinstance(image, EncodedImage)}
+    missing: list[BadImage] = []
+    corrupt: list[BadImage] = []
+    for i, one in zip(encoded, image_prints.look(list(encoded.values()), progress), strict=True):
+        if one.problem is not None:
+            kind = missing if one.is_missing else corrupt
+            kind.append(BadImage(image_id=table.image_ids[i], reason=one.problem))
+    return ImageReport(images=len(table.images), missing=tuple(missing), corrupt=tuple(corrupt))
+
+
+def check_images(
+    table: PairTable, progress: Progress | None = None, *, max_corrupt: float = 0.01
+) -> tuple[PairTable, ImageReport]:
+    """Leave out the images that cannot be opened, with their captions.
+
+    ``max_corrupt`` is the largest share of all images that may be left out.
+
+    Raises:
+        UserError: more than that share is missing or corrupt.
+    """
+    report = inspect_images(table, progress)
+    if len(report.bad) > max_corrupt * report.images:
+        raise UserError(
+            f"{table.name}: {report.describe()}; that is {len(report.bad) / report.images:.1%}, more than "
+            f"data.max_corrupt = {max_corrupt:g} allows: {_remedy(report)}, or leave them out by raising that share"
+        )
+    return (table.without_images(bad.image_id for bad in report.bad) if report.bad else table), report
+
+
+def _remedy(report: ImageReport) -> str:
+    if len(report.missing) == report.images:
+        return "none is there, is the image folder the right one? mend it"
+    return "mend them"
+
+
+def _name(bad: tuple[BadImage, ...], say: Callable[[BadImage], str]) -> str:
+    more = ", ..." if len(bad) > _NAMED else ""
+    return ", ".join(say(one) for one in bad[:_NAMED]) + more

@@ -1,0 +1,123 @@
+"""What an image decoded from bytes looks like, small: found once, and kept on disk for the runs to come.
+
+Every run opens all of its images before it trains, to leave out what is corrupt and to find what is in train and test
+both; a comparison is many runs on the same images.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import imagehash
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from polyalign.data.pairs import CorruptImageError, EncodedImage, ImageRef
+from polyalign.utils import storage
+from polyalign.utils.progress import Progress
+
+_THUMB_PX = 16
+_HASH_FROM_PX = 64
+_VERSION = 1
+_ROW = np.dtype([("bits", np.bool_, 64), ("thumb", np.uint8, 3 * _THUMB_PX**2)])
+# Fewer are sooner looked at again than kept.
+_WORTH_KEEPING = 100
+
+
+@dataclass(frozen=True)
+class Print:
+    """The difference hash ``bits (64,)`` and the thumbnail ``thumb (768,)``, or the ``problem`` with the image."""
+
+    bits: npt.NDArray[np.bool_]
+    thumb: npt.NDArray[np.uint8]
+    problem: str | None = None
+    is_missing: bool = False
+
+
+# By key, for the tables of one run share their images.
+_KNOWN: dict[str, Print] = {}
+
+
+def key(image: ImageRef) -> str | None:
+    """Give the image's key, or nothing if it is missing."""
+    try:
+        return image.key()
+    except OSError:
+        return None
+
+
+def look(images: Sequence[EncodedImage], progress: Progress | None = None) -> list[Print]:
+    """Open each image on all cores, or find what is known of it by its key; what is missing is looked for each time."""
+    keys = [key(image) for image in images]
+    new = [i for i, name in enumerate(keys) if name is None or name not in _KNOWN]
+    kept = _path([keys[i] for i in new]) if len(new) >= _WORTH_KEEPING else None
+    if kept is not None and kept.with_suffix(".json").is_file():
+        found = _load(kept)
+    else:
+        began = time.monotonic()
+        found = _open_all([images[i] for i in new], progress)
+        if kept is not None and not any(one.is_missing for one in found):
+            _save(kept, found, time.monotonic() - began)
+    fresh = dict(zip(new, found, strict=True))
+    _KNOWN.update((name, one) for i, one in fresh.items() if (name := keys[i]) is not None and not one.is_missing)
+    return [fresh[i] if i in fresh else _KNOWN[str(name)] for i, name in enumerate(keys)]
+
+
+def _open_all(images: Sequence[EncodedImage], progress: Progress | None) -> list[Print]:
+    found = []
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for one in pool.map(_open, images):
+            found.append(one)
+            if progress is not None:
+                progress("checking images", len(found), len(images))
+    return found
+
+
+def _open(image: EncodedImage) -> Print:
+    try:
+        small = image.open_small(_HASH_FROM_PX)
+    except FileNotFoundError as error:
+        return _without_picture(str(error), is_missing=True)
+    except CorruptImageError as error:
+        return _without_picture(str(error))
+    thumb = np.asarray(small.resize((_THUMB_PX, _THUMB_PX), Image.Resampling.BOX))
+    return Print(imagehash.dhash(small).hash.ravel(), thumb.ravel())
+
+
+def _without_picture(problem: str, *, is_missing: bool = False) -> Print:
+    empty = np.zeros((), _ROW)
+    return Print(empty["bits"], empty["thumb"], problem, is_missing)
+
+
+def _path(keys: Sequence[str | None]) -> Path:
+    digest = hashlib.sha256("\0".join([str(_VERSION), *map(str, keys)]).encode())
+    return storage.cache_folder() / f"prints-{digest.hexdigest()[:24]}.npy"
+
+
+def _save(path: Path, prints: Sequence[Print], seconds: float) -> None:
+    rows = np.zeros(len(prints), _ROW)
+    for row, one in zip(rows, prints, strict=True):
+        row["bits"], row["thumb"] = one.bits, one.thumb
+
+    def fill(partial: Path) -> None:
+        with partial.open("wb") as file:
+            np.save(file, rows, allow_pickle=False)
+
+    storage.write(path, fill)
+    problems = {i: one.problem for i, one in enumerate(prints) if one.problem is not None}
+    card = {"what": "checks", "rows": len(prints), "seconds": round(seconds, 3), "problems": problems}
+    storage.write_text(path.with_suffix(".json"), json.dumps(card))
+
+
+def _load(path: Path) -> list[Print]:
+    problems = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["problems"]
+    rows = np.load(path, allow_pickle=False)
+    return [Print(row["bits"], row["thumb"], problems.get(str(i))) for i, row in enumerate(rows)]

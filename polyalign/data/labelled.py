@@ -1,0 +1,199 @@
+"""Labelled images, to classify and to probe with: folder trees, Hugging Face datasets, the starter world's objects."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from polyalign.config.language import Lang
+from polyalign.data import class_names, labelled_sets
+from polyalign.data.pairs import FileImage, ImageRef
+from polyalign.data.starter.grammar import lexicon
+from polyalign.data.starter.scenes import DRAWING_VERSION, draw_object
+from polyalign.data.starter.world import BACKGROUNDS, COLORS, KINDS
+from polyalign.utils.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Images, each of one class.
+
+    ``labels`` (N,) index ``classes``; a class is known by its ``names`` in the language ``lang``, all of which mean
+    it; ``named_by`` says where these are from. A class may have no image.
+    """
+
+    name: str
+    lang: str
+    images: tuple[ImageRef, ...]
+    labels: npt.NDArray[np.int64]
+    classes: tuple[str, ...]
+    names: tuple[tuple[str, ...], ...]
+    named_by: str = "the dataset's own"
+
+    def named(self, lang: str, names: Mapping[str, Sequence[str]], named_by: str) -> Labelled:
+        """Name the classes in a language, and leave out those that have no name there, with their images.
+
+        Raises:
+            UserError: no class has a name.
+        """
+        kept = [index for index, key in enumerate(self.classes) if names.get(key)]
+        if not kept:
+            raise UserError(f'none of the classes of "{self.name}" is named, such as "{self.classes[0]}"')
+        place = np.full(len(self.classes), -1)
+        place[kept] = np.arange(len(kept))
+        rows = np.flatnonzero(place[self.labels] >= 0)
+        return replace(
+            self,
+            lang=lang,
+            images=tuple(self.images[row] for row in rows),
+            labels=place[self.labels[rows]],
+            classes=tuple(self.classes[index] for index in kept),
+            names=tuple(tuple(names[self.classes[index]]) for index in kept),
+            named_by=named_by,
+        )
+
+    def without(self, keys: frozenset[str]) -> Labelled:
+        """Leave out the images of these keys."""
+        if not keys:
+            return self
+        rows = [row for row, image in enumerate(self.images) if image.key() not in keys]
+        return replace(self, images=tuple(self.images[row] for row in rows), labels=self.labels[rows])
+
+
+def from_folder(path: Path) -> Labelled:
+    """Read ``path/<class>/.../<image>``; a class is named, in English, by its folder (see ``class_names.english``).
+
+    Raises:
+        UserError: there are no class folders or no images in them.
+    """
+    Image.init()
+    found = {entry.name: entry for entry in path.iterdir() if entry.is_dir()} if path.is_dir() else {}
+    folders = [found[name] for name in class_names.in_order(found)]
+    files = [
+        (label, file)
+        for label, folder in enumerate(folders)
+        for file in sorted(folder.rglob("*"))
+        if file.suffix.lower() in Image.EXTENSION
+    ]
+    if not files:
+        raise UserError(f"{path} holds no labelled images: expected a folder for each class with images in it")
+    classes = tuple(folder.name for folder in folders)
+    names, named_by = class_names.english(classes)
+    return Labelled(
+        name=path.name or path.resolve().name,
+        lang="en",
+        images=tuple(FileImage(file) for _, file in files),
+        labels=np.array([label for label, _ in files], dtype=np.int64),
+        classes=classes,
+        names=names,
+        named_by=named_by,
+    )
+
+
+def from_hub(dataset: str, split: str, *, image_column: str = "image", label_column: str = "label") -> Labelled:
+    """Read a Hugging Face dataset, by its name on the hub or from a folder that ``save_to_disk`` wrote.
+
+    A class is named, in English, as the dataset names it; where labels are plain values, by the value.
+
+    Raises:
+        UserError: it cannot be loaded, or lacks the split or a column.
+    """
+    from polyalign.data.sources import hub  # it imports datasets, which a run without any need not wait for
+
+    parts = hub.load_parts(dataset)
+    if split not in parts:
+        raise UserError(f'{dataset} has no split "{split}": {did_you_mean(split, parts)}')
+    rows = parts[split]
+    for column in (image_column, label_column):
+        if column not in rows.column_names:
+            raise UserError(f'{dataset} has no column "{column}": {did_you_mean(column, rows.column_names)}')
+    values = list(rows[label_column])
+    known = getattr(rows.features[label_column], "names", None)
+    classes = [str(name) for name in known] if known else class_names.in_order({str(value) for value in values})
+    index = {name: label for label, name in enumerate(classes)}
+    labels = values if known else [index[str(value)] for value in values]
+    names, named_by = class_names.english(classes)
+    return Labelled(
+        name=Path(dataset).name,
+        lang="en",
+        images=tuple(hub.images(rows, image_column)),
+        labels=np.array(labels, dtype=np.int64),
+        classes=tuple(classes),
+        names=names,
+        named_by=named_by,
+    )
+
+
+def load(images: str, split: str | None) -> Labelled:
+    """Read a folder tree, a dataset known by its name (see ``labelled_sets``) or any other of the hub.
+
+    Raises:
+        UserError: it cannot be loaded, or a known one has not the classes it should have.
+    """
+    known = labelled_sets.KNOWN.get(images)
+    if Path(images).is_dir():
+        return from_folder(Path(images))
+    if known is None:
+        return from_hub(images, split or "test")
+    if not known.hub:
+        raise UserError(f"{known.title} is read from a folder: {known.place}")
+    found = from_hub(known.hub, split or known.split, label_column=known.label_column)
+    if len(found.classes) != known.classes:
+        raise UserError(f"{known.hub} has {len(found.classes):,} classes, and {known.title} has {known.classes:,}")
+    return replace(found, name=images)
+
+
+@dataclass(frozen=True)
+class ObjectImage:
+    """One object of the starter world, drawn when it is opened."""
+
+    kind: str
+    color: str
+    background: str
+    radius: float
+    seed: int
+
+    def open(self) -> Image.Image:
+        """Draw the object at 64 by 64 pixels."""
+        return draw_object(self.kind, self.color, self.background, self.radius, self.seed)
+
+    def key(self) -> str:
+        """Name the picture by all that decides its pixels."""
+        what = f"{self.kind}:{self.color}:{self.background}:{self.radius:.6f}:{self.seed}"
+        return f"starter-object{DRAWING_VERSION}:{what}"
+
+
+def starter_objects(lang: Lang, *, each: int = 40, seed: int = 0) -> Labelled:
+    """Draw ``each`` pictures of every kind of object in the starter world, named in a language that has its lexicon.
+
+    Raises:
+        UserError: the language has no starter lexicon.
+    """
+    rng = np.random.default_rng((seed, len(KINDS)))
+    words = lexicon(lang)
+    # A bare noun stands in the singular, and in the nominative where the language has cases.
+    bare = frozenset({"sg", "1", "nom"})
+    images = [
+        ObjectImage(
+            kind=kind,
+            color=str(rng.choice(COLORS)),
+            background=str(rng.choice(BACKGROUNDS)),
+            radius=float(rng.uniform(10, 24)),
+            seed=int(rng.integers(2**31)),
+        )
+        for kind in KINDS
+        for _ in range(each)
+    ]
+    return Labelled(
+        name="starter-objects",
+        lang=lang.code,
+        images=tuple(images),
+        labels=np.repeat(np.arange(len(KINDS)), each),
+        classes=KINDS,
+        names=tuple(tuple(word.inflect(bare | word.tags) for word in words.kinds[kind]) for kind in KINDS),
+    )

@@ -1,0 +1,239 @@
+"""Train/test leakage: the same photo on both sides, found by its id and by what it looks like."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict
+
+from polyalign.data import image_ids, image_prints
+from polyalign.data.image_prints import Print
+from polyalign.data.pairs import EncodedImage, ImageRef, PairTable
+from polyalign.utils.errors import UserError
+from polyalign.utils.progress import Progress
+
+# Measured on Flickr8k's photos: a copy saved as JPEG of quality 10 to 30 or resized lies within 10 bits (of 64), 7
+# levels of root mean square and 40 at the most; no two photos within 12 bits lie nearer than 34. Two scenes of the
+# starter world, alike as they are, never lie nearer than 13.
+_MAX_BITS = 10
+_MAX_RMS = 10.0
+_MAX_LEVELS = 60
+# Farther apart than this, two images that are merely named alike are two images; a copy cropped by 5 % lies within.
+_NAMESAKE_RMS = 40.0
+_BLOCK = 1 << 17
+
+Floats = npt.NDArray[np.float32]
+
+
+class Leak(BaseModel):
+    """One image of the training set that is one of the test set too."""
+
+    model_config = ConfigDict(frozen=True)
+
+    train_id: str
+    test_id: str
+    by: Literal["id", "pixels"]
+
+
+class LeakageReport(BaseModel):
+    """What two tables share. Each shared image of either side is in at least one leak.
+
+    ``unopened`` counts the images, of training and test, that were to be compared by pixels and could not be opened.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    train: str
+    test: str
+    train_images: int
+    test_images: int
+    compared_by_pixels: bool
+    unopened: tuple[int, int] = (0, 0)
+    leaks: tuple[Leak, ...]
+
+    @property
+    def train_ids(self) -> tuple[str, ...]:
+        """List the training images to leave out, sorted."""
+        return tuple(sorted({leak.train_id for leak in self.leaks}))
+
+    @property
+    def test_ids(self) -> tuple[str, ...]:
+        """List the test images that are in the training set, sorted."""
+        return tuple(sorted({leak.test_id for leak in self.leaks}))
+
+    def describe(self) -> str:
+        """Say in one line how much is shared, found how, with the first few."""
+        how = "ids and pixels" if self.compared_by_pixels else "ids alone"
+        blind = self._blind()
+        sides = f"of the {self.test_images:,} test images of {self.test}"
+        if not self.leaks:
+            return f"none {sides} is among the {self.train_images:,} training images of {self.train} (by {how}{blind})"
+        by_id = sum(leak.by == "id" for leak in self.leaks)
+        first = ", ".join(f"{leak.train_id} = {leak.test_id}" for leak in self.leaks[:3])
+        first += ", ..." if len(self.leaks) > 3 else ""
+        return (
+            f"{len(self.test_ids):,} {sides} are among the {self.train_images:,} training images of {self.train} "
+            f"({by_id:,} by id, {len(self.leaks) - by_id:,} by pixels: {first}{blind})"
+        )
+
+    def _blind(self) -> str:
+        """Say how many images were compared by id alone though pixels were asked for."""
+        sides = zip(self.unopened, ("training", "test"), strict=True)
+        told = " and ".join(f"{count:,} {side} images" for count, side in sides if count)
+        return f"; {told} could not be opened: those by id alone" if told else ""
+
+
+def check(train: PairTable, test: PairTable, *, pixels: bool = True, progress: Progress | None = None) -> LeakageReport:
+    """Find the images of ``train`` that are in ``test``.
+
+    Ids tell it where they name the photo for sure (``image_ids.photo``) or the two images have one ``key``. Equal ids
+    of any other form are held to be one photo unless both can be opened and look nothing alike. Beyond ids, images
+    decoded from bytes (``pairs.EncodedImage``) are compared by difference hash, and what is near in it by a thumbnail,
+    so that flat or small pictures do not all collide. A drawn image has no second encoding: its key tells all.
+
+    With ``pixels`` false no image is opened. Images that cannot be opened are compared by id alone.
+    """
+    found = _Found(train, test)
+    for i, j, certain in _by_id(train, test):
+        if certain or not pixels or _may_be_one(train.images[i], test.images[j]):
+            found.add(i, j, "id")
+    unopened = (0, 0)
+    if pixels:
+        ours, theirs = (_prints(table.images, progress) for table in (train, test))
+        unopened = _encoded(train) - len(ours), _encoded(test) - len(theirs)
+        for i, j in _by_pixels(ours, theirs):
+            found.add(i, j, "pixels")
+    return LeakageReport(
+        train=train.name,
+        test=test.name,
+        train_images=len(train.images),
+        test_images=len(test.images),
+        compared_by_pixels=pixels,
+        unopened=unopened,
+        leaks=tuple(found.leaks),
+    )
+
+
+def refuse(report: LeakageReport) -> None:
+    """Do nothing if nothing is shared.
+
+    Raises:
+        UserError: something is; the message says how much, and how to leave it out.
+    """
+    if report.leaks:
+        raise UserError(
+            f"leakage: {report.describe()}; leave them out of training with --set data.leakage=exclude, "
+            "or train on them all the same with --set data.leakage=allow"
+        )
+
+
+def exclude(train: PairTable, report: LeakageReport) -> PairTable:
+    """Leave out of ``train`` what is in the test set, with its captions."""
+    return train.without_images(report.train_ids) if report.leaks else train
+
+
+class _Found:
+    """The leaks so far, no more than are needed to name each shared image of either side."""
+
+    def __init__(self, train: PairTable, test: PairTable) -> None:
+        self.train, self.test = train, test
+        self.leaks: list[Leak] = []
+        self.seen: tuple[set[int], set[int]] = set(), set()
+
+    def add(self, i: int, j: int, by: Literal["id", "pixels"]) -> None:
+        if i in self.seen[0] and j in self.seen[1]:
+            return
+        self.seen[0].add(i)
+        self.seen[1].add(j)
+        self.leaks.append(Leak(train_id=self.train.image_ids[i], test_id=self.test.image_ids[j], by=by))
+
+
+def _by_id(train: PairTable, test: PairTable) -> Iterator[tuple[int, int, bool]]:
+    """Yield pairs with one key, one photo or one plain id, and whether that makes them one for certain."""
+    keys = {image_prints.key(image): i for i, image in enumerate(train.images)}
+    named: dict[str, list[int]] = {}
+    photos = [image_ids.photo(image_id) for image_id in train.image_ids]
+    for i, image_id in enumerate(train.image_ids):
+        named.setdefault(image_ids.plain(image_id), []).append(i)
+    for j, (image_id, image) in enumerate(zip(test.image_ids, test.images, strict=True)):
+        key = image_prints.key(image)
+        if key is not None and key in keys:
+            yield keys[key], j, True
+        photo = image_ids.photo(image_id)
+        for i in named.get(image_ids.plain(image_id), ()):
+            both_known = photo is not None and photos[i] is not None
+            if not both_known or photo == photos[i]:
+                yield i, j, both_known
+
+
+def _encoded(table: PairTable) -> int:
+    return sum(isinstance(image, EncodedImage) for image in table.images)
+
+
+def _prints(images: Sequence[ImageRef], progress: Progress | None) -> dict[int, Print]:
+    """Give by index what images look like that are decoded from bytes, less those that are missing or corrupt."""
+    encoded = {i: image for i, image in enumerate(images) if isinstance(image, EncodedImage)}
+    found = image_prints.look(list(encoded.values()), progress)
+    return {i: one for i, one in zip(encoded, found, strict=True) if one.problem is None}
+
+
+def _by_pixels(train: dict[int, Print], test: dict[int, Print]) -> Iterator[tuple[int, int]]:
+    """Yield the pairs whose hashes are near and whose thumbnails are alike."""
+    if not train or not test:
+        return
+    sides = _Side.of(train), _Side.of(test)
+    for i, j in _near(sides[0].signs, sides[1].signs):
+        # The mean is far cheaper than the thumbnail, and must be near where the thumbnail is.
+        likely = np.abs(sides[0].means[i] - sides[1].means[j]) <= _MAX_RMS
+        pairs = i[likely], j[likely]
+        difference = sides[0].thumbs[pairs[0]] - sides[1].thumbs[pairs[1]]
+        alike = (_rms(difference) <= _MAX_RMS) & (np.abs(difference).max(axis=1) <= _MAX_LEVELS)
+        for a, b in zip(pairs[0][alike], pairs[1][alike], strict=True):
+            yield sides[0].index[a], sides[1].index[b]
+
+
+@dataclass(frozen=True)
+class _Side:
+    """Fingerprints as arrays: hash bits as ±1 ``(N, 64)``, thumbnails ``(N, 768)`` and their means ``(N,)``."""
+
+    index: list[int]
+    signs: Floats
+    thumbs: Floats
+    means: Floats
+
+    @classmethod
+    def of(cls, prints: dict[int, Print]) -> _Side:
+        bits = np.stack([one.bits for one in prints.values()])
+        thumbs = np.stack([one.thumb for one in prints.values()]).astype(np.float32)
+        return cls(list(prints), bits.astype(np.float32) * 2 - 1, thumbs, thumbs.mean(axis=1))
+
+
+def _near(a: Floats, b: Floats) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Yield the pairs of rows of ``a`` and ``b`` that differ in few bits, block by block."""
+    step = max(1, _BLOCK // len(b))
+    for start in range(0, len(a), step):
+        i, j = np.nonzero(a[start : start + step] @ b.T >= a.shape[1] - 2 * _MAX_BITS)
+        yield i + start, j
+
+
+def _rms(difference: Floats) -> Floats:
+    """Take the root mean square of each row."""
+    squares: Floats = (difference**2).mean(axis=-1)
+    return np.sqrt(squares)
+
+
+def _may_be_one(a: ImageRef, b: ImageRef) -> bool:
+    """Tell whether two images that are named alike, with different keys, may be one.
+
+    Two drawn ones are not. Others are, unless both open and look nothing alike.
+    """
+    if not isinstance(a, EncodedImage) and not isinstance(b, EncodedImage):
+        return False
+    prints = _prints((a, b), None)
+    if len(prints) < 2:
+        return True
+    return bool(_rms(prints[0].thumb.astype(np.float32) - prints[1].thumb) <= _NAMESAKE_RMS)

@@ -1,0 +1,1 @@
+"""What sources share: tables, line-aligned files, published benchmarks."""

@@ -1,0 +1,178 @@
+"""Which columns of a user's table hold what, which rows are of the language, and which of the split."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import reprlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from polyalign.config.language import Lang
+from polyalign.data.pairs import Origin, Split
+from polyalign.data.readers.sheet import Sheet
+from polyalign.utils.errors import UserError, did_you_mean
+
+IMAGE_NAMES = ("image", "image_path", "file_name", "filename", "file", "path", "img_path", "img")
+_CAPTION_NAMES = ("caption", "captions", "text", "sentence", "sentences")
+_NUMBERED_CAPTION = re.compile(r"caption[_ -]?\d+", re.IGNORECASE)
+_LANG_NAMES = ("lang", "language")
+_SPLIT_NAMES = ("split",)
+_SPLITS: dict[str, Split] = {
+    "train": "train", "training": "train", "dev": "dev", "val": "dev", "valid": "dev", "validation": "dev",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+
+
+class Columns(BaseModel):
+    """The columns of a table of captions.
+
+    One that is not given is looked for under its usual names. Several captions of an image are several rows, a list
+    in one column, or several caption columns; ``{lang}`` in a column's name stands for the language's code, and
+    ``caption_{lang}`` is one of the usual names. With a language column only the rows of the language asked for are
+    read.
+
+    With a split column (``train``, ``dev`` or ``val``, ``test``) the splits are the dataset's own. Without, an image
+    goes to dev or test by a hash of its id and ``split_seed``: its captions in all languages go with it, and adding
+    images moves none.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    image_column: str | None = None
+    caption_column: str | tuple[str, ...] | None = None
+    id_column: str | None = None
+    lang_column: str | None = None
+    split_column: str | None = None
+    dev_share: float = Field(0.1, ge=0, le=1)
+    test_share: float = Field(0.1, ge=0, le=1)
+    split_seed: int = 0
+    origin: Origin = "human"
+
+
+def find(sheet: Sheet, setting: str, wanted: str | None, usual: Sequence[str]) -> str | None:
+    """Find a column: the one wanted, else the first that has a usual name, in whatever case; else nothing.
+
+    Raises:
+        UserError: the one wanted is not there; the message lists the columns present.
+    """
+    if wanted is not None:
+        if wanted not in sheet.names:
+            raise UserError(f'{sheet.where} has no column "{wanted}" ({setting}): {did_you_mean(wanted, sheet.names)}')
+        return wanted
+    folded = {name.casefold(): name for name in reversed(sheet.names)}
+    return next((folded[name] for name in usual if name in folded), None)
+
+
+def need(sheet: Sheet, setting: str, wanted: str | None, usual: Sequence[str]) -> str:
+    """Find a column that must be there.
+
+    Raises:
+        UserError: it is not; the message lists the columns present.
+    """
+    found = find(sheet, setting, wanted, usual)
+    if found is None:
+        raise UserError(
+            f"{sheet.where} has no column called {' or '.join(usual[:3])}; its columns are {', '.join(sheet.names)}: "
+            f"say which it is with source.{setting} (or is the line with the column names missing?)"
+        )
+    return found
+
+
+def select(
+    sheet: Sheet, ids: Sequence[str], config: Columns, lang: Lang, split: str | None
+) -> Iterator[tuple[str, str, int]]:
+    """Yield image id, caption and row number of all pairs in this language and split; no split means every one.
+
+    Raises:
+        UserError: a column is missing, a row is malformed, or nothing is left.
+    """
+    columns = _caption_columns(sheet, config, lang)
+    rows = _in_lang(sheet, config, lang)
+    if split is not None:
+        rows = _in_split(sheet, ids, config, rows, split)
+    values = [sheet.column(name) for name in columns]
+    for row in rows:
+        for value in values:
+            for caption in _captions(value[row], optional=len(columns) > 1, where=sheet.row_name(row)):
+                yield ids[row], caption, row
+
+
+def _caption_columns(sheet: Sheet, config: Columns, lang: Lang) -> list[str]:
+    wanted = config.caption_column
+    if wanted is not None:
+        names = [wanted] if isinstance(wanted, str) else list(wanted)
+        return [need(sheet, "caption_column", name.replace("{lang}", lang.code), ()) for name in names]
+    numbered = [name for name in sheet.names if _NUMBERED_CAPTION.fullmatch(name)]
+    one = find(sheet, "caption_column", None, (f"caption_{lang.code}", *_CAPTION_NAMES))
+    return [one] if one else numbered or [need(sheet, "caption_column", None, _CAPTION_NAMES)]
+
+
+def _captions(value: Any, *, optional: bool, where: str) -> list[str]:
+    """Take one cell apart. A blank cell is an empty caption, or none at all where there are other caption columns."""
+    if value is None or value == "":
+        return [] if optional else [""]
+    items = value if isinstance(value, list | tuple) else [value]
+    for item in items:
+        if not isinstance(item, str):
+            raise UserError(f"{where}: a caption is text or a list of texts, not {reprlib.repr(item)}")
+    return [item.strip() for item in items]
+
+
+def _in_lang(sheet: Sheet, config: Columns, lang: Lang) -> list[int]:
+    name = find(sheet, "lang_column", config.lang_column, _LANG_NAMES)
+    if name is None:
+        return list(range(sheet.rows))
+    codes = [str(value) for value in sheet.column(name)]
+    accepted = {_fold(code) for code in (lang.code, lang.flores) if code}
+    rows = [row for row, code in enumerate(codes) if _fold(code) in accepted]
+    if not rows:
+        raise UserError(f'{sheet.where} has no row with {name} "{lang.code}": it has {_tally(codes)}')
+    return rows
+
+
+def _fold(code: str) -> str:
+    return code.strip().replace("_", "-").casefold()
+
+
+def _in_split(sheet: Sheet, ids: Sequence[str], config: Columns, rows: list[int], split: str) -> list[int]:
+    name = find(sheet, "split_column", config.split_column, _SPLIT_NAMES)
+    if name is not None:
+        values = [str(value).strip() for value in sheet.column(name)]
+        found = [row for row in rows if _split_of(values[row], sheet.row_name(row)) == split]
+        if not found:
+            raise UserError(f'{sheet.where} has no row with {name} "{split}": it has {_tally(values[r] for r in rows)}')
+        return found
+    found = [row for row in rows if hashed_split(ids[row], config) == split]
+    if not found:
+        count = len({ids[row] for row in rows})
+        raise UserError(
+            f"none of the {count:,} images of {sheet.where} falls into the {split} split "
+            f"(source.dev_share = {config.dev_share:g}, source.test_share = {config.test_share:g}): "
+            "raise that share, or add a split column"
+        )
+    return found
+
+
+def _split_of(value: str, where: str) -> Split:
+    try:
+        return _SPLITS[value.casefold()]
+    except KeyError:
+        raise UserError(f'{where}: "{value}" is not a split ({did_you_mean(value, _SPLITS)})') from None
+
+
+def hashed_split(image_id: str, config: Columns) -> Split:
+    """Choose the split of an image by its id and the seed alone."""
+    digest = hashlib.blake2b(f"{config.split_seed}\n{image_id}".encode(), digest_size=8).digest()
+    place = int.from_bytes(digest, "big") / 2**64
+    if place < config.test_share:
+        return "test"
+    return "dev" if place < config.test_share + config.dev_share else "train"
+
+
+def _tally(values: Iterator[str] | Sequence[str]) -> str:
+    counts = Counter(values).most_common(12)
+    return ", ".join(f"{value or '(blank)'} ({count:,})" for value, count in counts) or "none at all"

@@ -1,0 +1,146 @@
+"""Reading text as datasets publish it: gzip or bzip2, a byte order mark, either line end, no final newline."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, cast
+
+from polyalign.utils.errors import AbsentError, UserError, did_you_mean
+
+
+def folder(path: Path, what: str) -> Path:
+    """Give the folder back.
+
+    Raises:
+        AbsentError: it is not there or is no folder; ``what`` says what it should be.
+    """
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise AbsentError(f"{path} is a file; {what} is a folder")
+    raise AbsentError(f"there is no folder {path} ({what}){_nearest(path)}")
+
+
+def existing(*candidates: Path, what: str) -> Path:
+    """Give the first of the files that is there.
+
+    Raises:
+        AbsentError: none is; ``what`` says what was looked for, and the message suggests a name beside it.
+    """
+    for path in candidates:
+        if path.is_file():
+            return path
+    first, *others = candidates
+    broken = {_broken_at(path) for path in candidates}
+    if len(broken) == 1 and (folder := broken.pop()) is not None:
+        wrong = "is a file, not a folder" if folder.exists() else "is not there"
+        raise AbsentError(f"there is no {what}: {folder} {wrong}{_nearest(folder)}")
+    also = f" (nor {', nor '.join(str(path) for path in others)})" if others else ""
+    raise AbsentError(f"there is no {what}: {first}{also} is not there{_nearest(first)}")
+
+
+def lines(path: Path) -> list[str]:
+    """Read all lines, without their ends. Only a newline, or CRLF, ends one: captions hold other breaks.
+
+    Raises:
+        UserError: the file cannot be read, is empty, or is not UTF-8.
+    """
+    found = list(stream(path))
+    if not found:
+        raise UserError(f"{path} is empty")
+    return found
+
+
+def stream(path: Path) -> Iterator[str]:
+    """Yield the lines one after the other, see ``lines``; an empty file yields none."""
+    with _reading(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n") as text_file:
+        for line in text_file:
+            yield line.removesuffix("\n").removesuffix("\r")
+
+
+def text(path: Path) -> str:
+    """Read a whole file, without a byte order mark, line ends as they are.
+
+    Raises:
+        UserError: the file cannot be read, is empty, or is not UTF-8.
+    """
+    with _reading(path) as file:
+        content = file.read().decode("utf-8-sig")
+    if not content.strip():
+        raise UserError(f"{path} is empty")
+    return content
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        UserError: the file cannot be read or is not JSON.
+    """
+    try:
+        return json.loads(text(path))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+
+
+def json_lines(path: Path, containing: str = "") -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each line's number, from 1, and its object; blank lines, and any without this text, are passed over.
+
+    Raises:
+        UserError: the file cannot be read, or a line is not a JSON object; the message names the line.
+    """
+    for number, line in enumerate(stream(path), start=1):
+        if containing not in line or not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number} is not JSON: {error}") from error
+        if not isinstance(value, dict):
+            raise UserError(f'{path}, line {number} is not a JSON object {{"...": ...}}')
+        yield number, value
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file to read bytes, unpacked; what goes wrong while it is read is the user's to know."""
+    try:
+        with _open(path) as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({_encoding(error)}): save it as UTF-8") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _open(path: Path) -> IO[bytes]:
+    if path.suffix == ".gz":
+        return cast(IO[bytes], gzip.open(path, "rb"))
+    return cast(IO[bytes], bz2.open(path, "rb")) if path.suffix == ".bz2" else path.open("rb")
+
+
+def _encoding(error: UnicodeDecodeError) -> str:
+    if bytes(error.object[:2]) in (b"\xff\xfe", b"\xfe\xff") and error.start == 0:
+        return "it looks like UTF-16"
+    return f"byte 0x{error.object[error.start]:02x}"
+
+
+def _broken_at(path: Path) -> Path | None:
+    """Give the first part of the way to a file that is no folder, none where all are."""
+    return next((part for part in reversed(path.parents) if not part.is_dir()), None)
+
+
+def _nearest(path: Path) -> str:
+    """Suggest what lies beside a path that is not there."""
+    parent = path.parent
+    if not parent.is_dir():
+        return f": there is no folder {parent} either"
+    names = sorted(other.name for other in parent.iterdir())
+    return f": {did_you_mean(path.name, names)}" if 0 < len(names) <= 30 else ""

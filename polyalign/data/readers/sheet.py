@@ -1,0 +1,126 @@
+"""Tables of text with named columns: CSV, TSV, JSON Lines and Parquet read into one form."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from polyalign.data.readers import files as _files
+from polyalign.utils.errors import UserError
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+_SEPARATORS = (",", ";", "\t")
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Named columns, all of the same number of rows; a column's values are fetched when they are asked for."""
+
+    where: str
+    names: tuple[str, ...]
+    rows: int
+    column: Callable[[str], Sequence[Any]]
+    row_name: Callable[[int], str]
+
+
+def read(path: Path) -> Sheet:
+    """Read a file by its ending; text that is neither ``.jsonl`` nor ``.parquet`` has a separator, which is sniffed.
+
+    Raises:
+        UserError: the file cannot be read or is malformed; the message names the line.
+    """
+    sheet = {".jsonl": _read_json_lines, ".parquet": _read_parquet}.get(path.suffix, _read_separated)(path)
+    if sheet.rows == 0:
+        raise UserError(f"{path} has no rows")
+    return sheet
+
+
+def _read_separated(path: Path) -> Sheet:
+    content = _files.text(path)
+    separator = _sniff(content)
+    rows = _split_tabs(content) if separator == "\t" else _parse_csv(path, content, separator)
+    (_, header), *body = rows
+    header = [name.strip() for name in header]
+    if len(set(header)) < len(header):
+        raise UserError(f"{path} has a column twice: {', '.join(header)}")
+    for line, row in body:
+        if len(row) != len(header):
+            raise UserError(
+                f"{path}, line {line} has {len(row)} fields, the header has {len(header)} ({', '.join(header)}); "
+                f"{_remedy(separator)}"
+            )
+    columns = {name: [row[i] for _, row in body] for i, name in enumerate(header)}
+    numbers = [line for line, _ in body]
+    return Sheet(str(path), tuple(header), len(body), columns.__getitem__, lambda i: f"{path}, line {numbers[i]}")
+
+
+def _remedy(separator: str) -> str:
+    if separator == "\t":
+        return "a caption must not hold a tab"
+    return f'a caption with "{separator}" in it must stand in double quotes'
+
+
+def _sniff(content: str) -> str:
+    """Find the separator that is most often in the header, outside quotes."""
+    header = content.lstrip("\r\n").partition("\n")[0]
+    unquoted = "".join(header.split('"')[::2])
+    return max(_SEPARATORS, key=unquoted.count)
+
+
+def _parse_csv(path: Path, content: str, separator: str) -> list[tuple[int, list[str]]]:
+    """Parse with quotes as RFC 4180 says, strictly: a stray quote would swallow the lines after it."""
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True)
+    try:
+        return [(reader.line_num, row) for row in reader if row]
+    except csv.Error as error:
+        raise UserError(
+            f'{path}, line {reader.line_num}: {error}; a double quote inside a quoted field is written ""'
+        ) from error
+
+
+def _split_tabs(content: str) -> list[tuple[int, list[str]]]:
+    """Split at every tab; quotes mean nothing, unless they are around a whole field as spreadsheets write them."""
+    numbered = enumerate(content.split("\n"), start=1)
+    lines = ((number, line.removesuffix("\r")) for number, line in numbered)
+    return [(number, [_unquote(field) for field in line.split("\t")]) for number, line in lines if line]
+
+
+def _unquote(field: str) -> str:
+    inner = field[1:-1]
+    quoted = len(field) >= 2 and field[0] == field[-1] == '"' and '"' not in inner.replace('""', "")
+    return inner.replace('""', '"') if quoted else field
+
+
+def _read_json_lines(path: Path) -> Sheet:
+    rows = list(_files.json_lines(path))
+    names = tuple(dict.fromkeys(name for _, row in rows for name in row))
+    numbers = [number for number, _ in rows]
+
+    def column(name: str) -> list[Any]:
+        for number, row in rows:
+            if name not in row:
+                raise UserError(f'{path}, line {number} has no "{name}" ({", ".join(row)})')
+        return [row[name] for _, row in rows]
+
+    return Sheet(str(path), names, len(rows), column, lambda i: f"{path}, line {numbers[i]}")
+
+
+def _read_parquet(path: Path) -> Sheet:
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    return Sheet(
+        str(path),
+        tuple(table.column_names),
+        table.num_rows,
+        lambda name: list(table.column(name).to_pylist()),
+        lambda i: f"{path}, row {i + 1}",
+    )

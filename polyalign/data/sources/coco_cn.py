@@ -1,0 +1,105 @@
+"""COCO-CN: Chinese captions written, and for the test images also translated, by people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from polyalign.config.language import Lang
+from polyalign.data.pairs import PairTable
+from polyalign.data.readers import benchmark as _benchmark
+from polyalign.data.readers import files as _files
+from polyalign.data.readers import segments as _segments
+from polyalign.data.readers.benchmark import Benchmark
+from polyalign.data.readers.info import Download, Info, coco_photos
+from polyalign.utils.errors import UserError
+
+INFO = Info(
+    title="COCO-CN",
+    folder="coco-cn",
+    languages="zh",
+    size="18,341 train, 1,000 dev, 1,000 test images, 22,218 captions written; 5,000 translated for the test images",
+    origin="human",
+    licence="MIT, as its authors' page at Hugging Face says; images under Flickr's terms",
+    home="https://github.com/li-xirong/coco-cn, https://huggingface.co/datasets/AIMClab-RUC/COCO-CN",
+    captions="the folder with coco-cn_{train,val,test}.txt and imageid.human-written-caption.txt, or with the "
+    "COCO-style JSON of the test set (captions.json or merged_captions_coco-cn_test.json)",
+    images="COCO train2014 and val2014",
+    note="The JSON's captions are segmented into words: the spaces are taken out. 7 test images are in XTD.",
+    checked="sizes in the repository's README.md at commit 22b218e, where the data is on request by a form; "
+    "licence and file as listed at AIMClab-RUC/COCO-CN",
+    downloads=(
+        Download(
+            url="https://huggingface.co/datasets/AIMClab-RUC/COCO-CN/resolve/main/coco-cn-version1805v1.1.tar.gz",
+            unpack=(
+                "coco-cn_train.txt",
+                "coco-cn_val.txt",
+                "coco-cn_test.txt",
+                "imageid.human-written-caption.txt",
+                "imageid.manually-translated-caption.txt",
+            ),
+            seen="the hub's listing of that dataset names the file; its hash was not at hand",
+        ),
+    ),
+    single=coco_photos(),
+)
+
+_PARTS = {"train": "train", "dev": "val", "test": "test"}
+_RELEASE = "coco-cn-version1805v1.1"
+_JSON = ("captions.json", "merged_captions_coco-cn_test.json")
+
+
+class Config(Benchmark):
+    """``captions``: those ``written`` about the images, or ``all``, with the translations that the test images have."""
+
+    captions: Literal["written", "all"] = "written"
+
+
+def load(config: Config, lang: Lang, split: str) -> PairTable:
+    """Load a split.
+
+    Raises:
+        UserError: no such split, another language than Chinese, a file is missing or malformed, or images are.
+    """
+    _benchmark.only_splits("coco-cn", split, _PARTS)
+    _benchmark.pick("coco-cn", lang, {"zh": "zh"})
+    part = f"coco-cn_{_PARTS[split]}.txt"
+    json_files = [config.root / name for name in _JSON] if split == "test" else []
+    path = _files.existing(config.root / part, config.root / _RELEASE / part, *json_files, what="list of images")
+    pairs = _from_json(path, config) if path in json_files else _from_release(path, config)
+    return _benchmark.table(f"coco-cn-{config.captions}-{split}", lang, "human", pairs, config)
+
+
+def languages(config: Config) -> list[str]:
+    """List the languages that there are captions in."""
+    return ["zh"]
+
+
+def _from_release(path: Path, config: Config) -> Iterator[tuple[str, str]]:
+    wanted = {line.strip() for line in _files.lines(path) if line.strip()}
+    files = [_files.existing(path.parent / "imageid.human-written-caption.txt", what="file of captions")]
+    translated = path.parent / "imageid.manually-translated-caption.txt"
+    if config.captions == "all" and translated.is_file():
+        files.append(translated)
+    for file in files:
+        for number, line in enumerate(_files.lines(file), start=1):
+            token, tab, caption = line.partition("\t")
+            if not tab:
+                raise UserError(f'{file}, line {number} is not "image#0<TAB>caption": {line[:60]!r}')
+            name = token.partition("#")[0]
+            if name in wanted:
+                yield f"{name}.jpg", caption
+
+
+def _from_json(path: Path, config: Config) -> Iterator[tuple[str, str]]:
+    """Read COCO's form; ``source`` is ``cn`` for written captions, ``zhm`` for translated ones."""
+    content = _files.read_json(path)
+    try:
+        names = {image["id"]: str(image["file_name"]) for image in content["images"]}
+        for one in content["annotations"]:
+            if config.captions == "all" or one["source"] == "cn":
+                yield names[one["image_id"]], _segments.join(one["caption"])
+    except (KeyError, TypeError) as error:
+        form = "images[].{id, file_name}, annotations[].{image_id, caption, source}"
+        raise UserError(f"{path} is not of COCO-CN's form, {form}") from error

@@ -1,0 +1,103 @@
+"""A folder of the user's own: images, and a CSV, TSV, JSON Lines or Parquet file of captions."""
+
+from __future__ import annotations
+
+import reprlib
+from pathlib import Path, PurePosixPath
+
+from polyalign.config.language import Lang
+from polyalign.data.pairs import FileImage, PairTable
+from polyalign.data.readers import files as _files
+from polyalign.data.readers import sheet as _sheet
+from polyalign.data.readers.columns import IMAGE_NAMES, Columns, need, select
+from polyalign.data.readers.gather import gather
+from polyalign.utils.errors import UserError, did_you_mean
+
+_PREFERRED = ("captions", "metadata")
+_PROBED_ROWS = 100
+
+
+class Config(Columns):
+    """Where the files are, and which columns hold what (see ``Columns``).
+
+    ``root`` is the folder, or the captions file in it. ``captions`` is that file's name inside ``root``, where
+    ``{lang}`` stands for the language's code; by default the only such file there, or the one called ``captions`` or
+    ``metadata``. ``images`` is the folder that image names start from, inside ``root``; by default ``root`` itself or
+    its ``images``.
+    """
+
+    root: Path
+    captions: str | None = None
+    images: str | None = None
+
+
+def load(config: Config, lang: Lang, split: str) -> PairTable:
+    """Load the pairs of a language and split; an image's id is its name in the captions file.
+
+    Raises:
+        UserError: a file or column is missing, a line is malformed, or nothing is of this language and split.
+    """
+    if config.root.is_file():
+        config = config.model_copy(update={"root": config.root.parent, "captions": config.root.name})
+    root = _files.folder(config.root, "source.root, with the captions file")
+    sheet = _sheet.read(_captions_file(root, config, lang))
+    names = _image_names(sheet, need(sheet, "image_column", config.image_column, IMAGE_NAMES))
+    ids = names
+    if config.id_column is not None:
+        ids = [str(value) for value in sheet.column(need(sheet, "id_column", config.id_column, ()))]
+    base = _image_folder(root, config, names)
+    return gather(
+        f"{root.resolve().name}-{split}",
+        lang,
+        config.origin,
+        select(sheet, ids, config, lang, split),
+        lambda row: FileImage(base / names[row]),
+    )
+
+
+def _captions_file(root: Path, config: Config, lang: Lang) -> Path:
+    if config.captions is not None:
+        return _files.existing(root / config.captions.replace("{lang}", lang.code), what="captions file")
+    files = sorted(path for path in root.iterdir() if path.suffix in _sheet.SUFFIXES)
+    preferred = [path for path in files if path.stem in _PREFERRED]
+    for candidates in (files, preferred):
+        if len(candidates) == 1:
+            return candidates[0]
+    if not files:
+        raise UserError(
+            f"{root} has no captions file: put a {', '.join(_sheet.SUFFIXES)} file there{_other_source(root)}"
+        )
+    raise UserError(
+        f"{root} has several files that may hold the captions ({', '.join(path.name for path in files)}): "
+        "say which with source.captions"
+    )
+
+
+def _other_source(root: Path) -> str:
+    """Suggest the source that the folder looks made for."""
+    if (root / "state.json").is_file() or (root / "dataset_dict.json").is_file():
+        return f" (it looks like a saved Hugging Face dataset: --data hub --set source.dataset={root})"
+    if (root / "captions").is_dir() and (root / "splits").is_dir():
+        return f" (it looks like Flickr8k: --data flickr8k --set source.root={root})"
+    return ""
+
+
+def _image_names(sheet: _sheet.Sheet, column: str) -> list[str]:
+    names = []
+    for row, value in enumerate(sheet.column(column)):
+        if not isinstance(value, str) or not value.strip():
+            raise UserError(f'{sheet.row_name(row)}: "{column}" must name an image file, not {reprlib.repr(value)}')
+        names.append(str(PurePosixPath(value.strip().replace("\\", "/"))))
+    return names
+
+
+def _image_folder(root: Path, config: Config, names: list[str]) -> Path:
+    """Choose the folder in which more of the first images are."""
+    if config.images is not None:
+        path = root / config.images
+        if not path.is_dir():
+            inside = (other.name for other in root.iterdir() if other.is_dir())
+            raise UserError(f"there is no folder {path} (source.images): {did_you_mean(config.images, inside)}")
+        return path
+    probed = names[:_PROBED_ROWS]
+    return max((root, root / "images"), key=lambda base: sum((base / name).is_file() for name in probed))

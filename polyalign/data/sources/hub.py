@@ -1,0 +1,198 @@
+"""Any Hugging Face dataset, by its name on the hub or from a folder that ``save_to_disk`` wrote."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import datasets
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets.exceptions import DatasetsError
+from PIL import Image
+
+from polyalign.config.language import Lang
+from polyalign.data.pairs import CorruptImageError, FileImage, PairTable, decode
+from polyalign.data.readers.columns import IMAGE_NAMES, Columns, find, need, select
+from polyalign.data.readers.gather import gather
+from polyalign.data.readers.sheet import Sheet
+from polyalign.utils.errors import UserError
+
+_ID_NAMES = ("image_id", "img_id", "imgid", "cocoid", "filename", "file_name")
+_PART_NAMES = {"train": ("train",), "dev": ("validation", "dev", "val", "valid"), "test": ("test",)}
+
+
+class Config(Columns):
+    """Which dataset, which of its parts are the splits, and which columns hold what (see ``Columns``).
+
+    ``dataset`` is a name on the hub or a folder; ``subset`` and ``revision`` are what ``datasets.load_dataset`` takes.
+    A split that the dataset has no part for is taken out of its training part, by the split column or by the hash of
+    the image id. Image ids are in ``id_column``; by default in one of the usual name (``image_id``, ``filename``, ...),
+    else they are the names of the image files where each has one of its own, else row numbers.
+
+    ``HF_HUB_OFFLINE=1`` in the environment keeps ``datasets`` from the network.
+    """
+
+    dataset: str
+    subset: str | None = None
+    revision: str | None = None
+    train_split: str | None = None
+    dev_split: str | None = None
+    test_split: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class HubImage:
+    """An image in a row of a dataset: bytes in the row, or a file that it names."""
+
+    cells: datasets.Dataset
+    column: str
+    row: int
+
+    def _cell(self) -> bytes | FileImage:
+        """Read the row: bytes, a path, or what ``datasets.Image`` makes of either."""
+        cell = self.cells[self.row][self.column]
+        if isinstance(cell, dict):
+            cell = cell.get("bytes") or cell.get("path")
+        if isinstance(cell, str):
+            return FileImage(Path(cell))
+        if isinstance(cell, bytes):
+            return cell
+        raise CorruptImageError(f"row {self.row} holds no image but {type(cell).__name__}")
+
+    def open(self) -> Image.Image:
+        """Decode to RGB."""
+        cell = self._cell()
+        return cell.open() if isinstance(cell, FileImage) else decode(io.BytesIO(cell))
+
+    def open_small(self, px: int) -> Image.Image:
+        """Decode at a reduced scale, see ``pairs.EncodedImage``."""
+        cell = self._cell()
+        return cell.open_small(px) if isinstance(cell, FileImage) else decode(io.BytesIO(cell), px)
+
+    def key(self) -> str:
+        """Name the bytes by their hash, a file as ``FileImage`` does."""
+        cell = self._cell()
+        return cell.key() if isinstance(cell, FileImage) else hashlib.blake2b(cell, digest_size=16).hexdigest()
+
+
+def load(config: Config, lang: Lang, split: str) -> PairTable:
+    """Load the pairs of a language and split.
+
+    Raises:
+        UserError: the dataset cannot be loaded, a split or column is missing, or nothing is of this language.
+    """
+    parts = load_parts(config.dataset, config.subset, config.revision)
+    part, config, wanted = _part(parts, config, split)
+    rows = parts[part]
+    sheet = Sheet(
+        where=f"{config.dataset} ({part})",
+        names=tuple(rows.column_names),
+        rows=len(rows),
+        column=lambda name: list(rows[name]),
+        row_name=lambda row: f"{config.dataset} ({part}), row {row}",
+    )
+    column = need(sheet, "image_column", config.image_column, IMAGE_NAMES)
+    refs = images(rows, column)
+    return gather(
+        f"{PurePosixPath(config.dataset).name}-{split}",
+        lang,
+        config.origin,
+        select(sheet, _ids(sheet, config, refs, part), config, lang, wanted),
+        refs.__getitem__,
+    )
+
+
+def load_parts(dataset: str, subset: str | None = None, revision: str | None = None) -> dict[str, datasets.Dataset]:
+    """Load a dataset from the hub or a folder, as a dictionary of its parts even if it has one.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    folder = Path(dataset)
+    try:
+        if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
+            loaded = datasets.load_from_disk(str(folder))
+        else:
+            loaded = datasets.load_dataset(dataset, subset, revision=revision)
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f'cannot load the dataset "{dataset}": {reason} (without a network, give a folder written by '
+            "save_to_disk, or a name that is in the Hugging Face cache)"
+        ) from error
+    return {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
+
+
+def _part(parts: dict[str, datasets.Dataset], config: Config, split: str) -> tuple[str, Config, str | None]:
+    """Find the part that a split is in, and what of it is wanted: all (none), or a split that is to be taken out.
+
+    The shares of splits that have parts of their own are set to nothing.
+    """
+    own = {
+        "train": _named(parts, config, "train", config.train_split),
+        "dev": _named(parts, config, "dev", config.dev_split),
+        "test": _named(parts, config, "test", config.test_split),
+    }
+    if len(parts) == 1:
+        return next(iter(parts)), config, split
+    if split not in own:
+        raise UserError(f'{config.dataset} has no split "{split}"')
+    if split != "train" and own[split]:
+        return str(own[split]), config, None
+    if own["train"] is None:
+        raise UserError(
+            f"{config.dataset} has the parts {', '.join(parts)}: say which are for what with source.train_split"
+        )
+    missing = {f"{name}_share": 0.0 for name in ("dev", "test") if own[name]}
+    return own["train"], config.model_copy(update=missing), split
+
+
+def _named(parts: dict[str, datasets.Dataset], config: Config, split: str, wanted: str | None) -> str | None:
+    if wanted is not None and wanted not in parts:
+        raise UserError(f'{config.dataset} has no part "{wanted}" (source.{split}_split): it has {", ".join(parts)}')
+    return wanted or next((name for name in _PART_NAMES[split] if name in parts), None)
+
+
+def images(rows: datasets.Dataset, column: str) -> list[HubImage]:
+    """Give the image of every row, undecoded until it is opened."""
+    cells = rows.select_columns([column])
+    if isinstance(cells.features[column], datasets.Image):
+        cells = cells.cast_column(column, datasets.Image(decode=False))
+    return [HubImage(cells, column, row) for row in range(len(rows))]
+
+
+def _ids(sheet: Sheet, config: Config, refs: Sequence[HubImage], part: str) -> Sequence[str]:
+    column = find(sheet, "id_column", config.id_column, _ID_NAMES)
+    if column is not None:
+        return [str(value) for value in sheet.column(column)]
+    names = _file_names(refs[0].cells) if refs else None
+    if names is None or not _are_ids(names, refs):
+        return [f"{part}/{row}" for row in range(sheet.rows)]
+    return names
+
+
+def _file_names(cells: datasets.Dataset) -> list[str] | None:
+    """Read the file names of the image column without its bytes; none unless every row has one."""
+    values = cells.with_format("arrow")[:].column(0)
+    if pa.types.is_struct(values.type):
+        values = pc.struct_field(values, "path") if values.type.get_field_index("path") >= 0 else None
+    paths = values.to_pylist() if values is not None and _is_text(values.type) else []
+    names = [PurePosixPath((path or "").replace("\\", "/")).name for path in paths]
+    return names if names and all(names) else None
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _are_ids(names: list[str], refs: Sequence[HubImage]) -> bool:
+    """Tell whether rows of one name hold one image, by the first two that share a name; some call all ``image.jpg``."""
+    first: dict[str, int] = {}
+    for row, name in enumerate(names):
+        if first.setdefault(name, row) != row:
+            return refs[first[name]].key() == refs[row].key()
+    return True

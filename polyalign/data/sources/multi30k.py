@@ -1,0 +1,97 @@
+"""Multi30k: Flickr30k captions translated (task 1), or written independently in German and English (task 2)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from polyalign.config.language import Lang
+from polyalign.data.pairs import PairTable
+from polyalign.data.readers import benchmark as _benchmark
+from polyalign.data.readers import files as _files
+from polyalign.data.readers.benchmark import Benchmark
+from polyalign.data.readers.info import FLICKR30K_PHOTOS, Download, Info, coco_photos
+from polyalign.utils.errors import UserError, did_you_mean
+
+INFO = Info(
+    title="Multi30k",
+    folder="multi30k",
+    languages="task 1: en de fr cs (cs not in 2017); task 2: en de",
+    size="29,000 train, 1,014 dev; test 2016 1,000, 2017 1,000, 2017 mscoco 461, 2018 1,071 images; "
+    "one caption each (task 1) or five (task 2)",
+    origin="human",
+    licence="none stated; Flickr30k is for research and education, non-commercial",
+    home="https://github.com/multi30k/dataset",
+    captions="the repository's data/ (task1/raw, task1/image_splits, task2/raw), or the same without raw/",
+    images=f"{FLICKR30K_PHOTOS}; the 2017 and 2018 test images (the README of the repository links them); "
+    "COCO val2014 for mscoco",
+    note="Test 2016 has the images of Flickr30k-200 and of xFlickr&CO; mscoco shares 3 with XTD.",
+    checked="all in the repository's files and README.md at commit a3d2e0d",
+    downloads=(
+        Download(
+            url="https://raw.githubusercontent.com/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/",
+            seen="hashes are of the repository's files; the address is GitHub's for any file of a commit",
+        ),
+    ),
+    single=coco_photos(test="2017-mscoco"),
+)
+
+_TESTS = {"2016-flickr": "test_2016_flickr", "2017-flickr": "test_2017_flickr", "2017-mscoco": "test_2017_mscoco",
+          "2018-flickr": "test_2018_flickr"}  # fmt: skip
+
+
+class Config(Benchmark):
+    """Which task, and which of the test sets; task 2 has only that of 2016."""
+
+    task: Literal[1, 2] = 1
+    test: Literal["2016-flickr", "2017-flickr", "2017-mscoco", "2018-flickr"] = "2016-flickr"
+
+
+def load(config: Config, lang: Lang, split: str) -> PairTable:
+    """Load the captions of a language; line i of a file of captions belongs to line i of the image list.
+
+    Raises:
+        UserError: no such language or split, a file is missing, lines do not belong together, images are missing.
+    """
+    _benchmark.only_splits("multi30k", split, ("train", "dev", "test"))
+    part = {"train": "train", "dev": "val", "test": _TESTS[config.test]}[split]
+    names = _files.existing(
+        config.root / "task1" / "image_splits" / f"{part}.txt",
+        config.root / "image_splits" / f"{part}.txt",
+        what=f"list of the {part} images",
+    )
+    stems = [part] if config.task == 1 else _task2_stems(part)
+    pairs = [pair for stem in stems for pair in _benchmark.aligned(names, _caption_file(config, stem, lang))]
+    name = f"multi30k-task{config.task}-{part}"
+    return _benchmark.table(name, lang, "human", pairs, config)
+
+
+def languages(config: Config) -> list[str]:
+    """List the languages that there are captions of the test set in."""
+    stem = _TESTS[config.test] if config.task == 1 else "test_2016.1"
+    return sorted(_captions(config, stem))
+
+
+def _task2_stems(part: str) -> list[str]:
+    if part.startswith("test") and part != "test_2016_flickr":
+        raise UserError(f"multi30k has no task 2 captions for {part}: its only test set is 2016-flickr")
+    return [f"{part.removesuffix('_flickr')}.{n}" for n in range(1, 6)]
+
+
+def _captions(config: Config, stem: str) -> dict[str, Path]:
+    """Find the file of captions of every language there is."""
+    task = config.root / f"task{config.task}"
+    files = [path for folder in (task, task / "raw") for path in folder.glob(f"{stem}.*.gz")]
+    return {path.name.removeprefix(f"{stem}.").removesuffix(".gz"): path for path in files}
+
+
+def _caption_file(config: Config, stem: str, lang: Lang) -> Path:
+    files = _captions(config, stem)
+    if lang.code not in files:
+        folder = _files.folder(config.root, "source.root, with task1 and task2") / f"task{config.task}"
+        if not files:
+            raise UserError(f"multi30k: there is no {stem}.<language>.gz in {folder} or {folder / 'raw'}")
+        raise UserError(
+            f'multi30k has no {stem} captions in "{lang.code}" in {folder}: {did_you_mean(lang.code, files)}'
+        )
+    return files[lang.code]

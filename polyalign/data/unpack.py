@@ -1,0 +1,102 @@
+"""Taking files out of an archive, so that none is ever seen half written."""
+
+from __future__ import annotations
+
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from polyalign.utils.errors import UserError
+from polyalign.utils.progress import Progress
+
+_CHUNK = 2**20
+_BROKEN = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error)
+
+
+def named(archive: Path, names: tuple[str, ...], folder: Path, progress: Progress) -> None:
+    """Take the files of these names, wherever in the archive they are, into ``folder``.
+
+    Raises:
+        UserError: the archive is broken, and is deleted, or holds no such file.
+    """
+    missing = set(names)
+    with _whole(archive):
+        for name, content in _members(archive, progress):
+            if name in missing:
+                partial = folder / f".{name}.part"
+                _write(content, partial)
+                partial.replace(folder / name)
+                missing.discard(name)
+    if missing:
+        raise UserError(f"{archive} does not hold {', '.join(sorted(missing))}: it is not what it was")
+
+
+def everything(archive: Path, folder: Path, progress: Progress) -> None:
+    """Take all files, without the folders they are in, into a new ``folder``, which appears when it is complete.
+
+    Raises:
+        UserError: the archive is broken, and is deleted, or is empty.
+    """
+    partial = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    with _whole(archive):
+        for name, content in _members(archive, progress):
+            _write(content, partial / name)
+    if not any(partial.iterdir()):
+        raise UserError(f"{archive} holds no files")
+    partial.replace(folder)
+
+
+def _write(content: IO[bytes], path: Path) -> None:
+    try:
+        file = path.open("wb")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    with file:
+        while chunk := content.read(_CHUNK):
+            try:
+                file.write(chunk)
+            except OSError as error:
+                raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def _whole(archive: Path) -> Iterator[None]:
+    """Delete an archive that turns out to be broken while it is read."""
+    try:
+        yield
+    except _BROKEN as error:
+        archive.unlink(missing_ok=True)
+        raise UserError(
+            f"{archive} cannot be unpacked ({str(error) or type(error).__name__}) and was deleted: download it again"
+        ) from error
+
+
+def _members(archive: Path, progress: Progress) -> Iterator[tuple[str, IO[bytes]]]:
+    """Yield the bare name and the content of each file, which bars names that lead out of the folder."""
+    return _in_zip(archive, progress) if zipfile.is_zipfile(archive) else _in_tar(archive, progress)
+
+
+def _in_zip(archive: Path, progress: Progress) -> Iterator[tuple[str, IO[bytes]]]:
+    with zipfile.ZipFile(archive) as packed:
+        members = [member for member in packed.infolist() if not member.is_dir()]
+        for done, member in enumerate(members, start=1):
+            with packed.open(member) as content:
+                yield PurePosixPath(member.filename).name, content
+            progress(f"unpacking {archive.name}", done, len(members))
+
+
+def _in_tar(archive: Path, progress: Progress) -> Iterator[tuple[str, IO[bytes]]]:
+    size = archive.stat().st_size
+    with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:*") as packed:
+        for member in packed:
+            content = packed.extractfile(member) if member.isfile() else None
+            if content is not None:
+                yield PurePosixPath(member.name).name, content
+                progress(f"unpacking {archive.name}, MiB", raw.tell() // 2**20, max(1, size // 2**20))

@@ -1,0 +1,295 @@
+"""Retrieval metrics: ranks with pessimistic ties, hit rates at K, bootstrap intervals and paired tests.
+
+What the field calls recall@K is a hit rate: the share of queries with at least one right answer among the top K.
+Values are fractions of one; percent is for display. Embeddings are rows of unit length, so a score is a cosine.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from polyalign.utils.errors import UserError
+
+Floats = npt.NDArray[np.floating]
+Ints = npt.NDArray[np.int64]
+
+RECALL_AT = (1, 5, 10)
+"""The K of recall@K."""
+
+_SCORES_PER_BLOCK = 2**23
+_GRID_BITS = 25
+_MAX_SCORE = 8.0
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """How well each query found its answer.
+
+    ``rank`` (Q,) is the place of the best right key, 1 being first; ``tied`` (Q,) is true where a wrong key
+    scored exactly as high as that right key, and was therefore placed ahead of it.
+    """
+
+    rank: Ints
+    tied: npt.NDArray[np.bool_]
+
+
+def both_directions(
+    image_emb: Floats, caption_emb: Floats, image_of: Ints, *, block_rows: int | None = None
+) -> tuple[Ranked, Ranked]:
+    """Rank text-to-image (one query a caption) and image-to-text (one query an image), in this order.
+
+    A rank counts the wrong answers that score at least as high as the best right one: equal scores rank ahead of it,
+    so a collapsed model is last, not first. Neither ``block_rows`` nor the processor changes a rank: embeddings are
+    put on a grid of 2**-25, on which float64 sums are exact in any order, and each score is rounded once to float32.
+
+    Args:
+        image_emb: (I, D), rows of unit length.
+        caption_emb: (C, D), rows of unit length.
+        image_of: (C,) the image each caption belongs to; an image without a caption ranks last, at C + 1.
+        block_rows: captions scored at once; the default keeps a block near 100 MB however many images there are.
+
+    Raises:
+        UserError: an embedding is NaN or infinite.
+        ValueError: the shapes do not fit, rows are far from unit length, or there is nothing to rank.
+    """
+    _check(image_emb, caption_emb, image_of)
+    images, captions = _to_grid(image_emb), len(caption_emb)
+    step = block_rows or max(1, _SCORES_PER_BLOCK // len(images))
+    blocks = [slice(start, start + step) for start in range(0, captions, step)]
+    own = np.empty(captions, dtype=np.float32)
+    for block in blocks:
+        own[block] = np.einsum("cd,cd->c", _to_grid(caption_emb[block]), images[image_of[block]])
+    best = np.full(len(images), -np.inf, dtype=np.float32)
+    np.maximum.at(best, image_of, own)
+    text_reached, text_above = np.empty((2, captions), dtype=np.int64)
+    image_reached, image_above = np.zeros((2, len(images)), dtype=np.int64)
+    for block in blocks:
+        scores = (_to_grid(caption_emb[block]) @ images.T).astype(np.float32)
+        text_reached[block] = np.count_nonzero(scores >= own[block, None], axis=1)
+        text_above[block] = np.count_nonzero(scores > own[block, None], axis=1)
+        image_reached += np.count_nonzero(scores >= best, axis=0)
+        image_above += np.count_nonzero(scores > best, axis=0)
+    right = np.bincount(image_of[own == best[image_of]], minlength=len(images))
+    return _ranked(text_reached, text_above, np.ones(captions, np.int64)), _ranked(image_reached, image_above, right)
+
+
+def nearest(queries: Floats, keys: Floats) -> Ints:
+    """Give each query's best key (Q,); of equally good ones the first.
+
+    Args:
+        queries: (Q, D), rows of unit length.
+        keys: (K, D), rows of unit length.
+    """
+    on_grid = _to_grid(keys)
+    step = max(1, _SCORES_PER_BLOCK // len(keys))
+    best = [
+        (_to_grid(queries[start : start + step]) @ on_grid.T).astype(np.float32).argmax(axis=1)
+        for start in range(0, len(queries), step)
+    ]
+    return np.concatenate(best).astype(np.int64)
+
+
+def _ranked(reached: Ints, above: Ints, right: Ints) -> Ranked:
+    """Rank from counts by query: answers at or above the best right score, above it, and right ones that reach it."""
+    return Ranked(rank=1 + reached - right, tied=reached - right > above)
+
+
+def _to_grid(rows: Floats) -> npt.NDArray[np.float64]:
+    """Round to multiples of 2**-25: products are multiples of 2**-50, and sums of them up to 8 fit 53 bits."""
+    grid: npt.NDArray[np.float64] = np.ldexp(np.rint(np.ldexp(rows.astype(np.float64), _GRID_BITS)), -_GRID_BITS)
+    return grid
+
+
+def _check(image_emb: Floats, caption_emb: Floats, image_of: Ints) -> None:
+    if image_emb.ndim != 2 or caption_emb.ndim != 2 or image_emb.shape[1] != caption_emb.shape[1]:
+        raise ValueError(f"embeddings of shapes {image_emb.shape} and {caption_emb.shape} cannot be compared")
+    if image_of.shape != (len(caption_emb),):
+        raise ValueError(f"{len(caption_emb)} captions need as many image indices, not {image_of.shape}")
+    if not len(image_of):
+        raise ValueError("there is nothing to rank")
+    if not 0 <= image_of.min() <= image_of.max() < len(image_emb):
+        raise ValueError(f"image_of must name one of the {len(image_emb)} images")
+    longest = [float(np.linalg.norm(rows, axis=1).max()) for rows in (image_emb, caption_emb)]
+    if not all(map(math.isfinite, longest)):
+        raise UserError("the embeddings hold NaN or infinity: the training diverged; lower the learning rate")
+    if longest[0] * longest[1] > _MAX_SCORE:
+        raise ValueError(f"embeddings must have unit length, these have up to {longest[0]:.3g} and {longest[1]:.3g}")
+
+
+def chance(captions_per_image: Ints) -> npt.NDArray[np.float64]:
+    """Give the expected hit rates (6,) of a random ordering, in the column order of ``Hits``.
+
+    Args:
+        captions_per_image: (I,) how many captions each image of the gallery has.
+    """
+    images, captions = len(captions_per_image), int(captions_per_image.sum())
+    text_to_image = [min(k, images) / images for k in RECALL_AT]
+    image_to_text = []
+    for k in RECALL_AT:
+        # P(no right caption in the top k) = prod_j (C - n - j) / (C - j), drawing without replacement.
+        places = np.arange(min(k, captions))
+        left = np.clip(captions - captions_per_image[:, None] - places, 0, None) / (captions - places)
+        image_to_text.append(1.0 - float(left.prod(axis=1).mean()))
+    return np.array(text_to_image + image_to_text)
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Hits gathered by image, the unit that is resampled: a caption belongs to its image.
+
+    ``hits`` and ``queries`` are (I, 6): columns text-to-image at 1, 5, 10, then image-to-text at 1, 5, 10.
+    """
+
+    hits: npt.NDArray[np.float64]
+    queries: npt.NDArray[np.float64]
+
+
+def gather_hits(text_to_image: Ints, image_to_text: Ints, image_of: Ints, fold_of: Ints | None = None) -> Hits:
+    """Count hits by image.
+
+    Args:
+        text_to_image: (C,) rank of each caption's image.
+        image_to_text: (I,) rank of each image's best caption.
+        image_of: (C,) the image of each caption.
+        fold_of: (I,) the fold each image was searched in; hits and queries then count as shares of their fold's, so
+            that all of them together give the mean of the folds.
+    """
+    images = len(image_to_text)
+    captions = np.bincount(image_of, minlength=images)
+    columns = len(RECALL_AT)
+    hits, queries = np.ones((2, images, 2 * columns))
+    for column, k in enumerate(RECALL_AT):
+        hits[:, column] = np.bincount(image_of, weights=text_to_image <= k, minlength=images)
+        hits[:, columns + column] = image_to_text <= k
+    queries[:, :columns] = captions[:, None]
+    if fold_of is not None:
+        _, fold = np.unique(fold_of, return_inverse=True)
+        asked = np.zeros((fold.max() + 1, 2 * columns))
+        np.add.at(asked, fold, queries)
+        hits, queries = hits / asked[fold], queries / asked[fold]
+    return Hits(hits, queries)
+
+
+def recalls(seeds: Sequence[Hits]) -> npt.NDArray[np.float64]:
+    """Give the six recalls and, last, their mean (mean recall), averaged over the seeds: (7,)."""
+    pooled = np.mean([run.hits.sum(axis=0) for run in seeds], axis=0)
+    return _with_mean(pooled / _same_queries(seeds).sum(axis=0))
+
+
+def resample(
+    entries: Sequence[Sequence[Hits]], *, resamples: int = 1000, seed: int = 0
+) -> list[npt.NDArray[np.float64]]:
+    """Bootstrap the recalls of every entry over images, and over its seeds where it has several.
+
+    Images and seeds are drawn independently (they are crossed: each seed answers for the same images). All entries get
+    the same images, and those with equally many seeds the same seeds, so their differences are a paired bootstrap.
+
+    Args:
+        entries: for each entry one ``Hits`` a training seed, all on the same gallery.
+        resamples: R.
+        seed: of the draws.
+
+    Returns:
+        (R, 7) for each entry, columns as ``recalls``.
+    """
+    queries = _same_queries([run for seeds in entries for run in seeds])
+    images, columns = queries.shape
+    stacked = np.concatenate([run.hits for seeds in entries for run in seeds] + [queries], axis=1)
+    drawn = np.concatenate([weights @ stacked for weights in _image_weights(seed, resamples, images)])
+    # Sums of whole numbers, exact in any order: the same bits on every machine.
+    totals = drawn.reshape(resamples, -1, columns)
+    hits, asked = totals[:, :-1], totals[:, -1]
+    out, start = [], 0
+    for seeds in entries:
+        count = len(seeds)
+        chosen = _draw(np.random.default_rng((seed, count)), resamples, count) / count
+        pooled = np.einsum("rs,rsm->rm", chosen, hits[:, start : start + count])
+        out.append(_with_mean(pooled / asked))
+        start += count
+    return out
+
+
+def resample_together(
+    entries: Sequence[tuple[Hits, Ints]], photos: int, *, resamples: int = 1000, seed: int = 0
+) -> list[npt.NDArray[np.float64]]:
+    """Bootstrap the recalls of galleries that share photos, over the photos of all of them.
+
+    A photo is drawn with all it answers for, in whatever galleries and languages: what is averaged over them keeps its
+    dependence. A gallery of which no photo is drawn keeps its observed recalls in that draw.
+
+    Args:
+        entries: for each gallery its hits and (I,) which photo each of its images is.
+        photos: how many there are.
+        resamples: R.
+        seed: of the draws.
+
+    Returns:
+        (R, 7) for each entry, columns as ``recalls``.
+    """
+    parts: list[list[npt.NDArray[np.float64]]] = [[] for _ in entries]
+    for weights in _image_weights(seed, resamples, photos):
+        for (own, photo_of), part in zip(entries, parts, strict=True):
+            drawn = weights[:, photo_of]
+            hits, asked = drawn @ own.hits, drawn @ own.queries
+            observed = np.broadcast_to(recalls([own])[:-1], hits.shape).copy()
+            part.append(_with_mean(np.divide(hits, asked, out=observed, where=asked > 0)))
+    return [np.concatenate(part) for part in parts]
+
+
+def interval(samples: npt.NDArray[np.float64], confidence: float = 0.95) -> npt.NDArray[np.float64]:
+    """Give the percentile interval of each column of ``resample``: (2, M), low and high."""
+    tail = (1 - confidence) / 2
+    bounds: npt.NDArray[np.float64] = np.quantile(samples, [tail, 1 - tail], axis=0)
+    return bounds
+
+
+def paired_p_value(samples_a: npt.NDArray[np.float64], samples_b: npt.NDArray[np.float64]) -> float:
+    """Give the two-sided bootstrap p-value for A and B being equally good.
+
+    Args:
+        samples_a: (R,) one column of ``resample`` for A.
+        samples_b: (R,) the same column for B, of the same draws on the same gallery.
+    """
+    difference = samples_a - samples_b
+    tail = min(np.count_nonzero(difference <= 0), np.count_nonzero(difference >= 0))
+    return min(1.0, 2 * (1 + tail) / (1 + len(difference)))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p-values for several comparisons (Holm, 1979), in the order given."""
+    adjusted = [0.0] * len(p_values)
+    highest = 0.0
+    for position, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        highest = max(highest, min(1.0, (len(p_values) - position) * p_values[index]))
+        adjusted[index] = highest
+    return adjusted
+
+
+def _with_mean(six: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.concatenate([six, six.mean(axis=-1, keepdims=True)], axis=-1)
+
+
+def _same_queries(seeds: Sequence[Hits]) -> npt.NDArray[np.float64]:
+    first = seeds[0].queries
+    if not all(np.array_equal(run.queries, first) for run in seeds):
+        raise ValueError("the runs were not tested on the same gallery")
+    return first
+
+
+def _draw(rng: np.random.Generator, resamples: int, items: int) -> npt.NDArray[np.float64]:
+    """Draw ``items`` of ``items`` with replacement and count how often each came: (R, items)."""
+    drawn = rng.integers(items, size=(resamples, items)) + np.arange(resamples)[:, None] * items
+    return np.bincount(drawn.ravel(), minlength=resamples * items).reshape(resamples, items).astype(np.float64)
+
+
+def _image_weights(seed: int, resamples: int, images: int) -> Iterator[npt.NDArray[np.float64]]:
+    """Draw image weights (R, images) in blocks of rows, so that memory does not grow with their number."""
+    rng = np.random.default_rng(seed)
+    step = max(1, _SCORES_PER_BLOCK // images)
+    for start in range(0, resamples, step):
+        yield _draw(rng, min(step, resamples - start), images)

@@ -1,0 +1,291 @@
+"""The records of results: what a run measured and everything needed to believe it, as JSON and back.
+
+Values are fractions of one, seconds and bytes. Records are made from these fields alone, so that tables can be
+drawn again, and runs tested against each other, long after the models are gone.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from polyalign.config.language import describe
+from polyalign.data.pairs import Origin
+from polyalign.evaluation import metrics
+from polyalign.utils import storage
+from polyalign.utils.errors import UserError
+
+DirectionName = Literal["text_to_image", "image_to_text"]
+_NUMBER_LIST = re.compile(r"\[\s*(-?\d[\d.eE+-]*(?:,\s*-?\d[\d.eE+-]*)*)\s*\]")
+
+
+class Record(BaseModel):
+    """A record that cannot change and takes no unknown field."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    def save_json(self, path: Path) -> None:
+        """Write the record, readable and with one line a list of numbers; a reader never sees half a file."""
+        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+        text = _NUMBER_LIST.sub(lambda found: "[" + ", ".join(re.split(r",\s*", found[1].strip())) + "]", text)
+        storage.write_text(path, text + "\n")
+
+    @classmethod
+    def load_json(cls, path: Path) -> Self:
+        """Read a record back.
+
+        Raises:
+            UserError: the file is missing, is not JSON or is not such a record; the message says where.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+        except ValidationError as error:
+            raise UserError(f"{path} is not a {cls.__name__.lower()} result: {describe(error)}") from error
+
+
+class Score(Record):
+    """A value and its 95 % interval, as fractions."""
+
+    value: float
+    low: float
+    high: float
+
+
+def with_intervals(observed: npt.NDArray[np.float64], drawn: npt.NDArray[np.float64]) -> tuple[Score, ...]:
+    """Give each observed figure ``(M,)`` the interval of its bootstrap draws ``(R, M)``."""
+    low, high = metrics.interval(drawn)
+    columns = zip(observed.tolist(), low.tolist(), high.tolist(), strict=True)
+    return tuple(Score(value=value, low=bottom, high=top) for value, bottom, top in columns)
+
+
+class Direction(Record):
+    """Retrieval in one direction.
+
+    ``recall`` is the hit rate at 1, 5 and 10. ``ties`` counts the queries whose right answer scored exactly like a
+    wrong one. ``ranks`` is the rank of each query's best right answer, in the order of the gallery; it may be left out.
+    """
+
+    direction: DirectionName
+    recall: dict[int, Score]
+    median_rank: float
+    mean_rank: float
+    queries: int
+    ties: int
+    ranks: tuple[int, ...] = ()
+
+
+class Retrieval(Record):
+    """Retrieval in both directions over one gallery.
+
+    ``fingerprint`` names the gallery's image ids, captions and their order: two results with the same one answer the
+    same queries. ``image_of`` is the image of each caption, empty where image ``i`` has caption ``i`` alone.
+    ``mean_recall`` is the mean of the six recalls. Where ``fold_of`` names the fold of each image, each fold was
+    searched alone, recalls are the mean over folds, and ``images``, ``captions`` and ranks are those of all folds.
+    """
+
+    gallery: str
+    lang: str
+    origin: Origin
+    fingerprint: str
+    images: int
+    captions: int
+    image_of: tuple[int, ...] = ()
+    fold_of: tuple[int, ...] = ()
+    tie_rule: Literal["pessimistic"] = "pessimistic"
+    text_to_image: Direction
+    image_to_text: Direction
+    mean_recall: Score
+
+    @model_validator(mode="after")
+    def _counts_agree(self) -> Self:
+        queries = {len(direction.ranks) for direction in (self.text_to_image, self.image_to_text)}
+        if len(self._image_of()) != self.captions:
+            raise ValueError("the captions and their images differ in number")
+        if queries not in ({0}, {self.captions, self.images}):
+            raise ValueError("the queries and their ranks differ in number")
+        if self.fold_of and len(self.fold_of) != self.images:
+            raise ValueError("the images and their folds differ in number")
+        return self
+
+    def fold_sizes(self) -> tuple[int, ...]:
+        """Count the images of each part of the gallery that was searched alone; one part where it has no folds."""
+        return tuple(np.unique(self.fold_of, return_counts=True)[1].tolist()) if self.fold_of else (self.images,)
+
+    def _image_of(self) -> npt.NDArray[np.int64]:
+        return np.array(self.image_of, dtype=np.int64) if self.image_of else np.arange(self.images)
+
+    def captions_per_image(self) -> npt.NDArray[np.int64]:
+        """Count the captions of each image (I,)."""
+        return np.bincount(self._image_of(), minlength=self.images).astype(np.int64)
+
+    def hits(self) -> metrics.Hits:
+        """Gather the hits by image, to resample and to test against another run.
+
+        Raises:
+            ValueError: the ranks were left out.
+        """
+        ranks = (self.text_to_image.ranks, self.image_to_text.ranks)
+        if not ranks[0]:
+            raise ValueError(f"the ranks of {self.gallery} in {self.lang} were left out")
+        folds = np.array(self.fold_of) if self.fold_of else None
+        return metrics.gather_hits(np.array(ranks[0]), np.array(ranks[1]), self._image_of(), folds)
+
+    def without_ranks(self) -> Retrieval:
+        """Leave the ranks out, which is most of the record, where nothing is to be tested against it."""
+        bare = (way.model_copy(update={"ranks": ()}) for way in (self.text_to_image, self.image_to_text))
+        return self.model_copy(update=dict(zip(("text_to_image", "image_to_text"), bare, strict=True)))
+
+    def chance(self) -> npt.NDArray[np.float64]:
+        """Give the six recalls (6,) that a random ordering of this gallery would have on average."""
+        counts, folds = self.captions_per_image(), np.array(self.fold_of or [0] * self.images)
+        means: npt.NDArray[np.float64] = np.mean([metrics.chance(counts[folds == f]) for f in np.unique(folds)], axis=0)
+        return means
+
+
+class ZeroShot(Record):
+    """Zero-shot classification of one dataset in one language.
+
+    ``mean_per_class`` is the accuracy averaged over classes. Languages that name different numbers of ``classes``
+    cannot be compared. ``templates`` are the prompts, ``named_by`` says where the classes' names are from; ``ties``
+    counts the images whose right class scored like a wrong one.
+    """
+
+    dataset: str
+    lang: str
+    templates: tuple[str, ...]
+    named_by: str
+    classes: int
+    images: int
+    ties: int
+    top1: Score
+    top5: Score
+    mean_per_class: Score
+
+
+class TextByRetrieval(Record):
+    """chrF (0 to 100) of the captions that images retrieve, against the images' other captions.
+
+    ``random`` is the same for a random caption of another image, ``own`` for the image's own first caption: what to
+    compare with. ``signature`` is sacrebleu's.
+    """
+
+    gallery: str
+    lang: str
+    images: int
+    captions: int
+    chrf: float
+    random: float
+    own: float
+    signature: str
+
+
+class Change(Record):
+    """A figure of a tower before alignment and after it."""
+
+    before: float
+    after: float
+
+
+class Knowledge(Record):
+    """What the towers could do before alignment and still can.
+
+    ``sentences`` is the share of sentences that find their translation, by language pair (``en-sw``); ``perplexity``
+    the pseudo-perplexity by language, where the text tower has a language-model head; ``probe`` the accuracy of a
+    classifier on the vision tower's features, by its name. ``cka`` compares every layer before and after (1 is
+    unchanged, up to rotation and scale), and ``moved`` is the mean distance from a tower's unit output before to that
+    after (0 to 2), for the same inputs.
+    """
+
+    sentences: dict[str, Change] = {}
+    perplexity: dict[str, Change] = {}
+    probe: dict[str, Change] = {}
+    cka: dict[Literal["vision", "text"], tuple[float, ...]] = {}
+    moved: dict[Literal["vision", "text"], float] = {}
+
+    @property
+    def kept(self) -> float | None:
+        """One number: the share that is left of sentence retrieval and of the probe, averaged over the two."""
+        shares = [
+            sum(change.after for change in changes.values()) / sum(change.before for change in changes.values())
+            for changes in (self.sentences, self.probe)
+            if any(change.before > 0 for change in changes.values())
+        ]
+        return sum(shares) / len(shares) if shares else None
+
+
+class Look(Record):
+    """One look at the dev split: after how many steps and seconds, the mean recall, the mean loss since the last."""
+
+    step: int
+    seconds: float
+    loss: float
+    dev_mean_recall: float
+
+
+class Run(Record):
+    """One training run and its test.
+
+    ``recipe`` is the resolved recipe, from which the run can be repeated. ``untrained`` is the test of the same
+    towers with the projections as initialised. The first of ``test`` is in the language trained on, the others are in
+    languages it was not. ``pairs`` and ``images`` are what the budget gave, ``pairs_seen`` counts repeats.
+    ``seconds`` is all of the training, with what it cost to compute the frozen part once, and ``cpu_seconds`` is the
+    processor time of that, over all threads. ``checkpoint_bytes`` is the size of what was saved. ``tuned`` holds the
+    values tried on the dev split, by key of the recipe; the recipe has the one chosen. ``looks`` is the learning curve
+    on dev; training kept the state of the best look.
+    ``retries`` counts the times the run was begun again because its worker died.
+    """
+
+    schema_version: Literal[1] = 1
+    recipe: dict[str, Any]
+    lang: str
+    strategy: str
+    towers: Literal["both", "vision", "text"]
+    budget: str
+    seed: int
+    pairs: int
+    images: int
+    pairs_seen: int
+    steps: int
+    epochs: float
+    stopped_early: bool
+    trainable: int
+    total: int
+    seconds: float
+    cpu_seconds: float
+    peak_memory_bytes: int
+    checkpoint_bytes: int
+    device: str
+    threads: int
+    caption_origin: Origin
+    versions: dict[str, str]
+    untrained: Retrieval
+    test: tuple[Retrieval, ...] = Field(min_length=1)
+    looks: tuple[Look, ...] = ()
+    tuned: dict[str, tuple[Any, ...]] = {}
+    retries: int = 0
+    knowledge: Knowledge | None = None
+
+    @property
+    def cost_seconds(self) -> float:
+        """What it cost, in a figure that does not hang on what else a machine did: processor time on a processor."""
+        return self.cpu_seconds if self.device == "cpu" else self.seconds
+
+
+class LeftOut(Record):
+    """A run that a comparison could not make, and why; the fields are those of ``Run``."""
+
+    recipe: dict[str, Any]
+    lang: str
+    strategy: str
+    towers: Literal["both", "vision", "text"]
+    budget: str
+    seed: int
+    why: str

@@ -1,0 +1,123 @@
+"""Retrieval between images and captions, in both directions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from polyalign.data.pairs import PairTable
+from polyalign.evaluation import metrics
+from polyalign.evaluation.results import Direction, DirectionName, Retrieval, Score, with_intervals
+from polyalign.models.aligner import Aligner
+from polyalign.models.embed import embed
+from polyalign.utils.errors import UserError
+
+
+class Config(BaseModel):
+    """How to embed, and how finely to resample for the intervals."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch_size: int = Field(default=256, ge=1)
+    resamples: int = Field(default=1000, ge=100)
+
+
+def evaluate(aligner: Aligner, gallery: PairTable, config: Config) -> Retrieval:
+    """Embed the gallery and measure retrieval in it.
+
+    Raises:
+        UserError: the gallery is empty, or has images without a caption.
+    """
+    check_gallery(gallery)
+    embedded = embed(aligner, gallery, batch_size=config.batch_size)
+    return score(embedded.images, embedded.captions, gallery, resamples=config.resamples)
+
+
+def score(
+    image_emb: metrics.Floats, caption_emb: metrics.Floats, gallery: PairTable, *, resamples: int = 1000
+) -> Retrieval:
+    """Measure retrieval from embeddings.
+
+    Args:
+        image_emb: (I, D), rows of unit length, in the order of the gallery's images.
+        caption_emb: (C, D), rows of unit length, in the order of the gallery's captions.
+        gallery: which captions belong to which image, and what is being measured.
+        resamples: bootstrap draws over images behind each interval.
+    """
+    check_gallery(gallery)
+    text_to_image, image_to_text = _rank(image_emb, caption_emb, gallery)
+    hits = metrics.gather_hits(text_to_image.rank, image_to_text.rank, gallery.image_of, gallery.fold_of)
+    scores = with_intervals(metrics.recalls([hits]), metrics.resample([[hits]], resamples=resamples)[0])
+    in_order = np.array_equal(gallery.image_of, np.arange(len(gallery.images)))
+    return Retrieval(
+        gallery=gallery.name,
+        lang=gallery.lang,
+        origin=gallery.origin,
+        fingerprint=fingerprint(gallery),
+        images=len(gallery.images),
+        captions=len(gallery.captions),
+        image_of=() if in_order else tuple(gallery.image_of.tolist()),
+        fold_of=() if gallery.fold_of is None else tuple(gallery.fold_of.tolist()),
+        text_to_image=_direction("text_to_image", text_to_image, scores[:3]),
+        image_to_text=_direction("image_to_text", image_to_text, scores[3:6]),
+        mean_recall=scores[6],
+    )
+
+
+def check_gallery(gallery: PairTable) -> None:
+    """Refuse a gallery in which not every image has a caption.
+
+    Raises:
+        UserError: it is empty or has bare images.
+    """
+    if not len(gallery):
+        raise UserError(f'the gallery "{gallery.name}" has no captions in "{gallery.lang}"')
+    bare = np.flatnonzero(np.bincount(gallery.image_of, minlength=len(gallery.images)) == 0)
+    if len(bare):
+        first = gallery.image_ids[bare[0]]
+        raise UserError(f'{len(bare)} images of the gallery "{gallery.name}" have no caption, "{first}" is the first')
+
+
+def fingerprint(gallery: PairTable) -> str:
+    """Hash the image ids, the captions and which belong together, in order: 16 hex digits."""
+    digest = hashlib.sha256()
+    folds = [] if gallery.fold_of is None else gallery.fold_of.tolist()
+    for part in (*gallery.image_ids, *gallery.captions, *map(str, [*gallery.image_of.tolist(), *folds])):
+        digest.update(part.encode() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _rank(
+    image_emb: metrics.Floats, caption_emb: metrics.Floats, gallery: PairTable
+) -> tuple[metrics.Ranked, metrics.Ranked]:
+    """Rank in both directions, within each fold where the gallery has folds."""
+    if gallery.fold_of is None:
+        return metrics.both_directions(image_emb, caption_emb, gallery.image_of)
+    ways = [_unranked(len(gallery.captions)), _unranked(len(gallery.images))]
+    for fold in np.unique(gallery.fold_of):
+        images = np.flatnonzero(gallery.fold_of == fold)
+        captions = np.flatnonzero(gallery.fold_of[gallery.image_of] == fold)
+        image_of = np.searchsorted(images, gallery.image_of[captions])
+        found = metrics.both_directions(image_emb[images], caption_emb[captions], image_of)
+        for way, part, rows in zip(ways, found, (captions, images), strict=True):
+            way.rank[rows], way.tied[rows] = part.rank, part.tied
+    return ways[0], ways[1]
+
+
+def _unranked(queries: int) -> metrics.Ranked:
+    return metrics.Ranked(rank=np.zeros(queries, np.int64), tied=np.zeros(queries, np.bool_))
+
+
+def _direction(name: DirectionName, ranked: metrics.Ranked, scores: Sequence[Score]) -> Direction:
+    return Direction(
+        direction=name,
+        recall=dict(zip(metrics.RECALL_AT, scores, strict=True)),
+        median_rank=float(np.median(ranked.rank)),
+        mean_rank=float(ranked.rank.mean()),
+        queries=len(ranked.rank),
+        ties=int(np.count_nonzero(ranked.tied)),
+        ranks=tuple(ranked.rank.tolist()),
+    )

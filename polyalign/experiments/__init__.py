@@ -1,0 +1,1 @@
+"""Grids of runs and their statistics: comparisons, significance, tables and figures."""

@@ -1,0 +1,169 @@
+"""Figures of the report: mean recall against trainable parameters, pairs and seconds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from polyalign.evaluation.results import Run
+from polyalign.experiments.significance import Contest, Entry
+
+# Okabe and Ito (2008), told apart by the colour-blind, without the yellow that is faint on white; and four more.
+# The shapes say it again; as their number has no common factor with the colours', no two entries look alike.
+_COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
+    *("#888888", "#882255", "#999933", "#332288"),
+)
+_SHAPES = "osD^v<PX"
+_HEIGHT_INCHES = 4.4
+_PANEL_INCHES = 4.4
+
+Style = dict[str, str]
+
+
+def names(contest: Contest) -> dict[str, str]:
+    """Give each figure's description and file name, for contests that are shown together.
+
+    Where time or memory is the budget, pairs are no axis to compare along.
+    """
+    compute = "-compute" if contest.of_compute else ""
+    stem = re.sub(r"[^A-Za-z0-9.-]+", "-", f"{contest.lang}-{contest.gallery.gallery}-{contest.recipe}{compute}")
+    pairs = {} if contest.of_compute else {"Mean recall against pairs": f"{stem}-pairs.png"}
+    return {
+        "Mean recall against trainable parameters": f"{stem}-parameters.png",
+        **pairs,
+        "Mean recall against seconds of training": f"{stem}-seconds.png",
+    }
+
+
+def clock(contest: Contest) -> str:
+    """Say what ``cost_seconds`` are of these runs."""
+    devices = {run.device for entry in contest.entries for run in entry.runs}
+    if devices == {"cpu"}:
+        return "processor time over all threads"
+    return "processor time where there is no GPU" if "cpu" in devices else "by the clock"
+
+
+def together(found: Sequence[Contest]) -> list[list[Contest]]:
+    """Group the contests that are shown together: one language, gallery and recipe, and one kind of budget."""
+    groups: dict[tuple[object, ...], list[Contest]] = {}
+    for contest in found:
+        key = (contest.lang, contest.gallery.gallery, contest.recipes, contest.of_compute)
+        groups.setdefault(key, []).append(contest)
+    return list(groups.values())
+
+
+def draw(found: Sequence[Contest], folder: Path) -> list[Path]:
+    """Draw the figures of all contests, those shown together in one, and list the files.
+
+    An entry looks the same in all of them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    styles = _styles(entry.name for contest in found for entry in contest.entries)
+    written = []
+    for own in together(found):
+        drawn = [
+            _scatter(own, styles, lambda run: run.trainable, "trainable parameters"),
+            *([] if own[0].of_compute else [_lines(own, styles)]),
+            _scatter(own, styles, lambda run: run.cost_seconds, f"seconds ({clock(own[0])})"),
+        ]
+        for name, figure in zip(names(own[0]).values(), drawn, strict=True):
+            figure.savefig(folder / name, dpi=110)
+            written.append(folder / name)
+    return written
+
+
+def _styles(entries: Iterable[str]) -> dict[str, Style]:
+    return {
+        name: {"color": _COLOURS[i % len(_COLOURS)], "marker": _SHAPES[i % len(_SHAPES)]}
+        for i, name in enumerate(sorted(set(entries)))
+    }
+
+
+def _scatter(found: Sequence[Contest], styles: dict[str, Style], of: Callable[[Run], float], what: str) -> Figure:
+    """Draw a panel for each budget, a point for each entry."""
+    figure, panels = _panels(len(found), found[0])
+    for contest, panel in zip(found, panels, strict=True):
+        for entry in contest.entries:
+            _point(panel, [entry.mean(of)], [entry], styles[entry.name])
+        _dress(panel, contest, f"{contest.budget}, {_seeds(contest)}", what)
+    return _with_legend(figure, panels)
+
+
+def _lines(found: Sequence[Contest], styles: dict[str, Style]) -> Figure:
+    """Draw one panel, a line for each entry over the pairs it was given."""
+    figure, (panel,) = _panels(1, found[0])
+    by_name: dict[str, list[Entry]] = {}
+    for contest in found:
+        for entry in contest.entries:
+            by_name.setdefault(entry.name, []).append(entry)
+    for place, (name, entries) in enumerate(sorted(by_name.items())):
+        entries.sort(key=lambda entry: entry.runs[0].pairs)
+        aside = 1 + 0.02 * (place - len(by_name) / 2)  # so that intervals do not hide each other
+        _point(panel, [aside * entry.runs[0].pairs for entry in entries], entries, styles[name])
+    _dress(panel, found[0], _seeds(found[0]), "training pairs (points moved a little apart)")
+    return _with_legend(figure, [panel])
+
+
+def _panels(count: int, contest: Contest) -> tuple[Figure, list[Axes]]:
+    width = max(_PANEL_INCHES * count, 1.5 * _PANEL_INCHES)
+    figure = Figure(figsize=(width, _HEIGHT_INCHES), layout="constrained")
+    figure.suptitle(f"{contest.lang}: {contest.gallery.gallery}, recipe {contest.recipe}", fontsize=12)
+    row = figure.subplots(1, count, sharey=True, squeeze=False)[0]
+    return figure, list(row)
+
+
+def _point(panel: Axes, x: Sequence[float], entries: Sequence[Entry], style: Style) -> None:
+    means = [entry.scores[-1] for entry in entries]
+    values = [100 * score.value for score in means]
+    below = [100 * (score.value - score.low) for score in means]
+    above = [100 * (score.high - score.value) for score in means]
+    look = {"markersize": 8, "markeredgecolor": "white", "capsize": 2, "elinewidth": 1, "linewidth": 1.3}
+    panel.errorbar(x, values, yerr=[below, above], label=entries[0].name, **style, **look)  # type: ignore[arg-type]
+
+
+def _dress(panel: Axes, contest: Contest, title: str, what: str) -> None:
+    chance = 100 * float(contest.gallery.chance().mean())
+    panel.axhline(chance, color="#555555", linestyle=":", linewidth=1, label="chance")
+    panel.set_xscale("log")
+    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    panel.xaxis.set_major_formatter(FuncFormatter(_short))
+    panel.xaxis.set_minor_formatter(NullFormatter())
+    panel.set_xlabel(what)
+    panel.set_ylabel("mean recall, percent")
+    panel.set_title(title, fontsize=10)
+    panel.grid(visible=True, color="#dddddd", linewidth=0.6)
+    panel.set_axisbelow(True)
+    panel.label_outer()
+
+
+def _with_legend(figure: Figure, panels: Sequence[Axes]) -> Figure:
+    """Begin all panels at zero, and put one legend beside them for all that is in any."""
+    panels[0].set_ylim(bottom=0)
+    shown: dict[str, Artist] = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            shown[label] = handle[0] if isinstance(handle, ErrorbarContainer) else handle
+    order = sorted(shown, key=lambda label: (label == "chance", label))
+    figure.legend([shown[label] for label in order], order, loc="outside right center", fontsize=9, frameon=False)
+    return figure
+
+
+def _seeds(contest: Contest) -> str:
+    count = len(contest.seeds)
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
+def _short(value: float, _: object = None) -> str:
+    """Write a number on an axis: 500, 20k, 3M."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:g}{name}"
+    return f"{value:g}"

@@ -1,0 +1,52 @@
+"""How much memory training holds at its highest, measured in two steps."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from polyalign.config.recipe import Recipe
+from polyalign.data.load import Say
+from polyalign.models.embed import Stores
+from polyalign.training import train
+from polyalign.utils.process import peak_memory
+from polyalign.utils.progress import Progress
+
+_STEPS = 2  # the optimiser's state is there from the first step on
+
+
+def peak_of(recipe: Recipe, progress: Progress, say: Say) -> int:
+    """Take two steps on the longest captions and look at dev, and give the peak in bytes, whatever the bound.
+
+    It is the peak of the whole process, so measure one recipe a process. What the process maps of the cache is
+    counted as training will count it: all of it.
+
+    Raises:
+        UserError: the same as of training.
+    """
+    loop = train.set_up(unbound(recipe), progress, say).loop
+    for store in (loop.stores.images, loop.stores.captions):
+        store.values.max()  # reads every page
+    longest = _longest(loop.stores, recipe.optim.batch_size)
+    loop.batch = lambda step: longest  # type: ignore[method-assign]
+    loop.plan = replace(loop.plan, steps=_STEPS, looks=frozenset({_STEPS}))
+    with tempfile.TemporaryDirectory() as folder:
+        loop.run(Path(folder) / train.STATE, resume=False, progress=progress, say=say)
+    return peak_memory(loop.accelerator.device)
+
+
+def unbound(recipe: Recipe) -> Recipe:
+    """Take the bounds on time and memory away, which have no part in what is held."""
+    free = recipe.train.model_copy(update={"max_memory_bytes": None, "max_seconds": None})
+    return recipe.model_copy(update={"train": free})
+
+
+def _longest(stores: Stores, count: int) -> npt.NDArray[np.int64]:
+    """Choose the pairs with the longest captions, for a batch is padded to its longest."""
+    offsets = stores.captions.offsets
+    lengths = np.ones(len(stores.captions)) if offsets is None else np.diff(offsets)
+    return np.argsort(-lengths, kind="stable")[:count]

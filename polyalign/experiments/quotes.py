@@ -1,0 +1,82 @@
+"""Figures that a page written by hand quotes from the results, kept to what the results say.
+
+A table is a quotation where its columns begin with language, recipe, budget and strategy, which name an entry. Its
+other columns are figures of that entry, and are written anew whenever the report is made. The rest of the page stays.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from polyalign.evaluation import tables
+from polyalign.experiments.significance import Contest, Entry
+from polyalign.utils import storage
+from polyalign.utils.errors import UserError
+
+_KEYS = ("language", "recipe", "budget", "strategy")
+_TABLE = re.compile(r"(?:^\|.*\|[ \t]*(?:\n|\Z))+", re.MULTILINE)
+
+
+def renew(path: Path, found: Sequence[Contest]) -> None:
+    """Write the page anew with the figures of its quoting tables as the results have them.
+
+    Raises:
+        UserError: the page is no UTF-8 text, or quotes what there is not; then it stays as it is.
+    """
+    try:
+        page = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: save it as such, or move it elsewhere") from error
+    storage.write_text(path, renewed(page, found, str(path)))
+
+
+def renewed(page: str, found: Sequence[Contest], name: str = "the page") -> str:
+    """Give the text of a page with its quoted figures as the results have them.
+
+    Raises:
+        UserError: a row names what no result is of, or a column what is not known of a result; ``name`` tells where.
+    """
+    return _TABLE.sub(lambda match: _table(match[0], found, name), page)
+
+
+def _table(text: str, found: Sequence[Contest], name: str) -> str:
+    header, *rest = ([cell.strip() for cell in line.strip(" \t|").split("|")] for line in text.splitlines())
+    if tuple(header[: len(_KEYS)]) != _KEYS or not rest:
+        return text
+    rule, *rows = rest
+    columns = header[len(_KEYS) :]
+    if unknown := [column for column in columns if column not in COLUMNS]:
+        raise UserError(f'{name} has a column "{unknown[0]}"; a quotation can have {", ".join(COLUMNS)}')
+    entries = {(c.lang, c.recipe, c.budget, entry.name): (c, entry) for c in found for entry in c.entries}
+    lines = [header, rule]
+    for key in (tuple(row[: len(_KEYS)]) for row in rows):
+        if key not in entries:
+            raise UserError(f"{name} quotes {', '.join(key)}, of which there is no result: make it, or remove the row")
+        lines.append([*key, *(COLUMNS[column](*entries[key]) for column in columns)])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _of_full(contest: Contest, entry: Entry) -> str:
+    """Set mean recall against that of full training, both towers and every layer."""
+    full = next((other for other in contest.entries if other.name == "full"), None)
+    return "" if full is None else f"{100 * entry.scores[-1].value / full.scores[-1].value:.0f} %"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else tables.percent(value)
+
+
+COLUMNS: dict[str, Callable[[Contest, Entry], str]] = {
+    "seeds": lambda _, entry: str(len(entry.runs)),
+    "trained": lambda _, entry: f"{100 * entry.runs[0].trainable / entry.runs[0].total:.2f} %",
+    "mean recall": lambda _, entry: tables.percent(entry.scores[-1].value),
+    "interval": lambda _, entry: " to ".join(map(tables.percent, (entry.scores[-1].low, entry.scores[-1].high))),
+    "t→i R@1": lambda _, entry: tables.percent(entry.scores[0].value),
+    "of full": _of_full,
+    "other languages": lambda _, entry: _share(entry.carried_over),
+    "kept": lambda _, entry: _share(entry.knowledge_kept),
+    "seconds": lambda _, entry: f"{entry.mean(lambda run: run.cost_seconds):,.0f}",
+}
+"""What can be quoted of an entry, in percent where it is a share, averaged over its seeds."""

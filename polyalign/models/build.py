@@ -1,0 +1,37 @@
+"""From a resolved recipe to its aligner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from polyalign.config.recipe import Recipe
+from polyalign.config.tower import Preprocessing
+from polyalign.models.aligner import Aligner
+from polyalign.models.towers.text import build_text
+from polyalign.models.towers.vision import build_vision
+
+
+def build_aligner(
+    recipe: Recipe,
+    *,
+    pretrained: bool = True,
+    preprocessing: Preprocessing | None = None,
+    tokenizer: Path | None = None,
+) -> Aligner:
+    """Build both towers, the projections, and what the strategy inserts; seeded by ``train.seed``.
+
+    ``pretrained=False`` gives random weights, which under ``torch.device("meta")`` take no memory. ``preprocessing``
+    and ``tokenizer`` come from a checkpoint and replace the towers' own.
+
+    Raises:
+        UserError: a tower cannot be loaded or cannot carry the strategy.
+    """
+    vision = build_vision(recipe.vision, pretrained=pretrained, preprocessing=preprocessing)
+    text = build_text(recipe.text, pretrained=pretrained, tokenizer=tokenizer)
+    torch.manual_seed(recipe.train.seed)
+    aligner = Aligner(vision, text, recipe.projection.dim, bias=recipe.optim.loss == "sigmoid")
+    strategy, config = recipe.plugin("strategy")
+    strategy.apply(aligner, config)
+    return aligner.eval()

@@ -1,0 +1,276 @@
+"""The frozen-prefix cache: what lies below a tower's lowest trainable stage is computed once and kept on disk.
+
+At cut 0 nothing is computed and the store holds decoded uint8 pixels and token ids; at the last cut it holds one
+vector an image and a caption. Training, evaluation and every run of a comparison read the same stores.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from polyalign.config.recipe import Cache
+from polyalign.data.pairs import ImageRef
+from polyalign.models.towers.text import TextTower, Tokens
+from polyalign.models.towers.vision import VisionTower
+from polyalign.utils import precision, storage
+from polyalign.utils.errors import UserError
+from polyalign.utils.process import Spent
+from polyalign.utils.progress import Progress
+
+folder = storage.cache_folder
+
+_BATCH = 64
+_FORMAT = "2"  # of what lies on disk; stores of another are not found, and go with ``polyalign cache clear``
+
+Places = npt.NDArray[np.int64]
+Filled = tuple[Places, npt.NDArray[Any]]
+"""Which rows of a store are ready, and what is in them."""
+
+
+@dataclass(frozen=True)
+class Store:
+    """What stage ``cut`` of a tower takes, for every image or caption of a table.
+
+    ``values`` is ``(N, ...)``; or, for token sequences, ``(total tokens, ...)`` with row ``i`` at ``offsets[i] :
+    offsets[i + 1]``. ``spent`` is what it cost to fill, even where it was found ready. ``in_bf16`` says in which
+    precision it was computed, and what lies above it is to be evaluated.
+    """
+
+    values: npt.NDArray[Any]
+    cut: int
+    offsets: npt.NDArray[np.int64] | None = None
+    pad: int = 0
+    spent: Spent = field(default_factory=Spent)
+    in_bf16: bool = False
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.values) if self.offsets is None else len(self.offsets) - 1
+
+    def batch(self, rows: npt.NDArray[np.int64], device: torch.device | str = "cpu") -> Any:
+        """Give these rows as a tensor ``(B, ...)``, or as ``Tokens`` padded to the longest of the batch."""
+        if self.offsets is None:
+            return _tensor(self.values[rows], device)
+        lengths = self._lengths(rows)
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        padded = np.full((*mask.shape, *self.values.shape[1:]), self.pad, self.values.dtype)
+        padded[mask] = self.values[_places(self.offsets, rows)]
+        return Tokens(_tensor(padded, device), torch.from_numpy(mask).to(device))
+
+    def by_length(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Give the order ``(N,)`` that takes these rows from short to long, so that little is padded."""
+        return np.argsort(self._lengths(rows), kind="stable")
+
+    def _lengths(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        if self.offsets is None:
+            return np.ones(len(rows), np.int64)
+        return self.offsets[rows + 1] - self.offsets[rows]
+
+
+def _places(offsets: Places, rows: Places) -> Places:
+    """Say where the tokens of these rows lie."""
+    return np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
+
+
+def _tensor(values: npt.NDArray[Any], device: torch.device | str) -> torch.Tensor:
+    """Move to the device; half-precision hidden states go back to float32, pixels stay uint8."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values)).to(device)
+    return tensor.float() if tensor.dtype == torch.float16 else tensor
+
+
+@torch.no_grad()
+def images(
+    tower: VisionTower, refs: Sequence[ImageRef], cut: int, config: Cache, progress: Progress | None = None
+) -> Store:
+    """Fill or find the store of what stage ``cut`` of the vision tower takes, for these images.
+
+    Raises:
+        UserError: the store would be larger than ``config.max_gib``.
+    """
+    cut = cut if config.prefix else 0
+    device = next(tower.parameters()).device
+    in_bf16 = precision.infers_in_bf16(config.precision, device)
+    how = tower.preprocessing.model_dump_json() + (tower.variant if cut else "")
+    key = _key("vision", tower, cut, config, [ref.key() for ref in refs], how, in_bf16=in_bf16)
+    if (found := _find(key)) is not None:
+        return Store(found[0], cut, spent=found[1], in_bf16=in_bf16)
+
+    def filled() -> Iterator[Filled]:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(refs), _BATCH):
+                pixels = list(pool.map(lambda ref: tower.transform(ref.open()), refs[start : start + _BATCH]))
+                with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
+                    stage = tower.run(torch.stack(pixels).to(device), 0, cut)
+                yield np.arange(start, start + len(pixels)), _array(stage, config if cut else None)
+
+    values, spent = _collect(key, filled(), len(refs), len(refs), config, "images", progress)
+    return Store(values, cut, spent=spent, in_bf16=in_bf16)
+
+
+@torch.no_grad()
+def captions(
+    tower: TextTower, texts: Sequence[str], cut: int, config: Cache, progress: Progress | None = None
+) -> Store:
+    """Fill or find the store of what stage ``cut`` of the text tower takes, for these captions.
+
+    Raises:
+        UserError: the store would be larger than ``config.max_gib``.
+    """
+    cut = cut if config.prefix else 0
+    last = len(tower.stages())
+    device = next(tower.parameters()).device
+    in_bf16 = precision.infers_in_bf16(config.precision, device)
+    ids = tower.tokenize(list(texts))
+    offsets = np.concatenate([[0], np.cumsum([len(sequence) for sequence in ids])]).astype(np.int64)
+    pad = int(tower.tokenizer.pad_token_id)
+    tokens = Store(
+        np.concatenate([np.asarray(sequence, np.int64) for sequence in ids]), 0, offsets, pad, in_bf16=in_bf16
+    )
+    if cut == 0:
+        return tokens
+    contents = [" ".join(map(str, sequence)) for sequence in ids]
+    key = _key("text", tower, cut, config, contents, tower.pooling, in_bf16=in_bf16)
+    ragged = offsets if cut < last else None
+    if (found := _find(key)) is not None:
+        return Store(found[0], cut, ragged, spent=found[1], in_bf16=in_bf16)
+    by_length = tokens.by_length(np.arange(len(ids)))
+
+    def filled() -> Iterator[Filled]:
+        for start in range(0, len(ids), _BATCH):
+            rows = by_length[start : start + _BATCH]
+            with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
+                stage = tower.run(tokens.batch(rows, device), 0, cut)
+            if isinstance(stage, Tokens):
+                yield _places(offsets, rows), _array(stage.values[stage.mask], config)
+            else:
+                yield rows, _array(stage, config)
+
+    total = int(offsets[-1]) if ragged is not None else len(ids)
+    values, spent = _collect(key, filled(), total, len(ids), config, "captions", progress)
+    return Store(values, cut, ragged, spent=spent, in_bf16=in_bf16)
+
+
+def _array(tensor: torch.Tensor, config: Cache | None) -> npt.NDArray[Any]:
+    if config is None:
+        return tensor.cpu().numpy()
+    return tensor.float().cpu().numpy().astype(config.dtype)  # numpy has no bf16
+
+
+def _key(
+    kind: str,
+    tower: VisionTower | TextTower,
+    cut: int,
+    config: Cache,
+    contents: list[str],
+    how: str,
+    *,
+    in_bf16: bool,
+) -> str | None:
+    """Name a store by all that decides what is in it; None where the weights have no fingerprint to name them."""
+    if cut > 0 and tower.fingerprint is None:
+        return None
+    weights = [tower.fingerprint, str(cut), config.dtype, *(["bf16"] if in_bf16 else [])] if cut else []
+    digest = hashlib.sha256("\0".join([_FORMAT, kind, how, *map(str, weights), *contents]).encode())
+    return f"{kind}-{cut}-{digest.hexdigest()[:24]}"
+
+
+def _find(key: str | None) -> tuple[npt.NDArray[Any], Spent] | None:
+    """Give a store and what it took to fill it, whenever that was."""
+    path = folder() / f"{key}.npy"
+    card = path.with_suffix(".json")
+    # The card is written last: without it a run was stopped between the two files.
+    if key is None or not path.is_file() or not card.is_file():
+        return None
+    facts = json.loads(card.read_text(encoding="utf-8"))
+    os.utime(path)
+    return np.load(path, mmap_mode="r", allow_pickle=False), Spent(facts["seconds"], facts["cpu_seconds"])
+
+
+def _collect(
+    key: str | None,
+    batches: Iterator[Filled],
+    total: int,
+    items: int,
+    config: Cache,
+    what: str,
+    progress: Progress | None,
+) -> tuple[npt.NDArray[Any], Spent]:
+    """Write the batches into one array of ``total`` rows; on disk, atomically, where the store has a key."""
+    began = Spent.until_now()
+    first = next(batches)
+    size = total * first[1][0].nbytes
+    if size > config.max_gib * 2**30:
+        raise UserError(
+            f"the cache of {items:,} {what} would take {size / 2**30:.1f} GiB, "
+            f"more than cache.max_gib = {config.max_gib:g}: raise it, train on fewer pairs, "
+            "or keep only pixels with --set cache.prefix=false"
+        )
+    if key is None:
+        values: npt.NDArray[Any] = np.empty((total, *first[1].shape[1:]), first[1].dtype)
+        _write(values, itertools.chain([first], batches), items, what, progress)
+        return values, Spent.until_now() - began
+
+    def fill(partial: Path) -> None:
+        array = np.lib.format.open_memmap(partial, "w+", first[1].dtype, (total, *first[1].shape[1:]))
+        _write(array, itertools.chain([first], batches), items, what, progress)
+        array.flush()
+
+    storage.check_room(folder(), size, f"the cache of {items:,} {what}")
+    path = folder() / f"{key}.npy"
+    storage.write(path, fill)
+    spent = Spent.until_now() - began
+    storage.write_text(path.with_suffix(".json"), json.dumps({"what": what, "rows": items, **asdict(spent)}))
+    return np.load(path, mmap_mode="r", allow_pickle=False), spent
+
+
+def _write(
+    values: npt.NDArray[Any], batches: Iterable[Filled], items: int, what: str, progress: Progress | None
+) -> None:
+    for number, (rows, batch) in enumerate(batches, start=1):
+        values[rows] = batch
+        if progress is not None:
+            progress(f"preparing {what} ({values.nbytes / 2**20:.0f} MiB)", min(number * _BATCH, items), items)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One store on disk."""
+
+    name: str
+    what: str
+    rows: int
+    bytes: int
+    seconds: float
+
+
+def entries() -> list[Entry]:
+    """List the stores on disk, the largest first."""
+    found = []
+    for path in folder().glob("*.npy"):
+        card = path.with_suffix(".json")
+        if not card.is_file():  # left by a run that was stopped between the two
+            continue
+        facts = json.loads(card.read_text(encoding="utf-8"))
+        found.append(Entry(path.stem, facts["what"], facts["rows"], path.stat().st_size, facts["seconds"]))
+    return sorted(found, key=lambda entry: (-entry.bytes, entry.name))
+
+
+def clear() -> int:
+    """Delete every store, and what interrupted runs left half written; return the bytes that were freed."""
+    freed = 0
+    for path in [path for ending in ("*.npy", "*.json", ".*.npy.*") for path in folder().glob(ending)]:
+        freed += path.stat().st_size
+        path.unlink()
+    return freed

@@ -1,0 +1,75 @@
+"""What each strategy trains: counted on the meta device, without weights, memory or network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+from rich import box
+from rich.table import Table
+
+from polyalign.config import plugins
+from polyalign.config import recipe as recipes
+from polyalign.models.build import build_aligner
+from polyalign.utils.errors import UserError
+
+
+class Row(BaseModel):
+    """Parameters of one strategy: trained and all, and the stage of each tower from which on something trains."""
+
+    strategy: str
+    about: str
+    trainable: int
+    total: int
+    vision_cut: str
+    text_cut: str
+    problem: str | None = None
+
+
+def count(recipe: str, lang: str, overrides: dict[str, Any]) -> list[Row]:
+    """Count every strategy with the recipe's towers; one that they cannot carry is a row that says why."""
+    rows = []
+    for name in plugins.names("strategies"):
+        module = plugins.load("strategies", name)
+        about = (module.__doc__ or "").strip().splitlines()[0].rstrip(".")
+        resolved = recipes.resolve(recipe, lang, name, overrides)
+        try:
+            with torch.device("meta"):
+                aligner = build_aligner(resolved, pretrained=False)
+        except UserError as error:
+            rows.append(
+                Row(strategy=name, about=about, trainable=0, total=0, vision_cut="", text_cut="", problem=str(error))
+            )
+            continue
+        trainable, total = aligner.count()
+        stages = len(aligner.vision.stages()), len(aligner.text.stages())
+        cuts = [f"{cut} of {whole}" for cut, whole in zip(aligner.cuts(), stages, strict=True)]
+        rows.append(
+            Row(strategy=name, about=about, trainable=trainable, total=total, vision_cut=cuts[0], text_cut=cuts[1])
+        )
+    return sorted(rows, key=lambda row: row.trainable)
+
+
+def render(rows: list[Row], recipe: str) -> Table:
+    """Draw the rows for the terminal."""
+    table = Table(
+        title=f"What trains with recipe {recipe}",
+        caption="frozen stages: how many of each tower's stages are computed once and cached",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("strategy", no_wrap=True)
+    for name in ("trainable", "of all", "share %"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("frozen stages\nvision", no_wrap=True)
+    table.add_column("\ntext", no_wrap=True)
+    table.add_column("what it is")
+    for row in rows:
+        if row.problem:
+            table.add_row(row.strategy, "-", "-", "-", "", "", row.problem)
+            continue
+        share = f"{100 * row.trainable / row.total:.2f}"
+        table.add_row(
+            row.strategy, f"{row.trainable:,}", f"{row.total:,}", share, row.vision_cut, row.text_cut, row.about
+        )
+    return table

@@ -1,0 +1,1 @@
+"""What people use after training: image search."""

@@ -1,0 +1,86 @@
+"""Everything a training run must remember to go on as if it had never stopped, in one safetensors file."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from polyalign.evaluation.results import Look
+from polyalign.models import checkpoint
+from polyalign.models.aligner import Aligner
+from polyalign.utils import storage
+from polyalign.utils.errors import UserError
+from polyalign.utils.process import Spent
+
+
+@dataclass
+class State:
+    """Where a run is: steps done, looks taken, what was spent, the best trained state so far and the last."""
+
+    step: int = 0
+    spent: Spent = field(default_factory=Spent)
+    looks: list[Look] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    best: dict[str, torch.Tensor] = field(default_factory=dict)
+    finished: bool = False
+
+    @property
+    def best_look(self) -> int:
+        """Index of the best look; the first where several are equal."""
+        return max(range(len(self.looks)), key=lambda index: (self.looks[index].dev_mean_recall, -index))
+
+
+def save(path: Path, state: State, aligner: Aligner, optimiser: torch.optim.Optimizer, recipe_toml: str) -> None:
+    """Write the state atomically; no random state is kept, since every step seeds its own."""
+    named = _names(aligner, optimiser)
+    tensors = {f"model/{name}": tensor for name, tensor in checkpoint.trained_state(aligner).items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in state.best.items()}
+    for parameter, slots in optimiser.state.items():
+        tensors |= {f"optimiser/{named[id(parameter)]}/{slot}": torch.as_tensor(value) for slot, value in slots.items()}
+    looks = [look.model_dump() for look in state.looks]
+    position = {
+        "step": state.step,
+        "spent": asdict(state.spent),
+        "looks": looks,
+        "losses": state.losses,
+        "finished": state.finished,
+    }
+    storage.save_tensors(path, tensors, {"position": json.dumps(position), "recipe": recipe_toml})
+
+
+def load(path: Path, aligner: Aligner, optimiser: torch.optim.Optimizer, recipe_toml: str) -> State:
+    """Put model and optimiser back where they were and give the state.
+
+    Raises:
+        UserError: the file is unreadable or belongs to another recipe.
+    """
+    tensors, metadata = storage.load_tensors(path)
+    if metadata.get("recipe") != recipe_toml:
+        raise UserError(
+            f"{path} is of a run with other settings: give the same settings, another --out, or --overwrite"
+        )
+    position = json.loads(metadata["position"])
+    position["spent"] = Spent(**position["spent"])
+    position["looks"] = [Look(**look) for look in position["looks"]]
+    parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "best": {}, "optimiser": {}}
+    for key, tensor in tensors.items():
+        part, _, name = key.partition("/")
+        parts[part][name] = tensor
+    checkpoint.restore(aligner, parts["model"], str(path))
+    parameters = aligner.trainable()
+    for key, tensor in parts["optimiser"].items():
+        name, _, slot = key.rpartition("/")
+        parameter = parameters[name]
+        optimiser.state[parameter][slot] = tensor.to(parameter.device)
+    return State(**position, best=parts["best"])
+
+
+def _names(aligner: Aligner, optimiser: torch.optim.Optimizer) -> dict[int, str]:
+    names = {id(parameter): name for name, parameter in aligner.trainable().items()}
+    held: list[nn.Parameter] = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    assert {id(parameter) for parameter in held} == set(names)
+    return names

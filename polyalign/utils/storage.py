@@ -1,0 +1,125 @@
+"""Writing files so that a reader sees the old one or the new one, never half of one."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from polyalign.utils.errors import UserError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def cache_folder() -> Path:
+    """Give the folder of what is kept to be computed once: ``$POLYALIGN_CACHE``, or ``~/.cache/polyalign``."""
+    return Path(os.environ.get("POLYALIGN_CACHE") or Path.home() / ".cache" / "polyalign")
+
+
+def check_writable(folder: Path) -> None:
+    """Be sure that a folder can be written to, or made, before anything is computed for it.
+
+    Raises:
+        UserError: it cannot.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=_nearest(folder)):
+            pass
+    except OSError as error:
+        raise _cannot_write(folder, error) from error
+
+
+def check_room(folder: Path, size: int, what: str) -> None:
+    """Be sure that ``size`` bytes fit on the disk of ``folder``: an array that is mapped onto a full one kills a run.
+
+    Raises:
+        UserError: they do not.
+    """
+    free = shutil.disk_usage(_nearest(folder)).free
+    if size > free:
+        raise UserError(
+            f"{what} would take {size / 2**30:.1f} GiB in {folder}, where {free / 2**30:.1f} GiB are free: make room"
+        )
+
+
+def write(path: Path, fill: Callable[[Path], None]) -> None:
+    """Let ``fill`` write a temporary file beside ``path``, then move it there in one step.
+
+    Raises:
+        UserError: the folder cannot be written to, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    os.close(handle)
+    partial = Path(name)
+    try:
+        fill(partial)
+        partial.chmod(0o644)
+        partial.replace(path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno in _FULL:
+            raise _cannot_write(path, error) from error
+        raise
+
+
+def _nearest(folder: Path) -> Path:
+    """Give the folder, or the nearest above it that is there."""
+    return next(place for place in (folder, *folder.absolute().parents) if place.exists())
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot write {path}: {error.strerror}; make room or name another place")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, its line ends as they are, atomically."""
+
+    def fill(partial: Path) -> None:
+        partial.write_bytes(text.encode())
+
+    write(path, fill)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file, atomically.
+
+    Nothing is copied but what would share memory, which safetensors refuses: a training state is several times a model.
+
+    Raises:
+        UserError: the folder cannot be written to, or the disk is full.
+    """
+    ready: dict[str, torch.Tensor] = {}
+    places: set[int] = set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        shares = plain.untyped_storage().data_ptr() in places
+        ready[name] = plain.clone() if shares else plain
+        places.add(ready[name].untyped_storage().data_ptr())
+    try:
+        write(path, lambda partial: save_file(ready, partial, metadata=dict(metadata or {})))
+    except SafetensorError as error:
+        raise UserError(f"cannot write {path}: {error}") from error
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read a safetensors file and its metadata.
+
+    Raises:
+        UserError: the file is missing or is no safetensors file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import re
+from io import StringIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from polyalign.config import language as languages
+from polyalign.data import check as data_check
+from polyalign.data.check import DataReport, Finding
+from polyalign.data.pairs import FileImage, PairTable
+
+
+def table(captions: list[tuple[int, str]], folder: Path = Path("nowhere")) -> PairTable:
+    images = 1 + max((i for i, _ in captions), default=-1)
+    return PairTable(
+        name="photos",
+        lang="en",
+        origin="human",
+        image_ids=tuple(f"{i}.png" for i in range(images)),
+        images=tuple(FileImage(folder / f"{i}.png") for i in range(images)),
+        captions=tuple(caption for _, caption in captions),
+        image_of=np.array([i for i, _ in captions], dtype=np.int64),
+    )
+
+
+def check(captions: list[tuple[int, str]], code: str = "en") -> DataReport:
+    return data_check.check(table(captions), languages.load(code))
+
+
+class Words:
+    """A tokenizer of letters: one subword a letter, q unknown, two special tokens."""
+
+    unk_token_id = 0
+
+    def num_special_tokens_to_add(self) -> int:
+        return 2
+
+    def __call__(self, texts: list[str], *, add_special_tokens: bool, verbose: bool) -> dict[str, list[list[int]]]:
+        assert not add_special_tokens
+        return {"input_ids": [[0 if c == "q" else ord(c) for c in text if not c.isspace()] for text in texts]}
+
+
+def test_counts_images_and_captions():
+    report = check([(0, "a"), (0, "b"), (1, "c")])
+    assert (report.images.images, report.captions, report.captions_per_image) == (2, 3, (1, 1.5, 2))
+
+
+def test_missing_and_corrupt_images_are_told_apart(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "0.png")
+    (tmp_path / "1.png").write_bytes(b"\x89PNG broken")
+    report = data_check.check(table([(0, "a"), (1, "b"), (2, "c")], tmp_path), languages.load("en"))
+    assert [bad.image_id for bad in report.images.corrupt] == ["1.png"]
+    assert [bad.image_id for bad in report.images.missing] == ["2.png"]
+
+
+def test_empty_repeated_and_shared_captions():
+    report = check([(0, "A dog."), (0, " a  dog. "), (1, "a dog."), (1, "a cat"), (2, ""), (2, " ")])
+    assert report.empty == Finding(count=2, examples=("2.png: ", "2.png:  "))
+    assert report.repeated == Finding(count=1, examples=("0.png:  a  dog. ",))
+    assert report.shared.count == 3
+
+
+@pytest.mark.parametrize(
+    ("script", "good", "bad"),
+    [
+        ("Latn", "Mbwa mwekundu ñ ọ́", "собака бежит"),
+        ("Cyrl", "собака бежит", "dog"),
+        ("Ethi", "ውሻ ይሮጣል", "wisha"),
+        ("Deva", "एक कुत्ता", "ek kutta"),
+        ("Arab", "كلب يجري", "kalb"),
+        ("Hans", "一个女人", "いぬがはしる"),
+        ("Jpan", "犬が走るコーヒー", "개가 달린다"),
+        ("Kore", "개가 달린다", "犬が走っているところ"),
+        ("Thai", "สุนัขวิ่ง", "sunak"),
+        ("Olck", "ᱥᱮᱛᱟ", "seta"),
+    ],
+)
+def test_another_script_is_noticed(script, good, bad):
+    lang = languages.load("en").model_copy(update={"script": script})
+    mostly = f"{good} {good} iPad"
+    report = data_check.check(table([(0, good), (1, bad), (2, "123 !"), (3, mostly), (4, "")]), lang)
+    assert [example.split(".")[0] for example in report.other_script.examples] == ["1", "2"]
+    assert report.other_script.count == 2
+
+
+def test_a_script_that_is_not_known_is_not_checked():
+    lang = languages.load("en").model_copy(update={"script": "Zzzz"})
+    report = data_check.check(table([(0, "a")]), lang)
+    assert report.other_script is None
+    assert "not checked" in shown(report)
+
+
+def test_tokens_are_counted_without_cutting():
+    report = data_check.check(table([(0, "ab q"), (1, "abcdef"), (2, "qq abc")]), languages.load("en"), Words(), 6)
+    tokens = report.tokens
+    assert tokens.too_long == Finding(count=2, examples=("1.png: abcdef", "2.png: qq abc"))
+    assert tokens.longest == 8
+    assert tokens.unknown_rate == pytest.approx(3 / 14)
+    assert tokens.subwords_per_word == pytest.approx(14 / 5)
+    assert tokens.subwords_per_character == 1.0
+
+
+def test_a_script_without_spaces_has_no_words():
+    lang = languages.load("en").model_copy(update={"script": "Hans"})
+    assert data_check.check(table([(0, "一个女人")]), lang, Words()).tokens.subwords_per_word is None
+
+
+def test_an_empty_table_is_no_crash():
+    report = data_check.check(table([]), languages.load("en"), Words())
+    assert (report.captions, report.images.images) == (0, 0)
+    assert "0" in shown(report)
+
+
+def test_the_report_goes_through_json():
+    report = data_check.check(table([(0, "ab q"), (0, "犬")]), languages.load("en"), Words())
+    assert DataReport.model_validate_json(report.model_dump_json()) == report
+
+
+def test_progress_is_told():
+    told = []
+    data_check.check(
+        table([(0, "a")]),
+        languages.load("en"),
+        Words(),
+        6,
+        lambda task, done, total, note="": told.append((task, done, total)),
+    )
+    assert told == [("checking images", 1, 1), ("tokenizing photos", 1, 1)]
+
+
+def shown(report: DataReport) -> str:
+    out = StringIO()
+    Console(file=out, width=100).print(data_check.render(report))
+    return out.getvalue()
+
+
+def test_the_table_shows_counts_shares_and_examples_as_they_are():
+    report = data_check.check(
+        table([(0, "[bold]q"), (1, ""), (2, "x" * 500), (3, "собака")]), languages.load("en"), Words(), 6
+    )
+    text = shown(report)
+    assert re.search(r"empty captions .* 1 \(25\.0%\)", text)
+    assert "[bold]q" in text
+    assert "x" * 40 in text
+    assert max(map(len, text.splitlines())) <= 100
+    assert re.search(r"captions not in Latn script .* 1 \(25\.0%\) .* 3\.png: собака", text)
+    assert re.search(r"missing images .* 4 .* 0\.png", text)
+
+
+def test_a_recipes_three_splits_are_checked():
+    from polyalign.config import recipe as recipes
+
+    overrides = recipes.parse_set([f"source.{split}_images=3" for split in ("train", "dev", "test")])
+    reports = data_check.check_recipe(recipes.resolve("starter", "sw", "projection", overrides), Words())
+    assert [report.name for report in reports] == ["starter-train", "starter-dev", "starter-test"]
+    assert all(report.tokens and not report.images.bad and not report.other_script.count for report in reports)
+
+
+def test_a_source_without_all_three_splits_is_checked_as_far_as_it_goes(tmp_path):
+    from polyalign.config import recipe as recipes
+
+    (tmp_path / "filenames.txt").write_text("1.jpg\n")
+    (tmp_path / "swh_Latn.txt").write_text("mbwa\n")
+    overrides = {"source": {"name": "flickr30k-200", "root": str(tmp_path)}}
+    (report,) = data_check.check_recipe(recipes.resolve("starter", "sw", "projection", overrides), Words())
+    assert (report.name, report.captions, len(report.images.missing)) == ("flickr30k-200-test", 1, 1)

@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from polyalign.config import plugins
+from polyalign.config.recipe import Cache
+from polyalign.data.pairs import FileImage, PairTable
+from polyalign.models import feature_cache as cache
+from polyalign.models.embed import embed, prepare
+from polyalign.models.feature_cache import Store
+from polyalign.training.train import Loop
+from polyalign.utils.errors import UserError
+from tests import tiny
+
+FULL, HALF, NONE = Cache(dtype="float32"), Cache(dtype="float16"), Cache(prefix=False)
+BF16 = Cache(dtype="float32", precision="bf16")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """A cache folder of the test's own."""
+    monkeypatch.setenv("POLYALIGN_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def table() -> PairTable:
+    return tiny.table().take_pairs(range(20))
+
+
+@pytest.fixture
+def frozen():
+    return tiny.aligner()
+
+
+def stores_in(folder) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.npy"))
+
+
+# The same training with and without
+
+
+def trained(
+    name: str, layers: str, towers: str, config: Cache, tmp_path
+) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Train four steps and give the losses and what came out."""
+    sections = {"strategy": {"layers": layers, "towers": towers}, "text": {"model": str(tiny.text("xlmr"))}}
+    recipe = tiny.resolved(name, **sections, optim={"epochs": 1}, train={"evals": 4})
+    aligner = tiny.build_aligner(recipe)
+    stores = {split: prepare(aligner, tiny.table(split), config) for split in ("train", "dev")}
+    loop = Loop(recipe, aligner, stores["train"], stores["dev"], Accelerator())
+    state = loop.run(tmp_path / "state", resume=False, progress=tiny.quiet, say=tiny.quiet)
+    return [look.loss for look in state.looks], {name: p.detach() for name, p in aligner.trainable().items()}
+
+
+# Of these nothing lies below what trains.
+WHOLE = ("bitfit", "full", "scratch")
+RUNS = [
+    (name, layers, "text" if name == "lit" else "both")
+    for name in plugins.names("strategies")
+    for layers in ("all", "last:1")
+    if (name, layers) != ("scratch", "last:1") and not (name in WHOLE and layers == "all")
+]
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_strategy_that_trains_from_the_bottom_up_has_only_pixels_cached(name, table, folder):
+    stores = prepare(tiny.aligner(name), table, FULL)
+    assert (stores.images.cut, stores.captions.cut) == (0, 0)
+    assert [path.split("-")[:2] for path in stores_in(folder)] == [["vision", "0"]]
+
+
+@pytest.mark.parametrize(("name", "layers", "towers"), RUNS, ids=map("-".join, RUNS))
+def test_losses_and_weights_are_the_same_with_and_without_it(name, layers, towers, tmp_path):
+    assert len(RUNS) == 2 * 9 - 4
+    losses, weights = trained(name, layers, towers, FULL, tmp_path)
+    plain_losses, plain_weights = trained(name, layers, towers, NONE, tmp_path)
+    assert len(losses) == 4
+    np.testing.assert_allclose(losses, plain_losses, rtol=1e-5)
+    for key, weight in weights.items():
+        # The softmax does not see a bias on the keys: its gradient is rounding alone, which Adam makes steps of.
+        if not key.endswith(("key.bias", "qkv.bias")):
+            torch.testing.assert_close(weight, plain_weights[key], rtol=1e-3, atol=1e-4, msg=key)
+
+
+@pytest.mark.parametrize(("name", "layers"), [("projection", "all"), ("lit", "all"), ("lilt", "last:1")])
+def test_half_precision_is_close(name, layers, tmp_path):
+    losses, _ = trained(name, layers, "text", HALF, tmp_path)
+    plain_losses, _ = trained(name, layers, "text", NONE, tmp_path)
+    np.testing.assert_allclose(losses, plain_losses, rtol=5e-3)
+
+
+def test_embeddings_are_the_same_with_and_without_it(frozen, table):
+    plain = embed(frozen, table, config=NONE)
+    for config, tolerance in ((FULL, 1e-5), (HALF, 2e-2)):
+        found = embed(frozen, table, config=config)
+        np.testing.assert_allclose(found.images, plain.images, atol=tolerance)
+        np.testing.assert_allclose(found.captions, plain.captions, atol=tolerance)
+
+
+@pytest.mark.parametrize("cut", range(6))
+def test_a_store_holds_what_the_stage_takes(frozen, table, cut):
+    images, captions = (
+        cache.images(frozen.vision, table.images, cut, FULL),
+        cache.captions(frozen.text, table.captions, cut, FULL),
+    )
+    rows = np.array([3, 0, 7])
+    pixels = torch.stack([frozen.vision.transform(table.images[row].open()) for row in rows])
+    tokens = frozen.text.collate(frozen.text.tokenize([table.captions[row] for row in rows]))
+    with torch.no_grad():
+        stage = frozen.vision.run(pixels, 0, cut)
+        torch.testing.assert_close(images.batch(rows), stage, rtol=1e-4, atol=1e-5)
+        stage = frozen.text.run(tokens, 0, cut)
+    found = captions.batch(rows)
+    if cut < 5:
+        assert torch.equal(found.mask, stage.mask)
+        torch.testing.assert_close(found.values[stage.mask], stage.values[stage.mask], rtol=1e-4, atol=1e-5)
+    else:
+        torch.testing.assert_close(found, stage, rtol=1e-4, atol=1e-5)
+    assert len(images) == len(table.images)
+    assert len(captions) == len(table.captions)
+    assert images.batch(rows).dtype == (torch.uint8 if cut == 0 else torch.float32)
+
+
+@pytest.mark.parametrize("cut", [1, 3, 5])
+def test_captions_filled_in_order_of_length_lie_where_each_alone_would(frozen, cut, monkeypatch):
+    captions = [" ".join(["red"] * count) for count in (7, 2, 9, 1, 5, 2, 8, 3, 6, 4)]
+    captions[5] = "blue then"  # as long as the second, and another
+    monkeypatch.setattr(cache, "_BATCH", 3)
+    widths, whole = [], frozen.text.run
+
+    def noted(x, start, stop):
+        widths.append(x.values.shape[1])
+        return whole(x, start, stop)
+
+    monkeypatch.setattr(frozen.text, "run", noted)
+    store = cache.captions(frozen.text, captions, cut, FULL)
+    assert widths == [4, 7, 10, 11]  # two of them special; in the order given it would be 11, 7, 10, 6
+    for row, caption in enumerate(captions):
+        tokens = frozen.text.collate(frozen.text.tokenize([caption]))
+        with torch.no_grad():
+            alone, found = whole(tokens, 0, cut), store.batch(np.array([row]))
+        if cut < 5:
+            alone, found = alone.values, found.values
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_ragged_batch_by_hand():
+    store = Store(np.array([1, 2, 3, 4, 5, 6]), 0, np.array([0, 3, 4, 6]), pad=9)
+    batch = store.batch(np.array([1, 2, 1]))
+    assert batch.values.tolist() == [[4, 9], [5, 6], [4, 9]]
+    assert batch.mask.tolist() == [[True, False], [True, True], [True, False]]
+    assert len(store) == 3
+
+
+# Found again, and only when it is the same
+
+
+def test_a_second_run_finds_it_and_runs_no_tower(frozen, table, monkeypatch):
+    first = prepare(frozen, table, FULL)
+    again = tiny.aligner()
+
+    def fail(*_):
+        raise AssertionError("the frozen part ran again")
+
+    monkeypatch.setattr(again.vision, "run", fail)
+    monkeypatch.setattr(again.text, "run", fail)
+    second = prepare(again, table, FULL)
+    assert np.array_equal(first.images.values, second.images.values)
+    assert np.array_equal(first.captions.values, second.captions.values)
+    assert second.spent == first.spent
+    assert first.spent.seconds > 0
+    assert first.spent.cpu_seconds > 0
+
+
+def test_strategies_share_what_lies_below_them(table, folder):
+    prepare(tiny.aligner("lit"), table, FULL)
+    prepare(tiny.aligner("projection"), table, FULL)
+    prepare(tiny.aligner("lora", strategy={"layers": "last:1"}), table, FULL)
+    prepare(tiny.aligner("lilt", strategy={"layers": "last:1"}), table, FULL)
+    kinds = [name.rsplit("-", 1)[0] for name in stores_in(folder)]
+    assert kinds == ["text-3", "text-5", "vision-3", "vision-5"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"),
+    [
+        ("vision", {"pooling": "mean"}),
+        ("vision", {"pooling": "max"}),
+        ("vision", {"crop_pct": 0.5}),
+        ("vision", {"mean": (0.1, 0.1, 0.1)}),
+        ("vision", {"args": {"num_heads": 4}}),
+        ("text", {"pooling": "max"}),
+        ("text", {"max_tokens": 5}),
+        ("text", {"model": "xlmr"}),
+    ],
+)
+def test_another_way_of_computing_is_not_found_as_the_first(kind, other, table, folder):
+    if kind == "text" and "model" in other:
+        other = {"model": str(tiny.text(other["model"]))}
+    prepare(tiny.aligner(), table, FULL)
+    assert len(stores_in(folder)) == 2
+    aligner = tiny.aligner(**{kind: other})
+    found = embed(aligner, table, config=FULL)
+    assert len(stores_in(folder)) == 3
+    plain = embed(aligner, table, config=NONE)
+    np.testing.assert_allclose(found.images, plain.images, atol=1e-5)
+    np.testing.assert_allclose(found.captions, plain.captions, atol=1e-5)
+
+
+@pytest.mark.parametrize("cut", [0, 5])
+def test_a_changed_image_file_is_not_found_as_the_old_one(frozen, cut, tmp_path, folder):
+    path = tmp_path / "photo.png"
+    shutil.copy(tiny.table().images[0].path, path)
+    old = cache.images(frozen.vision, [FileImage(path)], cut, FULL).batch(np.array([0]))
+    os.utime(path, ns=(1, 1))
+    same = cache.images(frozen.vision, [FileImage(path)], cut, FULL).batch(np.array([0]))
+    assert torch.equal(old, same)
+    assert len(stores_in(folder)) == 2
+    shutil.copy(tiny.table().images[1].path, path)
+    new = cache.images(frozen.vision, [FileImage(path)], cut, FULL).batch(np.array([0]))
+    assert not torch.equal(old, new)
+    assert len(stores_in(folder)) == 3
+
+
+def test_order_and_number_of_rows_matter(frozen, table, folder):
+    for refs in (table.images[:3], table.images[:2], table.images[2::-1]):
+        assert len(cache.images(frozen.vision, refs, 5, FULL)) == len(refs)
+    assert len(stores_in(folder)) == 3
+
+
+def test_precisions_are_kept_apart(frozen, table, folder):
+    for config in (FULL, HALF, FULL):
+        assert prepare(frozen, table, config).images.values.dtype == config.dtype
+    assert len(stores_in(folder)) == 4
+
+
+def test_what_was_computed_in_bf16_is_kept_apart(frozen, table, folder, monkeypatch):
+    prepare(frozen, table, FULL)
+    plain = stores_in(folder)
+    for gains, kept in ((False, 2), (True, 4)):
+        monkeypatch.setattr(cache.precision, "_processor_gains", lambda gains=gains: gains)
+        prepare(frozen, table, FULL.model_copy(update={"precision": "auto"}))
+        assert len(stores_in(folder)) == kept
+    prepare(frozen, table, BF16)
+    assert len(stores_in(folder)) == 4
+    assert set(plain) < set(stores_in(folder))
+
+
+@pytest.mark.parametrize("strategy", ["projection", "lilt", "lilt-deep"])
+def test_embeddings_in_bf16_are_close_and_of_unit_length(strategy, table):
+    # What trains is evaluated in bf16 as well: in lilt that is all but the pixels.
+    aligner = tiny.aligner(strategy)
+    plain, found = (embed(aligner, table, config=config) for config in (FULL, BF16))
+    for one, other in ((plain.images, found.images), (plain.captions, found.captions)):
+        assert not np.array_equal(one, other)
+        assert (one * other).sum(1).min() > 0.999
+        np.testing.assert_allclose(np.linalg.norm(other, axis=1), 1, rtol=1e-5)
+
+
+def test_pixels_are_the_same_bytes_in_every_precision(table, folder):
+    aligner = tiny.aligner("full")
+    for config in (FULL, BF16):
+        assert prepare(aligner, table, config).images.values.dtype == np.uint8
+    assert len(stores_in(folder)) == 1
+
+
+def test_weights_without_a_fingerprint_are_never_kept(frozen, table, folder):
+    frozen.vision.fingerprint = frozen.text.fingerprint = None
+    stores = prepare(frozen, table, FULL)
+    assert len(stores.images) == len(table.images)
+    assert not folder.exists()
+
+
+# On disk
+
+
+@pytest.mark.parametrize("what", ["images", "captions"])
+def test_more_than_the_limit_is_an_error_before_anything_is_written(frozen, table, what, folder):
+    rows = len(table.images if what == "images" else table.captions)
+    fits, tight = (Cache(dtype="float32", max_gib=size / 2**30) for size in (rows * 32 * 4, rows * 32 * 4 - 1))
+    fill = {
+        "images": lambda config: cache.images(frozen.vision, table.images, 5, config),
+        "captions": lambda config: cache.captions(frozen.text, table.captions, 5, config),
+    }[what]
+    said = rf"the cache of {rows} {what} would take 0.0 GiB, more than cache.max_gib = .*--set cache.prefix=false"
+    with pytest.raises(UserError, match=said):
+        fill(tight)
+    assert not folder.exists()
+    assert len(fill(fits)) == rows
+
+
+def test_a_stop_in_the_middle_leaves_nothing_that_is_found(frozen, table, folder, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cache, "_write", stop)
+        with pytest.raises(KeyboardInterrupt):
+            cache.images(frozen.vision, table.images, 5, FULL)
+    assert list(folder.iterdir()) == []
+    with monkeypatch.context() as patch:
+        patch.setattr(cache.storage, "write_text", stop)
+        with pytest.raises(KeyboardInterrupt):
+            cache.images(frozen.vision, table.images, 5, FULL)
+    assert cache.entries() == []
+    assert len(cache.images(frozen.vision, table.images, 5, FULL)) == len(table.images)
+    assert [entry.rows for entry in cache.entries()] == [len(table.images)]
+
+
+def test_what_is_on_disk_can_be_listed_and_cleared(frozen, table, folder):
+    assert cache.entries() == []
+    prepare(frozen, table, FULL)
+    (folder / ".vision-5-x.npy.half").write_bytes(b"left by a run that was killed")
+    found = cache.entries()
+    assert [(entry.what, entry.rows) for entry in found] == [("captions", 20), ("images", 10)]
+    assert [entry.bytes for entry in found] == [128 + 20 * 32 * 4, 128 + 10 * 32 * 4]
+    assert cache.clear() > sum(entry.bytes for entry in found)
+    assert list(folder.iterdir()) == []
+
+
+def test_the_folder_is_in_the_users_cache_unless_told(monkeypatch, tmp_path):
+    assert cache.folder() == tmp_path / "cache"
+    monkeypatch.delenv("POLYALIGN_CACHE")
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert str(cache.folder()) == "/home/somebody/.cache/polyalign"

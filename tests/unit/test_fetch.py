@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import hashlib
+from collections import namedtuple
+
+import pytest
+
+from polyalign.data import fetch as download
+from polyalign.utils.errors import UserError
+from tests import tiny
+from tests.serve import serving
+
+CONTENT = bytes(range(256)) * 4096  # 1 MiB
+HASH = hashlib.sha256(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def site(monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving() as site:
+        site.files["a.bin"] = CONTENT
+        yield site
+
+
+def get(site, path, name="a.bin", **options):
+    waits = []
+    download.fetch(f"{site.url}/{name}", path, tiny.quiet, wait=waits.append, **options)
+    return waits
+
+
+def test_a_file_is_placed_whole_and_checked(site, tmp_path):
+    path = tmp_path / "folder" / "a.bin"
+    assert get(site, path, sha256=HASH) == []
+    assert path.read_bytes() == CONTENT
+    assert [other.name for other in path.parent.iterdir()] == ["a.bin"]
+
+
+def test_a_dropped_connection_is_gone_on_with_where_it_stopped(site, tmp_path):
+    site.drop_after["a.bin"] = [1000, 3000]
+    waits = get(site, tmp_path / "a.bin", sha256=HASH)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    assert [start for _, start in site.asked] == [0, 1000, 4000]
+    assert waits == [1, 1]  # each try got on, so the pause does not grow
+
+
+def test_what_an_earlier_call_left_is_gone_on_with(site, tmp_path):
+    (tmp_path / "a.bin.part").write_bytes(CONTENT[:5000])
+    get(site, tmp_path / "a.bin", sha256=HASH)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    assert site.asked == [("a.bin", 5000)]
+
+
+@pytest.mark.parametrize("left", [CONTENT, b"of another version", CONTENT + b"longer than it is now"])
+def test_whatever_an_earlier_call_left_the_file_is_right_in_the_end(site, tmp_path, left):
+    (tmp_path / "a.bin.part").write_bytes(left)
+    get(site, tmp_path / "a.bin", sha256=HASH)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    assert [other.name for other in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_a_server_without_ranges_sends_all_again(site, tmp_path):
+    site.ranges = False
+    (tmp_path / "a.bin.part").write_bytes(CONTENT[:5000])
+    get(site, tmp_path / "a.bin")
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+
+
+def test_a_wrong_hash_is_an_error_that_keeps_nothing(site, tmp_path):
+    with pytest.raises(UserError, match=f"its SHA-256 is {HASH}, not 0000.*nothing was kept"):
+        get(site, tmp_path / "a.bin", sha256="0" * 64)
+    assert list(tmp_path.iterdir()) == []
+    assert len(site.asked) == 1
+
+
+def test_what_is_not_there_is_not_asked_for_again(site, tmp_path):
+    with pytest.raises(UserError, match=r"b\.bin cannot be downloaded: the server says 404"):
+        get(site, tmp_path / "b.bin", "b.bin")
+    assert len(site.asked) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_is_busy_is_asked_again_after_the_pause_it_asks_for(site, tmp_path):
+    site.answers["a.bin"] = [(503, {"Retry-After": "7"}), (500, {}), (429, {"Retry-After": "tomorrow"})]
+    assert get(site, tmp_path / "a.bin", sha256=HASH) == [7, 2, 4]
+
+
+def test_one_that_stays_busy_is_given_up_and_what_came_is_kept(site, tmp_path):
+    site.drop_after["a.bin"] = [1000]
+    waits = []
+
+    def wait(seconds):
+        waits.append(seconds)
+        site.answers["a.bin"] = [(503, {})]
+
+    with pytest.raises(UserError, match=r"in 5 tries: the server says 503 .*goes on where this one stopped"):
+        download.fetch(f"{site.url}/a.bin", tmp_path / "a.bin", tiny.quiet, wait=wait)
+    assert waits == [1, 2, 4, 8]
+    assert (tmp_path / "a.bin.part").read_bytes() == CONTENT[:1000]
+    assert not (tmp_path / "a.bin").exists()
+
+
+def test_no_server_at_all_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r"could not be downloaded in 5 tries: .*refused"):
+        download.fetch("http://127.0.0.1:9/a", tmp_path / "a", tiny.quiet, wait=tiny.quiet)
+
+
+def test_a_full_disk_is_found_before_it_is_full(site, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda _: usage(0, 0, 66 * 2**20))
+    get(site, tmp_path / "a.bin", copies=2)
+    with pytest.raises(UserError, match=r"has 1 MiB and needs 3 MiB of room in .*, where 66 MiB are free"):
+        get(site, tmp_path / "a.bin", copies=3)
+
+
+def test_a_large_file_tells_how_far_it_is(site, tmp_path):
+    site.files["large.bin"] = bytes(9 * 2**20)
+    told = []
+    download.fetch(f"{site.url}/large.bin", tmp_path / "large.bin", lambda *news: told.append(news))
+    assert told[0] == ("large.bin, MiB", 1, 9)
+    assert told[-1] == ("large.bin, MiB", 9, 9)
+
+
+def test_a_folder_that_cannot_be_is_an_error(site, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "b.bin.part").mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*b\.bin\.part"):
+        get(site, tmp_path / "b.bin")
+    with pytest.raises(UserError, match="cannot make the folder"):
+        get(site, tmp_path / "file" / "a.bin")

@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from polyalign.evaluation.results import Run
+from polyalign.experiments import run_folders as runs
+from polyalign.training import train
+from polyalign.utils.errors import UserError
+from tests import tiny
+
+
+def train_into(
+    folder: Path, name: str = "projection", *, resume=False, overwrite=False, say=tiny.quiet, **sections
+) -> Run:
+    found = runs.train_into(folder, tiny.resolved(name, **sections), resume=resume, overwrite=overwrite, say=say)
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train_into(folder)
+    return folder
+
+
+@pytest.fixture
+def finished(trained, tmp_path) -> Path:
+    """A finished run of the test's own."""
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("name", "sections", "folder"),
+    [
+        ("lilt", {}, "runs/tiny-en-lilt-all-s0"),
+        ("lit", {}, "runs/tiny-en-lit-all-s0"),
+        ("lit", {"strategy": {"towers": "vision"}}, "runs/tiny-en-lit-vision-all-s0"),
+        (
+            "bitfit",
+            {"strategy": {"towers": "text", "layers": "last:2"}, "data": {"budget": "1k-pairs"}, "train": {"seed": 7}},
+            "runs/tiny-en-bitfit-text-last2-1k-pairs-s7",
+        ),
+    ],
+)
+def test_a_run_is_named_after_what_it_is(name, sections, folder):
+    assert runs.default_folder(tiny.resolved(name, **sections)) == Path(folder)
+
+
+def test_a_finished_run_is_given_back_and_not_trained_again(finished):
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+    told = []
+    for resume in (False, True):
+        assert train_into(finished, resume=resume, say=told.append) == Run.load_json(finished / train.RESULT)
+    assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+    assert told == [f"{finished} is finished already; --overwrite trains it again"] * 2
+
+
+def test_a_run_that_was_finished_before_a_setting_came_is_given_back(finished):
+    run = Run.load_json(finished / train.RESULT)
+    del run.recipe["cache"]["precision"]
+    run.save_json(finished / train.RESULT)
+    assert train_into(finished) == run
+
+
+def test_a_finished_run_of_other_settings_is_not_given_back(finished):
+    with pytest.raises(UserError, match="holds a run with other settings: give another --out, or --overwrite"):
+        train_into(finished, train={"seed": 1})
+
+
+def test_overwriting_trains_again_and_leaves_nothing_of_the_old(finished):
+    (finished / "state.safetensors").write_bytes(b"of another run")
+    (finished / "stray").touch()
+    run = train_into(finished, overwrite=True, train={"seed": 1})
+    assert run.seed == 1
+    assert not (finished / "stray").exists()
+    assert Run.load_json(finished / train.RESULT) == run
+
+
+def test_overwriting_spares_a_folder_that_holds_no_run(tmp_path):
+    (tmp_path / "photo.jpg").touch()
+    train_into(tmp_path, overwrite=True)
+    assert (tmp_path / "photo.jpg").exists()
+
+
+def test_nothing_to_resume_is_said_and_begun(tmp_path):
+    told = []
+    train_into(tmp_path / "new", resume=True, say=told.append)
+    assert told[0] == f"nothing to resume in {tmp_path / 'new'}: beginning anew"
+
+
+def test_evaluating_gives_what_training_measured(trained):
+    assert runs.evaluate(trained, [], "test", {}, tiny.quiet) == [Run.load_json(trained / train.RESULT).test[0]]
+
+
+def test_how_it_computes_can_be_another_this_time(trained, monkeypatch):
+    made = []
+    whole = runs.Aligned
+    monkeypatch.setattr(runs, "Aligned", lambda *given: made.append(whole(*given)) or made[-1])
+    [plain] = runs.evaluate(trained, [], "test", {}, tiny.quiet)
+    [half] = runs.evaluate(trained, [], "test", {"cache": {"precision": "bf16"}}, tiny.quiet)
+    assert [encoder.cache.precision for encoder in made] == ["fp32", "bf16"]
+    assert half.mean_recall.value == pytest.approx(plain.mean_recall.value, abs=0.05)
+    with pytest.raises(UserError, match=r"with --set: cache.half: .*known: dtype, max_gib, precision, prefix"):
+        runs.evaluate(trained, [], "test", {"cache": {"half": True}}, tiny.quiet)
+
+
+def test_several_languages_one_result_each(trained):
+    results = runs.evaluate(trained, ["en", "de", "sw"], "test", {}, tiny.quiet)
+    assert [result.lang for result in results] == ["en", "de", "sw"]
+
+
+def test_another_split_and_another_source(trained, tmp_path):
+    [dev] = runs.evaluate(trained, [], "dev", {}, tiny.quiet)
+    assert dev.gallery == "quarters-dev"
+    [starter] = runs.evaluate(
+        trained, ["sw"], "test", {"source": {"name": "starter", "test_images": 5, "train_images": 9}}, tiny.quiet
+    )
+    assert (starter.gallery, starter.images) == ("starter-test", 5)
+
+
+def test_an_image_that_cannot_be_read_is_left_out_with_its_captions_and_told(trained, tmp_path):
+    data = shutil.copytree(tiny.data(), tmp_path / "data")
+    lost, broken = (data / "images" / f"{number:03d}.png" for number in (len(tiny.table().images) + 24, 100))
+    lost.unlink()
+    broken.write_bytes(broken.read_bytes()[:60])
+    source = {"source": {"name": "folder", "root": str(data)}}
+    with pytest.raises(UserError, match=r"1 missing .* 1 corrupt .* more than data.max_corrupt = 0.01"):
+        runs.evaluate(trained, [], "test", source, tiny.quiet)
+    told = []
+    [result] = runs.evaluate(trained, [], "test", {**source, "data": {"max_corrupt": 0.1}}, told.append)
+    assert (result.images, result.captions) == (22, 44)
+    assert len(told) == 1
+    assert "of 24 images 1 missing" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("langs", "split", "overrides", "said"),
+    [
+        (["swx"], "test", {}, 'unknown language "swx": did you mean "sw"'),
+        (["en"], "tset", {}, "tset"),
+        (["en"], "test", {"optim": {"lrr": 1}}, 'with --set: optim.lrr: .* did you mean "lr"'),
+        (["ar"], "test", {"source": {"name": "starter"}}, "Arabic|ar"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_an_error_of_one_line(langs, split, overrides, said, trained):
+    with pytest.raises(UserError, match=said) as caught:
+        runs.evaluate(trained, langs, split, overrides, tiny.quiet)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_a_run(tmp_path):
+    with pytest.raises(UserError, match="holds no finished checkpoint"):
+        runs.evaluate(tmp_path, [], "test", {}, tiny.quiet)
+
+
+def test_what_to_try_next_is_another_strategy(trained):
+    run = Run.load_json(trained / train.RESULT)
+    commands = runs.next_commands(trained, run)
+    assert commands[0].startswith(f"polyalign eval {trained}")
+    assert "--strategy lilt" in commands[1]
+
+
+# The data
+
+
+def write_captions(folder: Path, rows: list[str]) -> Path:
+    data = shutil.copytree(tiny.data(), folder)
+    (data / "captions.csv").write_text("\n".join(["image,caption,split", *rows]) + "\n", encoding="utf-8")
+    return data
+
+
+def rows(*splits: str, captions: str = "red blue") -> list[str]:
+    return [f"{number:03d}.png,{captions},{split}" for number, split in enumerate(splits)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "said"),
+    [
+        (rows("train", "dev"), 'no row with split "test"'),
+        (rows("train", "dev", "test", captions=" "), "no images with a caption that is not blank"),
+        (
+            [*rows("train", "dev", "test"), "002.png,blue,train"],
+            "leakage: 1 of the 1 test images .*data.leakage=exclude",
+        ),
+    ],
+)
+def test_data_that_cannot_be_trained_on_is_an_error_of_one_line(lines, said, tmp_path):
+    data = write_captions(tmp_path / "data", lines)
+    with pytest.raises(UserError, match=said) as caught:
+        train_into(tmp_path / "run", source={"root": str(data)})
+    assert "\n" not in str(caught.value)
+
+
+def test_leaked_images_can_be_left_out_unless_nothing_is_left(tmp_path):
+    lines = [*rows("train", "train", "dev", "test"), "003.png,blue,train"]
+    data = write_captions(tmp_path / "data", lines)
+    told = []
+    run = train_into(
+        tmp_path / "run", say=told.append, source={"root": str(data)}, data={"leakage": "exclude"}, optim={"epochs": 1}
+    )
+    assert run.pairs == 2
+    assert told[0].startswith("left out of training: 1 of the 1 test images")
+    write_captions(tmp_path / "all", [*rows("train", "dev", "test"), "001.png,red,train", "002.png,red,train"][1:])
+    with pytest.raises(UserError, match="no images that are in no set to be tested on"):
+        train_into(tmp_path / "none", source={"root": str(tmp_path / "all")}, data={"leakage": "exclude"})
+
+
+def test_a_budget_is_a_part_of_the_pairs(tmp_path):
+    run = train_into(tmp_path / "run", data={"budget": "40-pairs"}, optim={"epochs": 1})
+    assert (run.pairs, run.budget) == (40, "40-pairs")
+    with pytest.raises(UserError, match="quarters-train has 128 pairs for en, fewer than 129-pairs"):
+        train_into(tmp_path / "more", data={"budget": "129-pairs"})
+
+
+def test_fewer_pairs_than_a_batch_train_all_the_same(tmp_path):
+    run = train_into(tmp_path / "run", data={"budget": "5-pairs"}, optim={"epochs": 2})
+    assert (run.steps, run.pairs_seen) == (2, 10)
