@@ -34,9 +34,9 @@ def run(images: int, steps: int) -> dict[str, Any]:
             task = {"strategy": {"name": strategy, **options}, "images": images, "steps": steps, "cached": cached}
             with tempfile.TemporaryDirectory() as folder:
                 rows.append({**task, **machine.measure("benchmarks.recall", task, {"POLYALIGN_CACHE": folder})})
-    target = SHARE * min(max(recall for _, recall in row["looks"]) for row in rows)
+    target = SHARE * min(max(recall for _, recall in row["dev_evaluations"]) for row in rows)
     for row in rows:
-        row["seconds"] = row["fill_seconds"] + next(at for at, recall in row["looks"] if recall >= target)
+        row["seconds"] = row["fill_seconds"] + next(at for at, recall in row["dev_evaluations"] if recall >= target)
     return {"images": images, "steps": steps, "batch": BATCH, "target": target, "machine": facts, "rows": rows}
 
 
@@ -52,12 +52,12 @@ def _train(strategy: dict[str, Any], images: int, steps: int, *, cached: bool) -
         "train": {"evals": EVALS, "patience": EVALS},
         "cache": {"prefix": cached},
     }
-    loop = train.set_up(recipes.resolve("starter", "sw", overrides=changes), _quiet, _quiet).loop
+    loop = train.set_up(recipes.resolve("starter", "sw", overrides=changes)).loop
     with tempfile.TemporaryDirectory() as folder:
-        state = loop.run(Path(folder) / train.STATE, resume=False, progress=_quiet, say=_quiet)
+        state = loop.run(Path(folder) / train.STATE, resume=False)
     return {
-        "fill_seconds": (loop.stores.spent + loop.dev.spent).seconds,
-        "looks": [(look.seconds, look.dev_mean_recall) for look in state.looks],
+        "fill_seconds": (loop.features.spent + loop.dev.spent).seconds,
+        "dev_evaluations": [(look.seconds, look.dev_mean_recall) for look in state.dev_evaluations],
         "cuts": loop.aligner.cuts(),
     }
 

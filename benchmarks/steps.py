@@ -80,30 +80,27 @@ def recipe(case: Case, towers: Path, batch: int, steps: int) -> Any:
 
 
 def polyalign(case: Case, size: str, towers: Path, batch: int, steps: int, *, fill: bool) -> dict[str, Any]:
-    """Fill the stores only, or find them and train."""
+    """Fill the features only, or find them and train."""
     from accelerate import Accelerator
 
     from polyalign.models.build import build_aligner
     from polyalign.models.embed import prepare
     from polyalign.training.train import Loop
+    from polyalign.utils.progress import shown_by
 
     accelerator, floor = Accelerator(), machine.held_memory()
     asked = recipe(case, towers, batch, steps)
     table = pairs(SIZES[size], 2 * batch)
     aligner = build_aligner(asked).to(accelerator.device)
     began = time.perf_counter()
-    stores = prepare(aligner, table, asked.cache)
+    features = prepare(aligner, table, asked.cache)
     found: dict[str, Any] = {"seconds": [time.perf_counter() - began], "rows": len(table)}
     if not fill:
         dev = prepare(aligner, table.take_pairs(range(batch)), asked.cache)
-        loop, ticks = Loop(asked, aligner, stores, dev, accelerator), [time.perf_counter()]
-        with tempfile.TemporaryDirectory() as folder:
-            loop.run(
-                Path(folder) / "state",
-                resume=False,
-                progress=lambda *_, **__: ticks.append(time.perf_counter()),
-                say=print,
-            )
+        loop, ticks = Loop(asked, aligner, features, dev, accelerator), [time.perf_counter()]
+        timed = shown_by(lambda *_, **__: ticks.append(time.perf_counter()))
+        with tempfile.TemporaryDirectory() as folder, timed:
+            loop.run(Path(folder) / "state", resume=False)
         # The first step warms up, and the last looks at dev too.
         seconds = [after - before for before, after in itertools.pairwise(ticks[1:-1])]
         found = {"seconds": seconds, "collating": _collating(loop)}
@@ -117,8 +114,8 @@ def _collating(loop: Any) -> float:
     def once() -> float:
         began = time.perf_counter()
         pairs = loop.batch(0)
-        loop.stores.images.batch(loop.stores.image_rows(pairs, 0), loop.accelerator.device)
-        loop.stores.captions.batch(pairs, loop.accelerator.device)
+        loop.features.images.batch(loop.features.image_rows(pairs, 0), loop.accelerator.device)
+        loop.features.captions.batch(pairs, loop.accelerator.device)
         return time.perf_counter() - began
 
     return statistics.median(once() for _ in range(9))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,9 @@ os.environ |= {
 for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
+# Messages below warnings are what the command line shows.
+logging.getLogger("polyalign").setLevel(logging.INFO)
+
 # A busy machine is no failure. In CI hypothesis takes such a profile of its own, which also repeats its examples.
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 if "CI" not in os.environ:
@@ -57,3 +62,13 @@ def real_data() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip(f"no real data in {folder} (set POLYALIGN_REAL_DATA)")
     return folder
+
+
+@pytest.fixture
+def news() -> Iterator[list[tuple[object, ...]]]:
+    """What is reported as progress while the test runs: task, done, total and, where there is one, the note."""
+    from polyalign.utils.progress import shown_by
+
+    told: list[tuple[object, ...]] = []
+    with shown_by(lambda *one: told.append(one if one[-1] else one[:-1])):
+        yield told

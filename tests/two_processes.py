@@ -46,7 +46,7 @@ def main(folder: Path, arguments: list[str]) -> None:
     every = processes()
     assert every.num_processes == 2
     for path in sorted(folder.glob("*.toml")):
-        # Both fill the same, empty stores at once.
+        # Both fill the same, empty features at once.
         os.environ["POLYALIGN_CACHE"] = str(folder / f"cache-{path.stem}")
         every.wait_for_everyone()
         found = gradients(recipe.resolve(str(path), "en"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import typer
@@ -17,8 +18,18 @@ from polyalign.cli import training, comparing, evaluating, benchmarks, inspectin
 __all__ = ["app", "main"]
 
 
+class _StandardError(logging.Handler):
+    """Print messages on whatever standard error is now: progress bars put their own in its place."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr, flush=True)
+
+
 def main() -> None:
     """Run the command line; bad input is one line on standard error and exit code 2."""
+    messages = logging.getLogger("polyalign")
+    messages.addHandler(_StandardError())
+    messages.setLevel(logging.INFO)
     try:
         sys.exit(app(prog_name="polyalign", standalone_mode=False))
     except (UserError, typer.TyperException) as error:

@@ -14,7 +14,6 @@ from polyalign.cli.options import (
     console,
     go_offline,
     print_json,
-    say,
     source_table,
 )
 
@@ -49,12 +48,13 @@ def leakage(
 ) -> None:
     """Find the images that two sources share, by their ids and by what they look like; exit code 1 if there are any."""
     from polyalign.data import leakage as leaks
-    from polyalign.utils import progress
 
     first = source_table(train, train_set, train_lang, "train")
     second = source_table(test, test_set, test_lang, "test")
-    with progress.display() as report:
-        found = leaks.check(first, second, pixels=pixels, progress=report)
+    from polyalign.utils.progress import progress_bars
+
+    with progress_bars():
+        found = leaks.check(first, second, pixels=pixels)
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:
@@ -100,7 +100,7 @@ def zeroshot(
     from polyalign.evaluation import tables
     from polyalign.experiments import run_folders as runs
 
-    results = runs.classify(run, images, list(comma_separated(lang)), names, split, tuple(prompt or ()), say)
+    results = runs.classify(run, images, list(comma_separated(lang)), names, split, tuple(prompt or ()))
     if as_json:
         print_json([result.model_dump(mode="json") for result in results])
     else:

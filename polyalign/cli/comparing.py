@@ -54,7 +54,6 @@ def compare(
     go_offline(offline)
     from polyalign.experiments import compare as comparing
     from polyalign.experiments import workers as pool
-    from polyalign.utils import progress
 
     changes = overrides(set_, towers=towers, layers=layers, data=data)
     grid = comparing.Grid(
@@ -67,10 +66,12 @@ def compare(
         out,
         Path("runs") / "compare",
     )
+    from polyalign.utils.progress import progress_bars
+
     try:
-        with progress.display() as report:
-            workshop = pool.Pool(workers, on, report, say)
-            written = comparing.compare(grid, workshop, say, tune=tune)
+        with progress_bars():
+            workshop = pool.Pool(workers, on)
+            written = comparing.compare(grid, workshop, tune=tune)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on where it stopped")
         raise typer.Exit(130) from None

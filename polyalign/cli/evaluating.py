@@ -20,7 +20,6 @@ from polyalign.cli.options import (
     go_offline,
     overrides,
     print_json,
-    say,
 )
 from polyalign.utils.errors import UserError, did_you_mean
 
@@ -74,7 +73,7 @@ def evaluate(
                 "a suite names its data and measures retrieval: leave out --data, --set, --split, --evaluator"
             )
         asked = suites.load(suite).within(root, images, allow_missing=allow_missing)
-        found = runs.evaluate_suite(run, asked, list(comma_separated(lang)), say, allow_absent=allow_absent)
+        found = runs.evaluate_suite(run, asked, list(comma_separated(lang)), allow_absent=allow_absent)
         if as_json:
             print_json(found.model_dump(mode="json"))
         else:
@@ -82,7 +81,7 @@ def evaluate(
         return
     changes = overrides(set_, data=data, images=images, allow_missing=allow_missing)
     measure, show = kinds[evaluator]
-    results = measure(run, list(comma_separated(lang)), split, changes, say)
+    results = measure(run, list(comma_separated(lang)), split, changes)
     if as_json:
         print_json([result.model_dump(mode="json") for result in results])
     else:
@@ -111,11 +110,11 @@ def knowledge(
     from polyalign.experiments import run_folders as runs
 
     changes = overrides(set_, data=data, images=images, allow_missing=allow_missing)
-    kept = runs.knowledge_kept(run, list(comma_separated(lang)), changes)
+    kept = runs.retention(run, list(comma_separated(lang)), changes)
     if as_json:
         print_json(kept.model_dump(mode="json"))
     else:
-        console().print(tables.knowledge_table(kept))
+        console().print(tables.retention_table(kept))
 
 
 @app.command(epilog='Example: polyalign search runs/my-run "mbwa mweusi kwenye nyasi" --images ./photos')
@@ -132,10 +131,10 @@ def search(
 
     go_offline(offline)
     from polyalign.serving import search as searching
-    from polyalign.utils import progress
+    from polyalign.utils.progress import progress_bars
 
-    with progress.display() as report:
-        found = searching.search(run, images, query, top, report)
+    with progress_bars():
+        found = searching.search(run, images, query, top)
     if as_json:
         print_json([asdict(photo) for photo in found])
         return

@@ -58,11 +58,11 @@ def get(
     Interrupted, the same command goes on where it stopped. Files with known hashes are checked against them.
     """
     from polyalign.data import download as obtain
-    from polyalign.utils import progress
+    from polyalign.utils.progress import progress_bars
 
     try:
-        with progress.display() as report:
-            told = obtain.get(name, root, photos, report, say)
+        with progress_bars():
+            told = obtain.get(name, root, photos)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on where it stopped")
         raise typer.Exit(130) from None

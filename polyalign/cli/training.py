@@ -91,10 +91,11 @@ def memory(
     from polyalign.config import recipe as recipes
     from polyalign.evaluation import tables
     from polyalign.experiments import peak_memory as measuring
-    from polyalign.utils import progress, storage
+    from polyalign.utils import storage
+    from polyalign.utils.progress import progress_bars
 
-    with progress.display() as report:
-        held = measuring.peak_of(recipes.from_toml(recipe), report, say)
+    with progress_bars():
+        held = measuring.peak_of(recipes.from_toml(recipe))
     if out is not None:
         storage.write_text(out, json.dumps({"bytes": held}))
     if as_json:
@@ -108,7 +109,7 @@ def _train(folder: Path, recipe: Any, *, resume: bool, overwrite: bool, as_json:
     from polyalign.experiments import run_folders as runs
 
     try:
-        run = runs.train_into(folder, recipe, resume=resume, overwrite=overwrite, say=say)
+        run = runs.train_into(folder, recipe, resume=resume, overwrite=overwrite)
     except KeyboardInterrupt:
         say(f"interrupted; go on with the same command and --resume (the state is in {folder})")
         raise typer.Exit(130) from None

@@ -33,14 +33,15 @@ def trim(
     from polyalign.data.load import load_table
     from polyalign.evaluation import tables
     from polyalign.models import vocabulary as trimming
-    from polyalign.utils import progress
 
     codes = [languages.load(code).code for code in comma_separated(lang)]
     sentences = trimming.read(corpus or [])
     for code in () if corpus else codes:
         sentences += load_table(resolve(recipe, code, "projection", set_, data=data), "train").captions
-    with progress.display() as report:
-        done = trimming.trim(TextSpec(model=text_tower), sentences, out, langs=codes, keep=keep, progress=report)
+    from polyalign.utils.progress import progress_bars
+
+    with progress_bars():
+        done = trimming.trim(TextSpec(model=text_tower), sentences, out, langs=codes, keep=keep)
     if as_json:
         print(done.model_dump_json(indent=2))
         return

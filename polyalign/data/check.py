@@ -20,7 +20,7 @@ from polyalign.data import image_check
 from polyalign.data.image_check import ImageReport
 from polyalign.data.load import load_table
 from polyalign.data.pairs import Origin, PairTable
-from polyalign.utils.progress import Progress, display
+from polyalign.utils.progress import progress, progress_bars
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -101,16 +101,12 @@ def check_recipe(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[Dat
     source, config = recipe.plugin("source")
     splits = source.splits(config) if hasattr(source, "splits") else ("train", "dev", "test")
     tables = [load_table(recipe, split) for split in splits]
-    with display() as progress:
-        return [check(table, lang, tokenizer, recipe.text.max_tokens, progress) for table in tables]
+    with progress_bars():
+        return [check(table, lang, tokenizer, recipe.text.max_tokens) for table in tables]
 
 
 def check(
-    table: PairTable,
-    lang: Lang,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    max_tokens: int = 64,
-    progress: Progress | None = None,
+    table: PairTable, lang: Lang, tokenizer: PreTrainedTokenizerBase | None = None, max_tokens: int = 64
 ) -> DataReport:
     """Open every image and read every caption; without a tokenizer nothing is said of tokens."""
     each = np.bincount(table.image_of, minlength=len(table.images)) if table.images else np.zeros(1, dtype=np.int64)
@@ -123,12 +119,12 @@ def check(
         origin=table.origin,
         captions=len(table),
         captions_per_image=(int(each.min()), float(each.mean()), int(each.max())),
-        images=image_check.inspect_images(table, progress),
+        images=image_check.inspect_images(table),
         empty=_finding(table, (c for c, caption in enumerate(table.captions) if not caption.strip())),
         repeated=_finding(table, repeated),
         shared=_finding(table, shared),
         other_script=None if letters is None else _finding(table, _in_other_script(table.captions, letters)),
-        tokens=None if tokenizer is None else _tokens(table, lang, tokenizer, max_tokens, progress),
+        tokens=None if tokenizer is None else _tokens(table, lang, tokenizer, max_tokens),
     )
 
 
@@ -164,9 +160,7 @@ def _letter_name(character: str) -> str:
     return unicodedata.name(character, "")
 
 
-def _tokens(
-    table: PairTable, lang: Lang, tokenizer: PreTrainedTokenizerBase, max_tokens: int, progress: Progress | None
-) -> TokenReport:
+def _tokens(table: PairTable, lang: Lang, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> TokenReport:
     """Tokenize all captions, cutting none."""
     special = tokenizer.num_special_tokens_to_add()
     lengths: list[int] = []
@@ -176,8 +170,7 @@ def _tokens(
         for ids in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
             lengths.append(len(ids) + special)
             unknown += Counter(ids)[tokenizer.unk_token_id]
-        if progress is not None:
-            progress(f"tokenizing {table.name}", min(start + _BATCH, len(table)), len(table))
+        progress(f"tokenizing {table.name}", min(start + _BATCH, len(table)), len(table))
     subwords = max(1, sum(lengths) - special * len(lengths))
     words = sum(len(caption.split()) for caption in table.captions)
     characters = sum(not character.isspace() for caption in table.captions for character in caption)

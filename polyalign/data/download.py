@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -14,7 +15,9 @@ from polyalign.data import fetch as download
 from polyalign.data.load import load_source
 from polyalign.data.readers.info import Download, Info, Single
 from polyalign.utils.errors import UserError
-from polyalign.utils.progress import Progress
+from polyalign.utils.progress import progress
+
+logger = logging.getLogger(__name__)
 
 Photos = Literal["none", "test", "all"]
 
@@ -33,7 +36,7 @@ class Got:
     old: int = 0
 
 
-def get(name: str, root: Path, photos: Photos, progress: Progress, say: Callable[[str], None]) -> str:
+def get(name: str, root: Path, photos: Photos) -> str:
     """Download a dataset into its folder below ``root``, and tell what there is now and what is still to be placed.
 
     A file that is there is left alone; one that has the wrong content is an error.
@@ -47,15 +50,15 @@ def get(name: str, root: Path, photos: Photos, progress: Progress, say: Callable
         _check_photos(name, info, photos)
     if not info.downloads and photos == "none":
         raise UserError(f"{name} may not be downloaded by a program. {_by_hand(info, folder)}")
-    say(f"{info.title}, licence: {info.licence}")
+    logger.info(f"{info.title}, licence: {info.licence}")
     got = Got()
     for one in info.downloads:
-        _fetch(one, name, folder, got, progress)
+        _fetch(one, name, folder, got)
     if photos == "test" and info.single is not None:
-        _fetch_single(name, info.single, folder, root / PHOTOS, got, progress)
+        _fetch_single(name, info.single, folder, root / PHOTOS, got)
     elif photos != "none":
         for one in info.photos:
-            _fetch(one, name, root / PHOTOS, got, progress)
+            _fetch(one, name, root / PHOTOS, got)
     return _report(name, info, root, photos, got)
 
 
@@ -66,17 +69,17 @@ def _check_photos(name: str, info: Info, photos: Photos) -> None:
         raise UserError(f"only the photos of {name}'s test set can be had: --photos test")
 
 
-def _fetch(one: Download, name: str, folder: Path, got: Got, progress: Progress) -> None:
+def _fetch(one: Download, name: str, folder: Path, got: Got) -> None:
     """Get a file, the files of a folder, or an archive and what is in it."""
     if one.url.endswith("/"):
         files = list(listed(name))
         for done, (sha256, path) in enumerate(files, start=1):
-            _fetch_file(f"{one.url}{path}", folder / path, sha256, got, progress)
+            _fetch_file(f"{one.url}{path}", folder / path, sha256, got)
             progress(f"downloading {name}", done, len(files))
     elif one.unpack:
-        _fetch_archive(one, folder, got, progress)
+        _fetch_archive(one, folder, got)
     else:
-        _fetch_file(one.url, folder / one.to, one.sha256, got, progress)
+        _fetch_file(one.url, folder / one.to, one.sha256, got)
 
 
 def listed(name: str) -> Iterator[tuple[str, str]]:
@@ -87,9 +90,9 @@ def listed(name: str) -> Iterator[tuple[str, str]]:
         yield sha256, path
 
 
-def _fetch_file(url: str, path: Path, sha256: str, got: Got, progress: Progress) -> None:
+def _fetch_file(url: str, path: Path, sha256: str, got: Got) -> None:
     if not path.exists():
-        download.fetch(url, path, progress, sha256=sha256)
+        download.fetch(url, path, sha256=sha256)
         got.new += 1
     elif sha256 and download.digest(path) != sha256:
         raise UserError(f"{path} is there and is not the published file: move it away, then {url} is downloaded")
@@ -97,7 +100,7 @@ def _fetch_file(url: str, path: Path, sha256: str, got: Got, progress: Progress)
         got.old += 1
 
 
-def _fetch_archive(one: Download, folder: Path, got: Got, progress: Progress) -> None:
+def _fetch_archive(one: Download, folder: Path, got: Got) -> None:
     whole = one.unpack == ("*",)
     target = folder / one.to
     if target.is_dir() if whole else all((target / name).is_file() for name in one.unpack):
@@ -105,17 +108,17 @@ def _fetch_archive(one: Download, folder: Path, got: Got, progress: Progress) ->
         return
     archive = folder / PurePosixPath(one.url).name
     if not archive.exists():
-        download.fetch(one.url, archive, progress, sha256=one.sha256, copies=_ROOM[whole])
+        download.fetch(one.url, archive, sha256=one.sha256, copies=_ROOM[whole])
     if whole:
         target.parent.mkdir(parents=True, exist_ok=True)
-        unpack.everything(archive, target, progress)
+        unpack.everything(archive, target)
     else:
-        unpack.named(archive, one.unpack, target, progress)
+        unpack.named(archive, one.unpack, target)
     archive.unlink()
     got.new += 1
 
 
-def _fetch_single(name: str, single: Single, folder: Path, photos: Path, got: Got, progress: Progress) -> None:
+def _fetch_single(name: str, single: Single, folder: Path, photos: Path, got: Got) -> None:
     """Get each photo of the test set that has an address of its own."""
     spec = SourceSpec(name=name, options={"root": str(folder), **single.options})
     known = spec.languages()
@@ -123,7 +126,7 @@ def _fetch_single(name: str, single: Single, folder: Path, photos: Path, got: Go
         raise UserError(f"{folder} has no captions of {name} to say which photos are wanted")
     wanted = [image_id for image_id in load_source(spec, known[0], "test").image_ids if _url(single, image_id)]
     for done, image_id in enumerate(wanted, start=1):
-        _fetch_file(_url(single, image_id), photos / single.to / image_id, "", got, progress)
+        _fetch_file(_url(single, image_id), photos / single.to / image_id, "", got)
         progress(f"downloading photos of {name}", done, len(wanted))
 
 

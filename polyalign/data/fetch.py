@@ -14,7 +14,7 @@ from typing import IO
 
 from polyalign import __version__
 from polyalign.utils.errors import UserError
-from polyalign.utils.progress import Progress
+from polyalign.utils.progress import progress
 
 _ATTEMPTS = 5
 _CHUNK = 2**20
@@ -27,9 +27,7 @@ _LONGEST_PAUSE_S = 60.0
 Wait = Callable[[float], object]
 
 
-def fetch(
-    url: str, path: Path, progress: Progress, *, sha256: str = "", copies: int = 1, wait: Wait = time.sleep
-) -> None:
+def fetch(url: str, path: Path, *, sha256: str = "", copies: int = 1, wait: Wait = time.sleep) -> None:
     """Download a file to ``path``, which is only ever whole; an existing one is replaced.
 
     A try that fails for a passing reason is followed by another after a pause that doubles, and goes on where the last
@@ -52,11 +50,11 @@ def fetch(
     except OSError as error:
         raise UserError(f"cannot make the folder {path.parent}: {error.strerror}") from error
     begun = part.exists()
-    _persist(url, part, progress, copies, wait)
+    _persist(url, part, copies, wait)
     if begun and sha256 and digest(part) != sha256:
         # What lay there may have been the beginning of an older version.
         part.unlink()
-        _persist(url, part, progress, copies, wait)
+        _persist(url, part, copies, wait)
     if sha256 and (found := digest(part)) != sha256:
         part.unlink()
         raise UserError(
@@ -72,13 +70,13 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _persist(url: str, part: Path, progress: Progress, copies: int, wait: Wait) -> None:
+def _persist(url: str, part: Path, copies: int, wait: Wait) -> None:
     """Receive the rest of a file, however many tries it takes as long as they get on."""
     failures = 0
     while True:
         before = _size(part)
         try:
-            return _receive(url, part, progress, copies)
+            return _receive(url, part, copies)
         except urllib.error.HTTPError as error:
             if error.code not in _PASSING:
                 raise UserError(f"{url} cannot be downloaded: the server says {error.code} {error.reason}") from error
@@ -94,7 +92,7 @@ def _persist(url: str, part: Path, progress: Progress, copies: int, wait: Wait) 
         wait(max(pause, 2.0 ** (failures - 1)))
 
 
-def _receive(url: str, part: Path, progress: Progress, copies: int) -> None:
+def _receive(url: str, part: Path, copies: int) -> None:
     """Ask once for what is not there yet, and append it."""
     have = _size(part)
     headers = {"User-Agent": f"polyalign/{__version__}"} | ({"Range": f"bytes={have}-"} if have else {})
@@ -114,7 +112,7 @@ def _receive(url: str, part: Path, progress: Progress, copies: int) -> None:
         left = int(answer.headers.get("Content-Length") or 0)
         _check_room(url, part, have + left, copies * (have + left) - have)
         with _open(part, "ab" if have else "wb") as file:
-            got = _copy(answer, file, progress, part.stem, have, have + left)
+            got = _copy(answer, file, part.stem, have, have + left)
     if left and got != have + left:
         raise ConnectionResetError(f"the connection ended after {got:,} of {have + left:,} bytes")
 
@@ -126,7 +124,7 @@ def _open(part: Path, mode: str) -> IO[bytes]:
         raise UserError(f"cannot write {part}: {error.strerror or error}") from error
 
 
-def _copy(source: http.client.HTTPResponse, to: IO[bytes], progress: Progress, name: str, have: int, total: int) -> int:
+def _copy(source: http.client.HTTPResponse, to: IO[bytes], name: str, have: int, total: int) -> int:
     while chunk := source.read(_CHUNK):
         try:
             to.write(chunk)

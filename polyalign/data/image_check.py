@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict
 from polyalign.data import image_prints
 from polyalign.data.pairs import EncodedImage, PairTable
 from polyalign.utils.errors import UserError
-from polyalign.utils.progress import Progress
 
 _NAMED = 5
 
@@ -40,8 +39,8 @@ class ImageReport(BaseModel):
     def describe(self) -> str:
         """Say in one line how many of each there are and name the first few."""
         parts = [
-            f"{len(bad):,} {kind} ({_name(bad, say)})"
-            for kind, bad, say in (
+            f"{len(bad):,} {kind} ({_name(bad, name)})"
+            for kind, bad, name in (
                 ("missing", self.missing, lambda one: one.image_id),
                 ("corrupt", self.corrupt, lambda one: f"{one.image_id}: {one.reason}"),
             )
@@ -50,21 +49,19 @@ class ImageReport(BaseModel):
         return f"of {self.images:,} images {' and '.join(parts) or 'none is missing or corrupt'}"
 
 
-def inspect_images(table: PairTable, progress: Progress | None = None) -> ImageReport:
+def inspect_images(table: PairTable) -> ImageReport:
     """Open every image that is decoded from bytes and report those that are missing or corrupt."""
     encoded = {i: image for i, image in enumerate(table.images) if isinstance(image, EncodedImage)}
     missing: list[BadImage] = []
     corrupt: list[BadImage] = []
-    for i, one in zip(encoded, image_prints.look(list(encoded.values()), progress), strict=True):
+    for i, one in zip(encoded, image_prints.look(list(encoded.values())), strict=True):
         if one.problem is not None:
             kind = missing if one.is_missing else corrupt
             kind.append(BadImage(image_id=table.image_ids[i], reason=one.problem))
     return ImageReport(images=len(table.images), missing=tuple(missing), corrupt=tuple(corrupt))
 
 
-def check_images(
-    table: PairTable, progress: Progress | None = None, *, max_corrupt: float = 0.01
-) -> tuple[PairTable, ImageReport]:
+def check_images(table: PairTable, *, max_corrupt: float = 0.01) -> tuple[PairTable, ImageReport]:
     """Leave out the images that cannot be opened, with their captions.
 
     ``max_corrupt`` is the largest share of all images that may be left out.
@@ -72,7 +69,7 @@ def check_images(
     Raises:
         UserError: more than that share is missing or corrupt.
     """
-    report = inspect_images(table, progress)
+    report = inspect_images(table)
     if len(report.bad) > max_corrupt * report.images:
         raise UserError(
             f"{table.name}: {report.describe()}; that is {len(report.bad) / report.images:.1%}, more than "
@@ -87,6 +84,6 @@ def _remedy(report: ImageReport) -> str:
     return "mend them"
 
 
-def _name(bad: tuple[BadImage, ...], say: Callable[[BadImage], str]) -> str:
+def _name(bad: tuple[BadImage, ...], describe: Callable[[BadImage], str]) -> str:
     more = ", ..." if len(bad) > _NAMED else ""
-    return ", ".join(say(one) for one in bad[:_NAMED]) + more
+    return ", ".join(describe(one) for one in bad[:_NAMED]) + more

@@ -22,7 +22,7 @@ from PIL import Image
 
 from polyalign.data.pairs import CorruptImageError, EncodedImage, ImageRef
 from polyalign.utils import storage
-from polyalign.utils.progress import Progress
+from polyalign.utils.progress import progress
 
 _THUMB_PX = 16
 _HASH_FROM_PX = 64
@@ -54,7 +54,7 @@ def key(image: ImageRef) -> str | None:
         return None
 
 
-def look(images: Sequence[EncodedImage], progress: Progress | None = None) -> list[Print]:
+def look(images: Sequence[EncodedImage]) -> list[Print]:
     """Open each image on all cores, or find what is known of it by its key; what is missing is looked for each time."""
     keys = [key(image) for image in images]
     new = [i for i, name in enumerate(keys) if name is None or name not in _KNOWN]
@@ -63,7 +63,7 @@ def look(images: Sequence[EncodedImage], progress: Progress | None = None) -> li
         found = _load(kept)
     else:
         began = time.monotonic()
-        found = _open_all([images[i] for i in new], progress)
+        found = _open_all([images[i] for i in new])
         if kept is not None and not any(one.is_missing for one in found):
             _save(kept, found, time.monotonic() - began)
     fresh = dict(zip(new, found, strict=True))
@@ -71,13 +71,12 @@ def look(images: Sequence[EncodedImage], progress: Progress | None = None) -> li
     return [fresh[i] if i in fresh else _KNOWN[str(name)] for i, name in enumerate(keys)]
 
 
-def _open_all(images: Sequence[EncodedImage], progress: Progress | None) -> list[Print]:
+def _open_all(images: Sequence[EncodedImage]) -> list[Print]:
     found = []
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for one in pool.map(_open, images):
             found.append(one)
-            if progress is not None:
-                progress("checking images", len(found), len(images))
+            progress("checking images", len(found), len(images))
     return found
 
 

@@ -14,7 +14,6 @@ from polyalign.data import image_ids, image_prints
 from polyalign.data.image_prints import Print
 from polyalign.data.pairs import EncodedImage, ImageRef, PairTable
 from polyalign.utils.errors import UserError
-from polyalign.utils.progress import Progress
 
 # Measured on Flickr8k's photos: a copy saved as JPEG of quality 10 to 30 or resized lies within 10 bits (of 64), 7
 # levels of root mean square and 40 at the most; no two photos within 12 bits lie nearer than 34. Two scenes of the
@@ -87,7 +86,7 @@ class LeakageReport(BaseModel):
         return f"; {told} could not be opened: those by id alone" if told else ""
 
 
-def check(train: PairTable, test: PairTable, *, pixels: bool = True, progress: Progress | None = None) -> LeakageReport:
+def check(train: PairTable, test: PairTable, *, pixels: bool = True) -> LeakageReport:
     """Find the images of ``train`` that are in ``test``.
 
     Ids tell it where they name the photo for sure (``image_ids.photo``) or the two images have one ``key``. Equal ids
@@ -103,7 +102,7 @@ def check(train: PairTable, test: PairTable, *, pixels: bool = True, progress: P
             found.add(i, j, "id")
     unopened = (0, 0)
     if pixels:
-        ours, theirs = (_prints(table.images, progress) for table in (train, test))
+        ours, theirs = (_prints(table.images) for table in (train, test))
         unopened = _encoded(train) - len(ours), _encoded(test) - len(theirs)
         for i, j in _by_pixels(ours, theirs):
             found.add(i, j, "pixels")
@@ -174,10 +173,10 @@ def _encoded(table: PairTable) -> int:
     return sum(isinstance(image, EncodedImage) for image in table.images)
 
 
-def _prints(images: Sequence[ImageRef], progress: Progress | None) -> dict[int, Print]:
+def _prints(images: Sequence[ImageRef]) -> dict[int, Print]:
     """Give by index what images look like that are decoded from bytes, less those that are missing or corrupt."""
     encoded = {i: image for i, image in enumerate(images) if isinstance(image, EncodedImage)}
-    found = image_prints.look(list(encoded.values()), progress)
+    found = image_prints.look(list(encoded.values()))
     return {i: one for i, one in zip(encoded, found, strict=True) if one.problem is None}
 
 
@@ -233,7 +232,7 @@ def _may_be_one(a: ImageRef, b: ImageRef) -> bool:
     """
     if not isinstance(a, EncodedImage) and not isinstance(b, EncodedImage):
         return False
-    prints = _prints((a, b), None)
+    prints = _prints((a, b))
     if len(prints) < 2:
         return True
     return bool(_rms(prints[0].thumb.astype(np.float32) - prints[1].thumb) <= _NAMESAKE_RMS)

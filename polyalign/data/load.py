@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from polyalign.config import budget, source_spec
@@ -11,7 +12,8 @@ from polyalign.config.source_spec import SourceSpec
 from polyalign.data import image_check, leakage, subset
 from polyalign.data.pairs import PairTable
 from polyalign.utils.errors import UserError
-from polyalign.utils.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 Say = Callable[[str], None]
 """Called with a line the user should read."""
@@ -37,21 +39,21 @@ def load_table(recipe: Recipe, split: str, lang: str | None = None) -> PairTable
     return load_source(SourceSpec.flat(recipe.source), lang or recipe.lang, split)
 
 
-def load_tables(recipe: Recipe, progress: Progress, say: Say) -> dict[str, PairTable]:
+def load_tables(recipe: Recipe) -> dict[str, PairTable]:
     """Load train, dev and test; leave corrupt images out, refuse leakage, draw the budget.
 
     Raises:
         UserError: too many corrupt images, leakage where it is refused, fewer pairs than the budget.
     """
-    tables = {split: load_split(recipe, split, progress, say) for split in ("train", "dev", "test")}
+    tables = {split: load_split(recipe, split) for split in ("train", "dev", "test")}
     others = [_kept_out(SourceSpec.flat(one), recipe.lang) for one in recipe.data.keep_out]
     checks = [("train", tables["dev"]), ("train", tables["test"])]
     # Dev chooses which state of the run is kept: it must not hold what is tested on either.
     checks += [(split, other) for other in others for split in ("train", "dev")]
     for split, table in checks if recipe.data.leakage != "allow" else []:
-        found = leakage.check(tables[split], table, progress=progress)
+        found = leakage.check(tables[split], table)
         if recipe.data.leakage == "exclude" and found.leaks:
-            say(f"left out of {'training' if split == 'train' else split}: {found.describe()}")
+            logger.info(f"left out of {'training' if split == 'train' else split}: {found.describe()}")
             tables[split] = leakage.exclude(tables[split], found)
             _not_empty(tables[split], "that are in no set to be tested on")
         else:
@@ -64,7 +66,7 @@ def load_tables(recipe: Recipe, progress: Progress, say: Say) -> dict[str, PairT
     return tables
 
 
-def load_split(recipe: Recipe, split: str, progress: Progress, say: Say, lang: str | None = None) -> PairTable:
+def load_split(recipe: Recipe, split: str, lang: str | None = None) -> PairTable:
     """Load one split, in the recipe's language or another, without corrupt images and empty captions.
 
     Raises:
@@ -73,12 +75,12 @@ def load_split(recipe: Recipe, split: str, progress: Progress, say: Say, lang: s
     if source_spec.takes_images(recipe.source["name"]) and "images" not in recipe.source:
         raise UserError(f"{recipe.source['name']}: say which folder its photos are in with --images FOLDER")
     table = load_table(recipe, split, lang)
-    table, report = image_check.check_images(table, progress, max_corrupt=recipe.data.max_corrupt)
+    table, report = image_check.check_images(table, max_corrupt=recipe.data.max_corrupt)
     if report.bad:
-        say(f"{split}: left out {report.describe()}")
+        logger.info(f"{split}: left out {report.describe()}")
     spoken = table.without_empty_captions()
     if len(spoken) < len(table):
-        say(f"{split}: left out {len(table) - len(spoken):,} empty captions of {len(table):,}")
+        logger.info(f"{split}: left out {len(table) - len(spoken):,} empty captions of {len(table):,}")
     table = spoken
     _not_empty(table, "with a caption that is not blank")
     return table

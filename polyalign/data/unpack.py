@@ -12,13 +12,13 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from polyalign.utils.errors import UserError
-from polyalign.utils.progress import Progress
+from polyalign.utils.progress import progress
 
 _CHUNK = 2**20
 _BROKEN = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error)
 
 
-def named(archive: Path, names: tuple[str, ...], folder: Path, progress: Progress) -> None:
+def named(archive: Path, names: tuple[str, ...], folder: Path) -> None:
     """Take the files of these names, wherever in the archive they are, into ``folder``.
 
     Raises:
@@ -26,7 +26,7 @@ def named(archive: Path, names: tuple[str, ...], folder: Path, progress: Progres
     """
     missing = set(names)
     with _whole(archive):
-        for name, content in _members(archive, progress):
+        for name, content in _members(archive):
             if name in missing:
                 partial = folder / f".{name}.part"
                 _write(content, partial)
@@ -36,7 +36,7 @@ def named(archive: Path, names: tuple[str, ...], folder: Path, progress: Progres
         raise UserError(f"{archive} does not hold {', '.join(sorted(missing))}: it is not what it was")
 
 
-def everything(archive: Path, folder: Path, progress: Progress) -> None:
+def everything(archive: Path, folder: Path) -> None:
     """Take all files, without the folders they are in, into a new ``folder``, which appears when it is complete.
 
     Raises:
@@ -46,7 +46,7 @@ def everything(archive: Path, folder: Path, progress: Progress) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     with _whole(archive):
-        for name, content in _members(archive, progress):
+        for name, content in _members(archive):
             _write(content, partial / name)
     if not any(partial.iterdir()):
         raise UserError(f"{archive} holds no files")
@@ -78,12 +78,12 @@ def _whole(archive: Path) -> Iterator[None]:
         ) from error
 
 
-def _members(archive: Path, progress: Progress) -> Iterator[tuple[str, IO[bytes]]]:
+def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield the bare name and the content of each file, which bars names that lead out of the folder."""
-    return _in_zip(archive, progress) if zipfile.is_zipfile(archive) else _in_tar(archive, progress)
+    return _in_zip(archive) if zipfile.is_zipfile(archive) else _in_tar(archive)
 
 
-def _in_zip(archive: Path, progress: Progress) -> Iterator[tuple[str, IO[bytes]]]:
+def _in_zip(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     with zipfile.ZipFile(archive) as packed:
         members = [member for member in packed.infolist() if not member.is_dir()]
         for done, member in enumerate(members, start=1):
@@ -92,7 +92,7 @@ def _in_zip(archive: Path, progress: Progress) -> Iterator[tuple[str, IO[bytes]]
             progress(f"unpacking {archive.name}", done, len(members))
 
 
-def _in_tar(archive: Path, progress: Progress) -> Iterator[tuple[str, IO[bytes]]]:
+def _in_tar(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     size = archive.stat().st_size
     with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:*") as packed:
         for member in packed:

@@ -22,7 +22,7 @@ from polyalign.config.tower import masked_pool
 from polyalign.data.pairs import ImageRef
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError, did_you_mean
-from polyalign.utils.progress import Progress
+from polyalign.utils.progress import progress
 
 _BATCH = 64
 # The vision towers that M-CLIP's text towers were taught to agree with (its model card), by open_clip's names.
@@ -37,28 +37,28 @@ Vectors = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Peer:
+class ExternalModel:
     """A peer's two halves: a batch of images, or of captions, to features ``(B, D)`` of any length."""
 
     name: str
     images: Callable[[list[Image.Image]], torch.Tensor]
     captions: Callable[[list[str]], torch.Tensor]
 
-    def encode_image(self, images: Sequence[ImageRef], progress: Progress) -> Vectors:
+    def encode_image(self, images: Sequence[ImageRef]) -> Vectors:
         """Give unit vectors ``(I, D)``."""
-        return _embed(images, lambda batch: self.images([one.open() for one in batch]), "images", progress)
+        return _embed(images, lambda batch: self.images([one.open() for one in batch]), "images")
 
-    def encode_text(self, captions: Sequence[str], progress: Progress) -> Vectors:
+    def encode_text(self, captions: Sequence[str]) -> Vectors:
         """Give unit vectors ``(C, D)``."""
-        return _embed(captions, lambda batch: self.captions(list(batch)), "captions", progress)
+        return _embed(captions, lambda batch: self.captions(list(batch)), "captions")
 
 
-def is_peer(model: str) -> bool:
+def is_external(model: str) -> bool:
     """Tell whether a model is named as a peer's, and is no folder of a run."""
     return model.partition(":")[0] in _LOADERS and not Path(model).exists()
 
 
-def load(model: str) -> Peer:
+def load(model: str) -> ExternalModel:
     """Load a peer by its name, such as ``hf:openai/clip-vit-base-patch32``.
 
     Raises:
@@ -77,9 +77,7 @@ def load(model: str) -> Peer:
 
 
 @torch.no_grad()
-def _embed(
-    items: Sequence[Any], run: Callable[[Sequence[Any]], torch.Tensor], what: str, progress: Progress
-) -> Vectors:
+def _embed(items: Sequence[Any], run: Callable[[Sequence[Any]], torch.Tensor], what: str) -> Vectors:
     parts = []
     for start in range(0, len(items), _BATCH):
         features = run(items[start : start + _BATCH]).float()
@@ -93,7 +91,7 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _open_clip(name: str) -> Peer:
+def _open_clip(name: str) -> ExternalModel:
     try:
         import open_clip
     except ImportError as error:
@@ -114,14 +112,14 @@ def _open_clip(name: str) -> Peer:
     model, transform = open_clip.create_model_from_pretrained(architecture, pretrained=pretrained, device=device)
     tokenize = open_clip.get_tokenizer(architecture)
     model.eval()
-    return Peer(
+    return ExternalModel(
         f"open_clip:{name}",
         lambda batch: model.encode_image(torch.stack([transform(image) for image in batch]).to(device)),
         lambda batch: model.encode_text(tokenize(batch).to(device)),
     )
 
 
-def _hf(name: str) -> Peer:
+def _hf(name: str) -> ExternalModel:
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
     device = _device()
@@ -139,7 +137,7 @@ def _hf(name: str) -> Peer:
         wanted = {key: tokens[key].to(device) for key in ("input_ids", "attention_mask") if key in tokens}
         return _pooled(model.get_text_features(**wanted))
 
-    return Peer(
+    return ExternalModel(
         f"hf:{name}",
         lambda batch: _pooled(
             model.get_image_features(
@@ -162,7 +160,7 @@ def _max_tokens(config: Any, tokenizer: Any) -> int:
     return min(int(tokenizer.model_max_length), int(config.max_position_embeddings) - offset)
 
 
-def _mclip(name: str) -> Peer:
+def _mclip(name: str) -> ExternalModel:
     """Load an M-CLIP text tower (mean over tokens, then one linear layer) beside the vision tower it was taught for.
 
     ``FOLDER+NAME/PRETRAINED`` names the vision tower where the folder's name does not tell it.
@@ -201,7 +199,7 @@ def _mclip(name: str) -> Peer:
         hidden = encoder(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
         return F.linear(masked_pool(hidden, tokens["attention_mask"].bool(), "mean"), matrix, bias)
 
-    return Peer(f"mclip:{name}", _open_clip(vision or _MCLIP_VISION[stem]).images, captions)
+    return ExternalModel(f"mclip:{name}", _open_clip(vision or _MCLIP_VISION[stem]).images, captions)
 
 
-_LOADERS: dict[str, Callable[[str], Peer]] = {"open_clip": _open_clip, "hf": _hf, "mclip": _mclip}
+_LOADERS: dict[str, Callable[[str], ExternalModel]] = {"open_clip": _open_clip, "hf": _hf, "mclip": _mclip}

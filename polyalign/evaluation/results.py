@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from polyalign.config.language import describe
 from polyalign.data.pairs import Origin
@@ -28,7 +28,7 @@ _NUMBER_LIST = re.compile(r"\[\s*(-?\d[\d.eE+-]*(?:,\s*-?\d[\d.eE+-]*)*)\s*\]")
 class Record(BaseModel):
     """A record that cannot change and takes no unknown field."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     def save_json(self, path: Path) -> None:
         """Write the record, readable and with one line a list of numbers; a reader never sees half a file."""
@@ -194,7 +194,7 @@ class Change(Record):
     after: float
 
 
-class Knowledge(Record):
+class Retention(Record):
     """What the towers could do before alignment and still can.
 
     ``sentences`` is the share of sentences that find their translation, by language pair (``en-sw``); ``perplexity``
@@ -221,7 +221,7 @@ class Knowledge(Record):
         return sum(shares) / len(shares) if shares else None
 
 
-class Look(Record):
+class DevEvaluation(Record):
     """One look at the dev split: after how many steps and seconds, the mean recall, the mean loss since the last."""
 
     step: int
@@ -238,8 +238,9 @@ class Run(Record):
     languages it was not. ``pairs`` and ``images`` are what the budget gave, ``pairs_seen`` counts repeats.
     ``seconds`` is all of the training, with what it cost to compute the frozen part once, and ``cpu_seconds`` is the
     processor time of that, over all threads. ``checkpoint_bytes`` is the size of what was saved. ``tuned`` holds the
-    values tried on the dev split, by key of the recipe; the recipe has the one chosen. ``looks`` is the learning curve
-    on dev; training kept the state of the best look.
+    values tried on the dev split, by key of the recipe; the recipe has the one chosen. ``dev_evaluations``
+    is the learning curve on dev; training kept the state of the best. Results written before 0.2 call it ``looks``,
+    and ``retention`` ``knowledge``.
     ``retries`` counts the times the run was begun again because its worker died.
     """
 
@@ -268,10 +269,10 @@ class Run(Record):
     versions: dict[str, str]
     untrained: Retrieval
     test: tuple[Retrieval, ...] = Field(min_length=1)
-    looks: tuple[Look, ...] = ()
+    dev_evaluations: tuple[DevEvaluation, ...] = Field((), validation_alias=AliasChoices("dev_evaluations", "looks"))
     tuned: dict[str, tuple[Any, ...]] = {}
     retries: int = 0
-    knowledge: Knowledge | None = None
+    retention: Retention | None = Field(None, validation_alias=AliasChoices("retention", "knowledge"))
 
     @property
     def cost_seconds(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +19,15 @@ from polyalign.config import plugins, shipped, source_spec
 from polyalign.config.language import describe
 from polyalign.config.source_spec import SourceSpec
 from polyalign.data import image_check, image_ids
-from polyalign.data.load import Say, load_source
+from polyalign.data.load import load_source
 from polyalign.data.pairs import PairTable
 from polyalign.evaluation import metrics, tables
 from polyalign.evaluation.encoders import Encoder, Gallery
 from polyalign.evaluation.results import Record, Retrieval, Score, with_intervals
 from polyalign.evaluation.tasks import retrieval
 from polyalign.utils.errors import AbsentError, UserError, did_you_mean
-from polyalign.utils.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 ALL = ("all",)
 """In place of languages: every one that a benchmark has."""
@@ -125,7 +127,7 @@ class Ready:
     left_out: tuple[str, ...]
 
 
-def find(suite: Suite, langs: Sequence[str], say: Say, *, allow_absent: bool = False) -> Ready:
+def find(suite: Suite, langs: Sequence[str], *, allow_absent: bool = False) -> Ready:
     """Find what is at hand of a suite in the languages asked for, before anything is computed.
 
     Raises:
@@ -143,7 +145,7 @@ def find(suite: Suite, langs: Sequence[str], say: Say, *, allow_absent: bool = F
                 load_source(one.spec, codes[0], one.split)
                 here.append((one, codes))
             else:
-                say(f"{one.spec.name} has no captions in {', '.join(langs)}")
+                logger.info(f"{one.spec.name} has no captions in {', '.join(langs)}")
         except AbsentError as error:
             absent.append((one, error))
     if absent and not allow_absent:
@@ -154,22 +156,22 @@ def find(suite: Suite, langs: Sequence[str], say: Say, *, allow_absent: bool = F
         )
     left_out = tuple(f"{one.spec.name}: {error}" for one, error in absent)
     for line in left_out:
-        say(f"left out {line}")
+        logger.info(f"left out {line}")
     if not here:
         raise UserError(f"nothing of the suite {suite.name} is at hand in {', '.join(langs)}")
     return Ready(suite, tuple(here), left_out)
 
 
-def run(encoder: Encoder, ready: Ready, progress: Progress, say: Say) -> SuiteResult:
+def run(encoder: Encoder, ready: Ready) -> SuiteResult:
     """Measure retrieval on every benchmark in every language that was found.
 
     Raises:
         UserError: a benchmark cannot be read.
     """
     results, photos = [], []
-    gallery = Gallery(encoder, progress)
+    gallery = Gallery(encoder)
     for one, codes in ready.here:
-        for table in _tables(one, codes, progress, say):
+        for table in _tables(one, codes):
             images, captions = gallery.embed(table)
             results.append(retrieval.score(images, captions, table))
             photos.append([image_ids.photo(name) or f"{one.spec.name} {name}" for name in table.image_ids])
@@ -315,24 +317,26 @@ class _Photos:
     tried: frozenset[str] = frozenset()
     bad: frozenset[str] = frozenset()
 
-    def readable(self, table: PairTable, progress: Progress, say: Say) -> PairTable:
+    def readable(self, table: PairTable) -> PairTable:
         new = table.without_images(self.tried)
         if len(new):
-            _, report = image_check.check_images(new, progress, max_corrupt=_MAX_CORRUPT)
+            _, report = image_check.check_images(new, max_corrupt=_MAX_CORRUPT)
             if report.bad:
-                say(f"{table.name}: left out {report.describe()}")
+                logger.info(f"{table.name}: left out {report.describe()}")
             self.tried |= frozenset(new.image_ids)
             self.bad |= frozenset(one.image_id for one in report.bad)
         return table.without_images(self.bad) if self.bad else table
 
 
-def _tables(one: Benchmark, codes: Iterable[str], progress: Progress, say: Say) -> Iterator[PairTable]:
+def _tables(one: Benchmark, codes: Iterable[str]) -> Iterator[PairTable]:
     photos = _Photos()
     for code in codes:
-        table = photos.readable(load_source(one.spec, code, one.split), progress, say)
+        table = photos.readable(load_source(one.spec, code, one.split))
         spoken = table.without_empty_captions()
         if len(spoken) < len(table):
-            say(f"{table.name} in {code}: left out {len(table) - len(spoken):,} empty captions of {len(table):,}")
+            logger.info(
+                f"{table.name} in {code}: left out {len(table) - len(spoken):,} empty captions of {len(table):,}"
+            )
         retrieval.check_gallery(spoken)
         yield spoken
 

@@ -10,7 +10,7 @@ from rich import box
 from rich.table import Table
 
 from polyalign.evaluation import metrics
-from polyalign.evaluation.results import Direction, Knowledge, Retrieval, Run, Score, TextByRetrieval, ZeroShot
+from polyalign.evaluation.results import Direction, Retention, Retrieval, Run, Score, TextByRetrieval, ZeroShot
 
 _DIRECTIONS = ("text to image", "image to text")
 _RECALL_NAMES = (*(f"{way}\nR@{k}" for way in ("t→i", "i→t") for k in metrics.RECALL_AT), "mean\nrecall")
@@ -156,7 +156,7 @@ def text_by_retrieval_table(results: Sequence[TextByRetrieval]) -> Table:
     return table
 
 
-def knowledge_table(result: Knowledge) -> Table:
+def retention_table(result: Retention) -> Table:
     """Show what the towers could do before alignment and still can."""
     kept = "" if result.kept is None else f": {percent(result.kept)} percent"
     table = Table(title=f"Knowledge kept{kept}", box=box.SIMPLE_HEAD)

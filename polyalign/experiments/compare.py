@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,17 +13,18 @@ from typing import Any
 import polyalign
 from polyalign.config import recipe as recipes
 from polyalign.config.recipe import Recipe
-from polyalign.data.load import Say
 from polyalign.evaluation import tables
 from polyalign.evaluation.results import LeftOut, Run
 from polyalign.experiments import micro_batch as fitting
 from polyalign.experiments import report
 from polyalign.experiments import run_folders as runs
 from polyalign.experiments import workers as pool
-from polyalign.experiments.workers import Ended, Pool
+from polyalign.experiments.workers import Outcome, Pool
 from polyalign.training import train
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 STRATEGIES = ("projection", "layernorm", "lilt", "lilt-deep", "lit", "full")
 """Those that answer the question: few parameters, some, one tower, everything."""
@@ -65,7 +67,7 @@ class Job:
     def collect(self) -> str:
         """Copy the result to where the report finds it, with what only the comparison knows, and tell it in a line."""
         run = Run.load_json(self.folder / train.RESULT)
-        retries = pool.deaths(self.folder)
+        retries = pool.restarts(self.folder)
         run.model_copy(update={"retries": retries, "tuned": self.tuned}).save_json(self.result)
         self.left_out.unlink(missing_ok=True)
         found = tables.percent(run.test[0].mean_recall)
@@ -86,7 +88,9 @@ class Job:
 
     def dev(self) -> float:
         """Give the best mean recall on dev; minus one where the run could not be made."""
-        return max(look.dev_mean_recall for look in Run.load_json(self.result).looks) if self.is_done() else -1.0
+        return (
+            max(look.dev_mean_recall for look in Run.load_json(self.result).dev_evaluations) if self.is_done() else -1.0
+        )
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,7 @@ class Grid:
             yield Path(source["root"]).resolve().stem if "root" in source else source["name"]
 
 
-def compare(grid: Grid, workers: Pool, say: Say, *, tune: bool) -> list[Path]:
+def compare(grid: Grid, workers: Pool, *, tune: bool) -> list[Path]:
     """Train what is not there yet, then write the tables and figures of all results in ``grid.out``.
 
     With ``tune`` each strategy's learning rate is first chosen on dev, from an equal grid. What cannot keep to a
@@ -182,24 +186,24 @@ def compare(grid: Grid, workers: Pool, say: Say, *, tune: bool) -> list[Path]:
     wanted = grid.cells()
     for folder in (grid.out, grid.work):
         storage.check_writable(folder)
-    cells = _fitted(grid, wanted, workers, say)
+    cells = _fitted(grid, wanted, workers)
     if not cells:
         raise UserError(f"none of the {len(wanted)} settings can be trained within that memory: allow more")
     # The first seed of all comes before the second of any, so that an early end leaves whole tables.
     jobs = _tuned(grid, cells, workers) if tune else [grid.job(c, s) for s in range(grid.seeds) for c in cells]
     failed = _run(jobs, "runs", workers)
-    for job, ended in failed.items():
-        job.leave_out(ended.problem)
+    for job, outcome in failed.items():
+        job.leave_out(outcome.problem)
     if len(failed) == len(jobs):
         raise UserError(f"none of the {len(jobs)} runs could be made: {next(iter(failed.values())).problem}")
     written = report.write(grid.out)
     if failed:
-        names = "; ".join(f"{job.result.stem}: {ended.problem}" for job, ended in failed.items())
+        names = "; ".join(f"{job.result.stem}: {outcome.problem}" for job, outcome in failed.items())
         raise UserError(f"the tables are written, but {len(failed)} runs could not be made: {names}")
     return written
 
 
-def _fitted(grid: Grid, cells: Sequence[Cell], workers: Pool, say: Say) -> list[Cell]:
+def _fitted(grid: Grid, cells: Sequence[Cell], workers: Pool) -> list[Cell]:
     """Give each cell of a bounded memory the micro-batch that keeps to it, and leave out those that none does."""
     fits = fitting.fit({cell: grid.job(cell, seed=0).recipe for cell in cells}, grid.work / "memory", workers)
     kept = []
@@ -208,7 +212,7 @@ def _fitted(grid: Grid, cells: Sequence[Cell], workers: Pool, say: Say) -> list[
         if found is not None and found.micro_batch is None and not found.bad_input:
             for seed in range(grid.seeds):
                 grid.job(cell, seed).leave_out(found.problem)
-            say(f"left out: {grid.job(cell, seed=0).result.stem} {found.problem}")
+            logger.info(f"left out: {grid.job(cell, seed=0).result.stem} {found.problem}")
         else:
             kept.append(cell if found is None else replace(cell, micro_batch=found.micro_batch))
     return kept
@@ -235,7 +239,7 @@ def _trials(grid: Grid, cell: Cell) -> list[Job]:
     return [replace(job, result=tuning / f"{job.folder.name}.json") for job in jobs]
 
 
-def _run(jobs: Sequence[Job], task: str, workers: Pool) -> dict[Job, Ended]:
+def _run(jobs: Sequence[Job], task: str, workers: Pool) -> dict[Job, Outcome]:
     """Run what is not done yet; what only waits to be collected needs no process."""
     for job in jobs:
         if not job.is_done() and job.is_trained():

@@ -13,10 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from polyalign.evaluation.results import Run
-from polyalign.experiments.significance import Contest, Entry
+from polyalign.experiments.significance import Comparison, Method
 
 # Okabe and Ito (2008), told apart by the colour-blind, without the yellow that is faint on white; and four more.
-# The shapes say it again; as their number has no common factor with the colours', no two entries look alike.
+# The shapes say it again; as their number has no common factor with the colours', no two methods look alike.
 _COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
     *("#888888", "#882255", "#999933", "#332288"),
@@ -28,14 +28,16 @@ _PANEL_INCHES = 4.4
 Style = dict[str, str]
 
 
-def names(contest: Contest) -> dict[str, str]:
-    """Give each figure's description and file name, for contests that are shown together.
+def names(comparison: Comparison) -> dict[str, str]:
+    """Give each figure's description and file name, for comparisons that are shown together.
 
     Where time or memory is the budget, pairs are no axis to compare along.
     """
-    compute = "-compute" if contest.of_compute else ""
-    stem = re.sub(r"[^A-Za-z0-9.-]+", "-", f"{contest.lang}-{contest.gallery.gallery}-{contest.recipe}{compute}")
-    pairs = {} if contest.of_compute else {"Mean recall against pairs": f"{stem}-pairs.png"}
+    compute = "-compute" if comparison.of_compute else ""
+    stem = re.sub(
+        r"[^A-Za-z0-9.-]+", "-", f"{comparison.lang}-{comparison.gallery.gallery}-{comparison.recipe}{compute}"
+    )
+    pairs = {} if comparison.of_compute else {"Mean recall against pairs": f"{stem}-pairs.png"}
     return {
         "Mean recall against trainable parameters": f"{stem}-parameters.png",
         **pairs,
@@ -43,30 +45,30 @@ def names(contest: Contest) -> dict[str, str]:
     }
 
 
-def clock(contest: Contest) -> str:
+def clock(comparison: Comparison) -> str:
     """Say what ``cost_seconds`` are of these runs."""
-    devices = {run.device for entry in contest.entries for run in entry.runs}
+    devices = {run.device for method in comparison.methods for run in method.runs}
     if devices == {"cpu"}:
         return "processor time over all threads"
     return "processor time where there is no GPU" if "cpu" in devices else "by the clock"
 
 
-def together(found: Sequence[Contest]) -> list[list[Contest]]:
-    """Group the contests that are shown together: one language, gallery and recipe, and one kind of budget."""
-    groups: dict[tuple[object, ...], list[Contest]] = {}
-    for contest in found:
-        key = (contest.lang, contest.gallery.gallery, contest.recipes, contest.of_compute)
-        groups.setdefault(key, []).append(contest)
+def together(found: Sequence[Comparison]) -> list[list[Comparison]]:
+    """Group the comparisons that are shown together: one language, gallery and recipe, and one kind of budget."""
+    groups: dict[tuple[object, ...], list[Comparison]] = {}
+    for comparison in found:
+        key = (comparison.lang, comparison.gallery.gallery, comparison.recipes, comparison.of_compute)
+        groups.setdefault(key, []).append(comparison)
     return list(groups.values())
 
 
-def draw(found: Sequence[Contest], folder: Path) -> list[Path]:
-    """Draw the figures of all contests, those shown together in one, and list the files.
+def draw(found: Sequence[Comparison], folder: Path) -> list[Path]:
+    """Draw the figures of all comparisons, those shown together in one, and list the files.
 
-    An entry looks the same in all of them.
+    A method looks the same in all of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    styles = _styles(entry.name for contest in found for entry in contest.entries)
+    styles = _styles(method.name for comparison in found for method in comparison.methods)
     written = []
     for own in together(found):
         drawn = [
@@ -80,57 +82,57 @@ def draw(found: Sequence[Contest], folder: Path) -> list[Path]:
     return written
 
 
-def _styles(entries: Iterable[str]) -> dict[str, Style]:
+def _styles(methods: Iterable[str]) -> dict[str, Style]:
     return {
         name: {"color": _COLOURS[i % len(_COLOURS)], "marker": _SHAPES[i % len(_SHAPES)]}
-        for i, name in enumerate(sorted(set(entries)))
+        for i, name in enumerate(sorted(set(methods)))
     }
 
 
-def _scatter(found: Sequence[Contest], styles: dict[str, Style], of: Callable[[Run], float], what: str) -> Figure:
-    """Draw a panel for each budget, a point for each entry."""
+def _scatter(found: Sequence[Comparison], styles: dict[str, Style], of: Callable[[Run], float], what: str) -> Figure:
+    """Draw a panel for each budget, a point for each method."""
     figure, panels = _panels(len(found), found[0])
-    for contest, panel in zip(found, panels, strict=True):
-        for entry in contest.entries:
-            _point(panel, [entry.mean(of)], [entry], styles[entry.name])
-        _dress(panel, contest, f"{contest.budget}, {_seeds(contest)}", what)
+    for comparison, panel in zip(found, panels, strict=True):
+        for method in comparison.methods:
+            _point(panel, [method.mean(of)], [method], styles[method.name])
+        _dress(panel, comparison, f"{comparison.budget}, {_seeds(comparison)}", what)
     return _with_legend(figure, panels)
 
 
-def _lines(found: Sequence[Contest], styles: dict[str, Style]) -> Figure:
-    """Draw one panel, a line for each entry over the pairs it was given."""
+def _lines(found: Sequence[Comparison], styles: dict[str, Style]) -> Figure:
+    """Draw one panel, a line for each method over the pairs it was given."""
     figure, (panel,) = _panels(1, found[0])
-    by_name: dict[str, list[Entry]] = {}
-    for contest in found:
-        for entry in contest.entries:
-            by_name.setdefault(entry.name, []).append(entry)
-    for place, (name, entries) in enumerate(sorted(by_name.items())):
-        entries.sort(key=lambda entry: entry.runs[0].pairs)
+    by_name: dict[str, list[Method]] = {}
+    for comparison in found:
+        for method in comparison.methods:
+            by_name.setdefault(method.name, []).append(method)
+    for place, (name, methods) in enumerate(sorted(by_name.items())):
+        methods.sort(key=lambda method: method.runs[0].pairs)
         aside = 1 + 0.02 * (place - len(by_name) / 2)  # so that intervals do not hide each other
-        _point(panel, [aside * entry.runs[0].pairs for entry in entries], entries, styles[name])
+        _point(panel, [aside * method.runs[0].pairs for method in methods], methods, styles[name])
     _dress(panel, found[0], _seeds(found[0]), "training pairs (points moved a little apart)")
     return _with_legend(figure, [panel])
 
 
-def _panels(count: int, contest: Contest) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, comparison: Comparison) -> tuple[Figure, list[Axes]]:
     width = max(_PANEL_INCHES * count, 1.5 * _PANEL_INCHES)
     figure = Figure(figsize=(width, _HEIGHT_INCHES), layout="constrained")
-    figure.suptitle(f"{contest.lang}: {contest.gallery.gallery}, recipe {contest.recipe}", fontsize=12)
+    figure.suptitle(f"{comparison.lang}: {comparison.gallery.gallery}, recipe {comparison.recipe}", fontsize=12)
     row = figure.subplots(1, count, sharey=True, squeeze=False)[0]
     return figure, list(row)
 
 
-def _point(panel: Axes, x: Sequence[float], entries: Sequence[Entry], style: Style) -> None:
-    means = [entry.scores[-1] for entry in entries]
+def _point(panel: Axes, x: Sequence[float], methods: Sequence[Method], style: Style) -> None:
+    means = [method.scores[-1] for method in methods]
     values = [100 * score.value for score in means]
     below = [100 * (score.value - score.low) for score in means]
     above = [100 * (score.high - score.value) for score in means]
     look = {"markersize": 8, "markeredgecolor": "white", "capsize": 2, "elinewidth": 1, "linewidth": 1.3}
-    panel.errorbar(x, values, yerr=[below, above], label=entries[0].name, **style, **look)  # type: ignore[arg-type]
+    panel.errorbar(x, values, yerr=[below, above], label=methods[0].name, **style, **look)  # type: ignore[arg-type]
 
 
-def _dress(panel: Axes, contest: Contest, title: str, what: str) -> None:
-    chance = 100 * float(contest.gallery.chance().mean())
+def _dress(panel: Axes, comparison: Comparison, title: str, what: str) -> None:
+    chance = 100 * float(comparison.gallery.chance().mean())
     panel.axhline(chance, color="#555555", linestyle=":", linewidth=1, label="chance")
     panel.set_xscale("log")
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -156,8 +158,8 @@ def _with_legend(figure: Figure, panels: Sequence[Axes]) -> Figure:
     return figure
 
 
-def _seeds(contest: Contest) -> str:
-    count = len(contest.seeds)
+def _seeds(comparison: Comparison) -> str:
+    count = len(comparison.seeds)
     return "1 seed" if count == 1 else f"{count} seeds"
 
 

@@ -17,7 +17,7 @@ from polyalign.config.recipe import Recipe
 from polyalign.evaluation import tables
 from polyalign.experiments import peak_memory as memory
 from polyalign.experiments import workers as pool
-from polyalign.experiments.workers import Ended, Pool
+from polyalign.experiments.workers import Outcome, Pool
 
 K = TypeVar("K")
 
@@ -85,7 +85,7 @@ class Fit:
     def _index(self) -> int:
         return len(self._sizes) - 1 if self._over == len(self._sizes) else (self._fits + self._over) // 2
 
-    def learn(self, peak: int | None, ended: Ended | None) -> None:
+    def learn(self, peak: int | None, outcome: Outcome | None) -> None:
         """Take in what came of the probe: the bytes it measured, or how it failed."""
         if peak is not None and peak <= self._allowed:
             self._fits = self._index
@@ -93,8 +93,8 @@ class Fit:
         if peak is not None:
             at = f"{tables.size(peak)} at a micro-batch of {self._sizes[self._index]}"
             self.problem = f"holds {at}, more than the {tables.size(self._allowed)} allowed"
-        elif ended is not None:
-            self.problem, self.bad_input = ended.problem, ended.bad_input
+        elif outcome is not None:
+            self.problem, self.bad_input = outcome.problem, outcome.bad_input
         self._over = 0 if self.bad_input else self._index
 
 
@@ -107,7 +107,7 @@ def fit(wanted: Mapping[K, Recipe], work: Path, workers: Pool) -> dict[K, Fit]:
         open_probes = [probe for probe in by_folder.values() if probe.peak() is None]
         known = len(by_folder) - len(open_probes)
         failed = workers.run(open_probes, "measuring memory", already=known, done=Probe.told)
-        ended = {probe.folder: how for probe, how in failed.items()}
+        outcome = {probe.folder: how for probe, how in failed.items()}
         for search, probe in probes.items():
-            search.learn(probe.peak(), ended.get(probe.folder))
+            search.learn(probe.peak(), outcome.get(probe.folder))
     return fits

@@ -10,16 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from polyalign.config.recipe import Recipe
-from polyalign.data.load import Say
-from polyalign.models.embed import Stores
+from polyalign.models.embed import PairFeatures
 from polyalign.training import train
 from polyalign.utils.process import peak_memory
-from polyalign.utils.progress import Progress
 
 _STEPS = 2  # the optimiser's state is there from the first step on
 
 
-def peak_of(recipe: Recipe, progress: Progress, say: Say) -> int:
+def peak_of(recipe: Recipe) -> int:
     """Take two steps on the longest captions and look at dev, and give the peak in bytes, whatever the bound.
 
     It is the peak of the whole process, so measure one recipe a process. What the process maps of the cache is
@@ -28,14 +26,14 @@ def peak_of(recipe: Recipe, progress: Progress, say: Say) -> int:
     Raises:
         UserError: the same as of training.
     """
-    loop = train.set_up(unbound(recipe), progress, say).loop
-    for store in (loop.stores.images, loop.stores.captions):
+    loop = train.set_up(unbound(recipe)).loop
+    for store in (loop.features.images, loop.features.captions):
         store.values.max()  # reads every page
-    longest = _longest(loop.stores, recipe.optim.batch_size)
+    longest = _longest(loop.features, recipe.optim.batch_size)
     loop.batch = lambda step: longest  # type: ignore[method-assign]
-    loop.plan = replace(loop.plan, steps=_STEPS, looks=frozenset({_STEPS}))
+    loop.plan = replace(loop.plan, steps=_STEPS, dev_evaluations=frozenset({_STEPS}))
     with tempfile.TemporaryDirectory() as folder:
-        loop.run(Path(folder) / train.STATE, resume=False, progress=progress, say=say)
+        loop.run(Path(folder) / train.STATE, resume=False)
     return peak_memory(loop.accelerator.device)
 
 
@@ -45,8 +43,8 @@ def unbound(recipe: Recipe) -> Recipe:
     return recipe.model_copy(update={"train": free})
 
 
-def _longest(stores: Stores, count: int) -> npt.NDArray[np.int64]:
+def _longest(features: PairFeatures, count: int) -> npt.NDArray[np.int64]:
     """Choose the pairs with the longest captions, for a batch is padded to its longest."""
-    offsets = stores.captions.offsets
-    lengths = np.ones(len(stores.captions)) if offsets is None else np.diff(offsets)
+    offsets = features.captions.offsets
+    lengths = np.ones(len(features.captions)) if offsets is None else np.diff(offsets)
     return np.argsort(-lengths, kind="stable")[:count]

@@ -1,7 +1,7 @@
 """Figures that a page written by hand quotes from the results, kept to what the results say.
 
-A table is a quotation where its columns begin with language, recipe, budget and strategy, which name an entry. Its
-other columns are figures of that entry, and are written anew whenever the report is made. The rest of the page stays.
+A table is a quotation where its columns begin with language, recipe, budget and strategy, which name a method. Its
+other columns are figures of that method, and are written anew whenever the report is made. The rest of the page stays.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from polyalign.evaluation import tables
-from polyalign.experiments.significance import Contest, Entry
+from polyalign.experiments.significance import Comparison, Method
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 
@@ -19,7 +19,7 @@ _KEYS = ("language", "recipe", "budget", "strategy")
 _TABLE = re.compile(r"(?:^\|.*\|[ \t]*(?:\n|\Z))+", re.MULTILINE)
 
 
-def renew(path: Path, found: Sequence[Contest]) -> None:
+def renew(path: Path, found: Sequence[Comparison]) -> None:
     """Write the page anew with the figures of its quoting tables as the results have them.
 
     Raises:
@@ -32,7 +32,7 @@ def renew(path: Path, found: Sequence[Contest]) -> None:
     storage.write_text(path, renewed(page, found, str(path)))
 
 
-def renewed(page: str, found: Sequence[Contest], name: str = "the page") -> str:
+def renewed(page: str, found: Sequence[Comparison], name: str = "the page") -> str:
     """Give the text of a page with its quoted figures as the results have them.
 
     Raises:
@@ -41,7 +41,7 @@ def renewed(page: str, found: Sequence[Contest], name: str = "the page") -> str:
     return _TABLE.sub(lambda match: _table(match[0], found, name), page)
 
 
-def _table(text: str, found: Sequence[Contest], name: str) -> str:
+def _table(text: str, found: Sequence[Comparison], name: str) -> str:
     header, *rest = ([cell.strip() for cell in line.strip(" \t|").split("|")] for line in text.splitlines())
     if tuple(header[: len(_KEYS)]) != _KEYS or not rest:
         return text
@@ -49,34 +49,34 @@ def _table(text: str, found: Sequence[Contest], name: str) -> str:
     columns = header[len(_KEYS) :]
     if unknown := [column for column in columns if column not in COLUMNS]:
         raise UserError(f'{name} has a column "{unknown[0]}"; a quotation can have {", ".join(COLUMNS)}')
-    entries = {(c.lang, c.recipe, c.budget, entry.name): (c, entry) for c in found for entry in c.entries}
+    methods = {(c.lang, c.recipe, c.budget, method.name): (c, method) for c in found for method in c.methods}
     lines = [header, rule]
     for key in (tuple(row[: len(_KEYS)]) for row in rows):
-        if key not in entries:
+        if key not in methods:
             raise UserError(f"{name} quotes {', '.join(key)}, of which there is no result: make it, or remove the row")
-        lines.append([*key, *(COLUMNS[column](*entries[key]) for column in columns)])
+        lines.append([*key, *(COLUMNS[column](*methods[key]) for column in columns)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _of_full(contest: Contest, entry: Entry) -> str:
+def _of_full(comparison: Comparison, method: Method) -> str:
     """Set mean recall against that of full training, both towers and every layer."""
-    full = next((other for other in contest.entries if other.name == "full"), None)
-    return "" if full is None else f"{100 * entry.scores[-1].value / full.scores[-1].value:.0f} %"
+    full = next((other for other in comparison.methods if other.name == "full"), None)
+    return "" if full is None else f"{100 * method.scores[-1].value / full.scores[-1].value:.0f} %"
 
 
 def _share(value: float | None) -> str:
     return "" if value is None else tables.percent(value)
 
 
-COLUMNS: dict[str, Callable[[Contest, Entry], str]] = {
-    "seeds": lambda _, entry: str(len(entry.runs)),
-    "trained": lambda _, entry: f"{100 * entry.runs[0].trainable / entry.runs[0].total:.2f} %",
-    "mean recall": lambda _, entry: tables.percent(entry.scores[-1].value),
-    "interval": lambda _, entry: " to ".join(map(tables.percent, (entry.scores[-1].low, entry.scores[-1].high))),
-    "t→i R@1": lambda _, entry: tables.percent(entry.scores[0].value),
+COLUMNS: dict[str, Callable[[Comparison, Method], str]] = {
+    "seeds": lambda _, method: str(len(method.runs)),
+    "trained": lambda _, method: f"{100 * method.runs[0].trainable / method.runs[0].total:.2f} %",
+    "mean recall": lambda _, method: tables.percent(method.scores[-1].value),
+    "interval": lambda _, method: " to ".join(map(tables.percent, (method.scores[-1].low, method.scores[-1].high))),
+    "t→i R@1": lambda _, method: tables.percent(method.scores[0].value),
     "of full": _of_full,
-    "other languages": lambda _, entry: _share(entry.carried_over),
-    "kept": lambda _, entry: _share(entry.knowledge_kept),
-    "seconds": lambda _, entry: f"{entry.mean(lambda run: run.cost_seconds):,.0f}",
+    "other languages": lambda _, method: _share(method.carried_over),
+    "kept": lambda _, method: _share(method.retention),
+    "seconds": lambda _, method: f"{method.mean(lambda run: run.cost_seconds):,.0f}",
 }
-"""What can be quoted of an entry, in percent where it is a share, averaged over its seeds."""
+"""What can be quoted of a method, in percent where it is a share, averaged over its seeds."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,19 +15,21 @@ from polyalign.config import recipe as recipes
 from polyalign.config.recipe import Recipe
 from polyalign.data import class_names, image_check, labelled
 from polyalign.data.labelled import Labelled
-from polyalign.data.load import Say, load_split, load_table
+from polyalign.data.load import load_split, load_table
 from polyalign.data.pairs import PairTable
-from polyalign.evaluation import external_models as peers
-from polyalign.evaluation import suites
+from polyalign.evaluation import external_models, suites
 from polyalign.evaluation.encoders import Aligned, Encoder, Gallery, Vectors
-from polyalign.evaluation.results import Knowledge, Retrieval, Run, TextByRetrieval, ZeroShot
+from polyalign.evaluation.results import Retention, Retrieval, Run, TextByRetrieval, ZeroShot
 from polyalign.evaluation.suites import Suite, SuiteResult
 from polyalign.evaluation.tasks import knowledge, retrieval, text_by_retrieval, zeroshot
 from polyalign.models import checkpoint
 from polyalign.training import train
-from polyalign.utils import progress, storage
+from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 from polyalign.utils.process import processes
+from polyalign.utils.progress import progress_bars
+
+logger = logging.getLogger(__name__)
 
 
 def default_folder(recipe: Recipe) -> Path:
@@ -40,7 +43,7 @@ def default_folder(recipe: Recipe) -> Path:
     return Path("runs") / "-".join(parts).replace(":", "")
 
 
-def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool, say: Say) -> Run | None:
+def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> Run | None:
     """Train into a folder; a finished run of the same recipe is given back as it is. None in all but the main process.
 
     Raises:
@@ -55,23 +58,19 @@ def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool, s
         shutil.rmtree(folder)
     every.wait_for_everyone()  # none may look into a folder that is being emptied
     if not main:
-        say = _nothing
+        logging.getLogger("polyalign").setLevel(logging.ERROR)
     if finished.exists():
         run = Run.load_json(finished)
         if not recipe.is_of(run.recipe):
             raise UserError(f"{folder} holds a run with other settings: give another --out, or --overwrite")
-        say(f"{folder} is finished already; --overwrite trains it again")
+        logger.info(f"{folder} is finished already; --overwrite trains it again")
         return run if main else None
     if begun.exists() and not resume:
         raise UserError(f"{folder} holds an unfinished run: go on with --resume, or begin again with --overwrite")
     if resume and not begun.exists():
-        say(f"nothing to resume in {folder}: beginning anew")
-    with progress.display() as report:
-        return train.train(recipe, folder, resume=resume, progress=report if main else _nothing, say=say)
-
-
-def _nothing(*_: object, **__: object) -> None:
-    """Stand for what the main process shows and says."""
+        logger.info(f"nothing to resume in {folder}: beginning anew")
+    with progress_bars(enabled=main):
+        return train.train(recipe, folder, resume=resume)
 
 
 def open_model(model: str | Path, cache: dict[str, Any] | None = None) -> tuple[Encoder, Recipe | None]:
@@ -82,14 +81,14 @@ def open_model(model: str | Path, cache: dict[str, Any] | None = None) -> tuple[
     Raises:
         UserError: there is no finished run or no such peer, or no such key.
     """
-    if peers.is_peer(str(model)):
-        return peers.load(str(model)), None
+    if external_models.is_external(str(model)):
+        return external_models.load(str(model)), None
     aligner, recipe = checkpoint.load(Path(model))
     how = recipes.merge(recipe.table(), {"cache": cache or {}})
     return Aligned(str(model), aligner, recipes.validate(how, f"{model} with --set").cache), recipe
 
 
-def evaluate(model: str | Path, langs: list[str], split: str, overrides: dict[str, Any], say: Say) -> list[Retrieval]:
+def evaluate(model: str | Path, langs: list[str], split: str, overrides: dict[str, Any]) -> list[Retrieval]:
     """Measure a finished run in these languages (its own when none is given), on its own source or another.
 
     A peer has neither: it is told both.
@@ -97,42 +96,35 @@ def evaluate(model: str | Path, langs: list[str], split: str, overrides: dict[st
     Raises:
         UserError: there is no finished run or peer, or the source lacks the language or the split.
     """
-    found = _embedded(model, langs, split, overrides, say, retrieval.check_gallery)
+    found = _embedded(model, langs, split, overrides, retrieval.check_gallery)
     return [retrieval.score(*vectors, gallery) for gallery, vectors in found]
 
 
-def evaluate_texts(
-    model: str | Path, langs: list[str], split: str, overrides: dict[str, Any], say: Say
-) -> list[TextByRetrieval]:
+def evaluate_texts(model: str | Path, langs: list[str], split: str, overrides: dict[str, Any]) -> list[TextByRetrieval]:
     """Score the captions that images retrieve, as ``evaluate`` measures whether they do.
 
     Raises:
         UserError: see ``evaluate``; or an image has fewer than two captions.
     """
-    found = _embedded(model, langs, split, overrides, say, text_by_retrieval.check_gallery)
+    found = _embedded(model, langs, split, overrides, text_by_retrieval.check_gallery)
     return [text_by_retrieval.score(*vectors, gallery) for gallery, vectors in found]
 
 
 def _embedded(
-    model: str | Path,
-    langs: list[str],
-    split: str,
-    overrides: dict[str, Any],
-    say: Say,
-    check: Callable[[PairTable], None],
+    model: str | Path, langs: list[str], split: str, overrides: dict[str, Any], check: Callable[[PairTable], None]
 ) -> Iterator[tuple[PairTable, tuple[Vectors, Vectors]]]:
     """Embed the gallery of each language, after a check of it."""
-    stand_in = _stand_in(model, langs, split, overrides) if peers.is_peer(str(model)) else None
+    stand_in = _stand_in(model, langs, split, overrides) if external_models.is_external(str(model)) else None
     encoder, own = open_model(model, overrides.get("cache"))
     codes, recipe = _codes(model, langs, own), own or stand_in
     assert recipe is not None  # a run has its own, a peer the other
-    with progress.display() as report:
-        photos = Gallery(encoder, report)
+    with progress_bars():
+        photos = Gallery(encoder)
         for code in codes:
             languages.load(code)
             table = recipes.merge(recipe.table(), {**overrides, "lang": code})
             asked = recipes.validate(table, f"{model} with --set")
-            gallery = load_split(asked, split, report, say)
+            gallery = load_split(asked, split)
             check(gallery)
             yield gallery, photos.embed(gallery)
 
@@ -154,22 +146,22 @@ def _stand_in(model: str | Path, langs: list[str], split: str, overrides: dict[s
     return found[0]
 
 
-def evaluate_suite(model: str | Path, suite: Suite, langs: list[str], say: Say, *, allow_absent: bool) -> SuiteResult:
+def evaluate_suite(model: str | Path, suite: Suite, langs: list[str], *, allow_absent: bool) -> SuiteResult:
     """Measure a finished run or a peer on a suite, in these languages (a run's own when none is given) or in ``all``.
 
     Raises:
         UserError: see ``open_model`` and ``suite.find``.
     """
     # Before a large model is loaded, if that can be.
-    ready = suites.find(suite, langs, say, allow_absent=allow_absent) if langs else None
+    ready = suites.find(suite, langs, allow_absent=allow_absent) if langs else None
     encoder, recipe = open_model(model)
     if ready is None:
-        ready = suites.find(suite, _codes(model, [], recipe), say, allow_absent=allow_absent)
-    with progress.display() as report:
-        return suites.run(encoder, ready, report, say)
+        ready = suites.find(suite, _codes(model, [], recipe), allow_absent=allow_absent)
+    with progress_bars():
+        return suites.run(encoder, ready)
 
 
-def knowledge_kept(folder: Path, langs: list[str], overrides: dict[str, Any]) -> Knowledge:
+def retention(folder: Path, langs: list[str], overrides: dict[str, Any]) -> Retention:
     """Ask a finished run's towers what they knew before training, in its own language and these.
 
     Their captions are taken as translations of each other, in the run's own source or another. Without languages it is
@@ -181,18 +173,12 @@ def knowledge_kept(folder: Path, langs: list[str], overrides: dict[str, Any]) ->
     aligner, recipe = checkpoint.load(folder)
     asked_in = {"test": {"languages": [code for code in langs or recipe.test.languages if code != recipe.lang]}}
     table = recipes.merge(recipe.table(), recipes.merge(overrides, asked_in))
-    asked = knowledge.questions(recipes.validate(table, f"{folder} with --set"))
+    asked = knowledge.probes(recipes.validate(table, f"{folder} with --set"))
     return knowledge.evaluate(aligner, asked, knowledge.Config())
 
 
 def classify(
-    model: str | Path,
-    images: str,
-    langs: list[str],
-    names: str | None,
-    split: str | None,
-    prompts: tuple[str, ...],
-    say: Say,
+    model: str | Path, images: str, langs: list[str], names: str | None, split: str | None, prompts: tuple[str, ...]
 ) -> list[ZeroShot]:
     """Classify labelled images without training, in each language (a run's own when none is given).
 
@@ -215,17 +201,17 @@ def classify(
     encoder, recipe = open_model(model)
     wanted = wanted or _named(found, images, _codes(model, [], recipe), names)
     results = []
-    with progress.display() as report:
-        bad = _unreadable(found, report, say)
-        photos = Gallery(encoder, report)
+    with progress_bars():
+        bad = _unreadable(found)
+        photos = Gallery(encoder)
         for gallery in (one.without(bad) for one in wanted):
             texts = zeroshot.prompts(gallery, zeroshot.Config(prompts=templates))
-            centres = zeroshot.centres(encoder.encode_text(texts[1], report), texts[2])
+            centres = zeroshot.centres(encoder.encode_text(texts[1]), texts[2])
             results.append(zeroshot.score(photos.images(gallery.images), centres, gallery, texts[0]))
     return results
 
 
-def _unreadable(found: Labelled, report: progress.Progress, say: Say) -> frozenset[str]:
+def _unreadable(found: Labelled) -> frozenset[str]:
     """Give the keys of images that cannot be opened.
 
     Raises:
@@ -233,9 +219,9 @@ def _unreadable(found: Labelled, report: progress.Progress, say: Say) -> frozens
     """
     ids = tuple(map(str, range(len(found.images))))
     table = PairTable(found.name, found.lang, "human", ids, found.images, ids, np.arange(len(ids)))
-    _, checked = image_check.check_images(table, report, max_corrupt=0.01)
+    _, checked = image_check.check_images(table, max_corrupt=0.01)
     if checked.bad:
-        say(f"{found.name}: left out {checked.describe()}")
+        logger.info(f"{found.name}: left out {checked.describe()}")
     return frozenset(found.images[int(one.image_id)].key() for one in checked.bad)
 
 

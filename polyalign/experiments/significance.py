@@ -1,6 +1,6 @@
 """Runs set against each other: which way of training is best, and which are not significantly worse.
 
-Runs that differ in the seed alone are one entry. Entries are compared where the language, the gallery, the recipe and
+Runs that differ in the seed alone are one method. Entries are compared where the language, the gallery, the recipe and
 the budget are the same; where time or memory is what all are given, recipes are compared too. Pure functions of the
 records.
 """
@@ -29,12 +29,12 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Entry:
+class Method:
     """One way of training, over its seeds.
 
-    ``options`` names what sets it apart from another entry with the same strategy and towers. ``scores`` are the six
+    ``options`` names what sets it apart from another method with the same strategy and towers. ``scores`` are the six
     recalls and the mean recall, averaged over the seeds; their intervals cover the test images and the seeds.
-    ``p_value`` is for being as good as the best, adjusted for all comparisons of the contest (Holm); none for the best
+    ``p_value`` is for being as good as the best, adjusted for all methods compared (Holm); none for the best
     itself and where no seed is shared with it.
     """
 
@@ -53,14 +53,14 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """The strategy with all that sets the entry apart."""
+        """The strategy with all that sets the method apart."""
         towers = "" if self.towers == "both" else f", {self.towers} tower"
         return self.strategy + towers + (f", {self.options}" if self.options else "")
 
     @property
-    def knowledge_kept(self) -> float | None:
+    def retention(self) -> float | None:
         """The share of what the towers knew that is left, averaged over the seeds; none where nobody asked."""
-        return _average(run.knowledge.kept for run in self.runs if run.knowledge is not None)
+        return _average(run.retention.kept for run in self.runs if run.retention is not None)
 
     @property
     def carried_over(self) -> float | None:
@@ -73,7 +73,7 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class Contest:
+class Comparison:
     """Entries that can be compared, the best first.
 
     ``recipes`` are several only where time or memory is what all are given, which ``of_compute`` tells. ``left_out``
@@ -84,7 +84,7 @@ class Contest:
     gallery: Retrieval
     recipes: tuple[str, ...]
     budget: str
-    entries: tuple[Entry, ...]
+    methods: tuple[Method, ...]
     of_compute: bool = False
     left_out: tuple[LeftOut, ...] = ()
 
@@ -95,12 +95,12 @@ class Contest:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The seeds that any entry was trained with."""
-        return tuple(sorted({run.seed for entry in self.entries for run in entry.runs}))
+        """The seeds that any method was trained with."""
+        return tuple(sorted({run.seed for method in self.methods for run in method.runs}))
 
 
-def contests(runs: Iterable[Run], left_out: Iterable[LeftOut] = ()) -> list[Contest]:
-    """Sort runs into contests, in the order of language, gallery, recipe and pairs.
+def comparisons(runs: Iterable[Run], left_out: Iterable[LeftOut] = ()) -> list[Comparison]:
+    """Sort runs into comparisons, in the order of language, gallery, recipe and pairs.
 
     Raises:
         UserError: two runs have the same settings and the same seed.
@@ -109,8 +109,8 @@ def contests(runs: Iterable[Run], left_out: Iterable[LeftOut] = ()) -> list[Cont
     found = []
     for group in _group(runs, _terms).values():
         conditions = {_conditions(run) for run in group}
-        found.append(_contest(group, [one for one in missing if _conditions(one) in conditions]))
-    return sorted(found, key=lambda c: (c.lang, c.gallery.gallery, c.recipe, c.entries[0].runs[0].pairs, c.budget))
+        found.append(_comparison(group, [one for one in missing if _conditions(one) in conditions]))
+    return sorted(found, key=lambda c: (c.lang, c.gallery.gallery, c.recipe, c.methods[0].runs[0].pairs, c.budget))
 
 
 def of_compute(run: Run | LeftOut) -> bool:
@@ -133,7 +133,7 @@ def _rival_recipe(run: Run | LeftOut) -> str | None:
     return None if of_compute(run) else _recipe_name(run)
 
 
-def _contest(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Contest:
+def _comparison(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Comparison:
     groups = [sorted(group, key=lambda run: run.seed) for group in _group(runs, _settings).values()]
     groups.sort(key=lambda group: str(_settings(group[0])))
     _refuse_twins(groups)
@@ -141,8 +141,8 @@ def _contest(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Contest:
     leader = max(range(len(groups)), key=lambda i: means[i][_MEAN_RECALL])
     samples, p_values = _resampled(groups, leader)
     labels = _options(groups)
-    entries = [
-        Entry(
+    methods = [
+        Method(
             strategy=group[0].strategy,
             towers=group[0].towers,
             options=labels[i],
@@ -153,14 +153,14 @@ def _contest(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Contest:
         )
         for i, group in enumerate(groups)
     ]
-    entries.sort(key=lambda entry: (not entry.best, -entry.scores[_MEAN_RECALL].value))
+    methods.sort(key=lambda method: (not method.best, -method.scores[_MEAN_RECALL].value))
     first = groups[leader][0]
-    return Contest(
+    return Comparison(
         lang=first.lang,
         gallery=first.test[0],
         recipes=tuple(sorted(set(map(_recipe_name, runs)))),
         budget=first.budget,
-        entries=tuple(entries),
+        methods=tuple(methods),
         of_compute=of_compute(first),
         left_out=tuple(sorted(left_out, key=lambda one: (one.strategy, _recipe_name(one), one.seed))),
     )

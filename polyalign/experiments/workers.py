@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -17,11 +18,13 @@ from typing import Literal, Protocol, TypeVar
 from polyalign.config.recipe import Recipe
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
-from polyalign.utils.progress import Progress
+from polyalign.utils.progress import progress
+
+logger = logging.getLogger(__name__)
 
 MAX_RETRIES = 2
 BAD_INPUT, INTERRUPTED = 2, 130
-RECIPE, LOG, DEATHS = "job.toml", "log.txt", "deaths.txt"
+RECIPE, LOG, RESTARTS = "job.toml", "log.txt", "restarts.txt"
 _GRACE_SECONDS = 10
 # What a machine of a cluster must be told, for it shares folders with this one and not the environment.
 _TOLD = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HOME", "POLYALIGN_CACHE")
@@ -46,15 +49,15 @@ class Job(Protocol):
 
 
 @dataclass(frozen=True)
-class Ended:
-    """How a job ended: what was wrong, nothing where it was done, and whether that was bad input."""
+class Outcome:
+    """How a job outcome: what was wrong, nothing where it was done, and whether that was bad input."""
 
     problem: str = ""
     bad_input: bool = False
 
 
 J = TypeVar("J", bound=Job)
-Submit = Callable[[Job], "Future[Ended]"]
+Submit = Callable[[Job], "Future[Outcome]"]
 
 
 class Pool:
@@ -64,14 +67,12 @@ class Pool:
     none); its machines must share the folders.
     """
 
-    def __init__(self, workers: int, on: Literal["local", "ray"], progress: Progress, say: Say) -> None:
+    def __init__(self, workers: int, on: Literal["local", "ray"]) -> None:
         """Only remember; nothing starts yet."""
         self._workers = workers
         self._on = on
-        self._progress = progress
-        self._say = say
 
-    def run(self, jobs: Sequence[J], task: str, *, already: int, done: Callable[[J], str]) -> dict[J, Ended]:
+    def run(self, jobs: Sequence[J], task: str, *, already: int, done: Callable[[J], str]) -> dict[J, Outcome]:
         """Run the jobs to their end, say what ``done`` tells of each that was, and give those that could not be made.
 
         ``already`` more are done and counted. Interrupted, it waits until the running ones have saved where they are.
@@ -80,21 +81,21 @@ class Pool:
             UserError: Ray is asked for and not installed.
         """
         total = already + len(jobs)
-        self._progress(task, already, total)
+        progress(task, already, total)
         if not jobs:
             return {}
-        failed: dict[J, Ended] = {}
+        failed: dict[J, Outcome] = {}
         with self._submitter() as submit:
             waiting = {submit(job): job for job in jobs}
             while waiting:
                 for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    job, ended = waiting.pop(future), future.result()
-                    if ended.problem:
-                        failed[job] = ended
-                        self._say(f"{job.folder.name}: {ended.problem} (log: {job.folder / LOG})")
+                    job, outcome = waiting.pop(future), future.result()
+                    if outcome.problem:
+                        failed[job] = outcome
+                        logger.info(f"{job.folder.name}: {outcome.problem} (log: {job.folder / LOG})")
                     else:
-                        self._say(done(job))
-                    self._progress(task, total - len(waiting), total, job.folder.name)
+                        logger.info(done(job))
+                    progress(task, total - len(waiting), total, job.folder.name)
         return failed
 
     def _submitter(self) -> AbstractContextManager[Submit]:
@@ -108,17 +109,17 @@ def run_job(
     environment: Mapping[str, str],
     cwd: Path,
     stop: threading.Event | None = None,
-) -> Ended:
+) -> Outcome:
     """Run a command in a fresh process, and begin it again, twice at the most, where it dies of anything but bad input.
 
-    How often that was is kept in ``folder / DEATHS``, for also the one who would count may die.
+    How often that was is kept in ``folder / RESTARTS``, for also the one who would count may die.
     """
     storage.write_text(folder / RECIPE, recipe_toml)
     stop = stop or threading.Event()
     code = 0
     for _ in range(MAX_RETRIES + 1):
-        died = deaths(folder)
-        storage.write_text(folder / DEATHS, str(died + 1))
+        died = restarts(folder)
+        storage.write_text(folder / RESTARTS, str(died + 1))
         with (folder / LOG).open("ab") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "polyalign", *command],
@@ -127,20 +128,20 @@ def run_job(
             code = _end(process, stop)
         stopped = stop.is_set() or code == INTERRUPTED
         if stopped or code in (0, BAD_INPUT):
-            storage.write_text(folder / DEATHS, str(died))
+            storage.write_text(folder / RESTARTS, str(died))
         if code == 0:
-            return Ended()
+            return Outcome()
         if stopped:
-            return Ended("interrupted")
+            return Outcome("interrupted")
         if code == BAD_INPUT:
-            return Ended(_last_line(folder / LOG, "error: "), bad_input=True)
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    return Ended(f"its process {how}: {_last_line(folder / LOG)}")
+            return Outcome(_last_line(folder / LOG, "error: "), bad_input=True)
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"outcome with code {code}"
+    return Outcome(f"its process {how}: {_last_line(folder / LOG)}")
 
 
-def deaths(folder: Path) -> int:
+def restarts(folder: Path) -> int:
     """Count how often the job of this folder was begun and came to no end."""
-    path = folder / DEATHS
+    path = folder / RESTARTS
     return int(path.read_text(encoding="utf-8")) if path.is_file() else 0
 
 
@@ -192,16 +193,16 @@ def _on_ray(workers: int) -> Iterator[Submit]:
     environment = {**told, "OMP_NUM_THREADS": str(threads)}
     remote = ray.remote(num_cpus=threads, max_retries=MAX_RETRIES)(run_job)
 
-    def submit(job: Job) -> Future[Ended]:
-        ended: Future[Ended] = Future()
+    def submit(job: Job) -> Future[Outcome]:
+        outcome: Future[Outcome] = Future()
 
-        def hand_on(future: Future[Ended]) -> None:
+        def hand_on(future: Future[Outcome]) -> None:
             lost = future.exception()
-            ended.set_result(future.result() if lost is None else Ended(f"Ray lost it: {lost}"))
+            outcome.set_result(future.result() if lost is None else Outcome(f"Ray lost it: {lost}"))
 
         reference = remote.remote(job.command, job.recipe.to_toml(), job.folder, environment, Path.cwd())
         reference.future().add_done_callback(hand_on)
-        return ended
+        return outcome
 
     try:
         yield submit

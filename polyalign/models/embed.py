@@ -16,22 +16,21 @@ from polyalign.data import augment as views
 from polyalign.data.pairs import ImageRef, PairTable
 from polyalign.models import feature_cache as cache
 from polyalign.models.aligner import Aligner
-from polyalign.models.feature_cache import Store
+from polyalign.models.feature_cache import CachedFeatures
 from polyalign.utils.process import Spent
-from polyalign.utils.progress import Progress
 
 _OF_LIKE_LENGTH = 64
 
 
 @dataclass(frozen=True)
-class Stores:
+class PairFeatures:
     """A table as the aligner's trainable part takes it.
 
     ``images`` holds the first of ``views`` views of all images, then the second of all, and so on.
     """
 
-    images: Store
-    captions: Store
+    images: CachedFeatures
+    captions: CachedFeatures
     image_of: npt.NDArray[np.int64]
     views: int = 1
 
@@ -54,9 +53,7 @@ class Embeddings:
     image_of: npt.NDArray[np.int64]
 
 
-def prepare(
-    aligner: Aligner, table: PairTable, config: Cache, progress: Progress | None = None, data: Data | None = None
-) -> Stores:
+def prepare(aligner: Aligner, table: PairTable, config: Cache, data: Data | None = None) -> PairFeatures:
     """Compute what is frozen, once, or find it in the cache; with the views that ``data`` asks for, if any.
 
     Raises:
@@ -68,22 +65,22 @@ def prepare(
         how = aligner.vision.preprocessing
         # At this size the tower's own preprocessing has nothing left to resize.
         images = views.of(table, data.views, int(how.image_px / how.crop_pct), data.data_seed, mirror=data.mirror)
-    return Stores(
-        cache.images(aligner.vision, images, vision_cut, config, progress),
-        cache.captions(aligner.text, table.captions, text_cut, config, progress),
+    return PairFeatures(
+        cache.images(aligner.vision, images, vision_cut, config),
+        cache.captions(aligner.text, table.captions, text_cut, config),
         table.image_of,
         len(images) // len(table.images),
     )
 
 
-def embed_stores(aligner: Aligner, stores: Stores, batch_size: int = 256) -> Embeddings:
+def embed_features(aligner: Aligner, features: PairFeatures, batch_size: int = 256) -> Embeddings:
     """Run the trainable part in evaluation mode."""
-    images = embed_images(aligner, stores.images, batch_size)
-    return Embeddings(images, embed_captions(aligner, stores.captions, batch_size), stores.image_of)
+    images = embed_images(aligner, features.images, batch_size)
+    return Embeddings(images, embed_captions(aligner, features.captions, batch_size), features.image_of)
 
 
 @torch.no_grad()
-def embed_images(aligner: Aligner, store: Store, batch_size: int = 256) -> npt.NDArray[np.float32]:
+def embed_images(aligner: Aligner, store: CachedFeatures, batch_size: int = 256) -> npt.NDArray[np.float32]:
     """Give ``(I, D)`` unit vectors."""
     aligner.eval()
     images = np.empty((len(store), aligner.vision_projection.out_features), np.float32)
@@ -93,7 +90,7 @@ def embed_images(aligner: Aligner, store: Store, batch_size: int = 256) -> npt.N
 
 
 @torch.no_grad()
-def embed_captions(aligner: Aligner, store: Store, batch_size: int = 256) -> npt.NDArray[np.float32]:
+def embed_captions(aligner: Aligner, store: CachedFeatures, batch_size: int = 256) -> npt.NDArray[np.float32]:
     """Give ``(C, D)`` unit vectors; captions go sorted by length, so that little is padded."""
     aligner.eval()
     captions = np.empty((len(store), aligner.vision_projection.out_features), np.float32)
@@ -102,7 +99,7 @@ def embed_captions(aligner: Aligner, store: Store, batch_size: int = 256) -> npt
     return captions
 
 
-def encode_captions(aligner: Aligner, store: Store, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+def encode_captions(aligner: Aligner, store: CachedFeatures, rows: npt.NDArray[np.int64]) -> torch.Tensor:
     """Run the trainable part on these captions, with gradients: ``(B, D)``, in the order of ``rows``.
 
     A batch is padded to its longest caption, half as long again as the mean. On a processor, where padding costs what
@@ -117,20 +114,13 @@ def encode_captions(aligner: Aligner, store: Store, rows: npt.NDArray[np.int64])
     return encoded[torch.from_numpy(np.argsort(by_length))]
 
 
-def embed(
-    aligner: Aligner,
-    table: PairTable,
-    *,
-    batch_size: int = 256,
-    config: Cache | None = None,
-    progress: Progress | None = None,
-) -> Embeddings:
+def embed(aligner: Aligner, table: PairTable, *, batch_size: int = 256, config: Cache | None = None) -> Embeddings:
     """Embed a table from its images and captions."""
-    return embed_stores(aligner, prepare(aligner, table, config or Cache(), progress), batch_size)
+    return embed_features(aligner, prepare(aligner, table, config or Cache()), batch_size)
 
 
 def _encode(
-    aligner: Aligner, encode: Callable[[Any, int], torch.Tensor], store: Store, rows: npt.NDArray[np.int64]
+    aligner: Aligner, encode: Callable[[Any, int], torch.Tensor], store: CachedFeatures, rows: npt.NDArray[np.int64]
 ) -> npt.NDArray[np.float32]:
     device = aligner.logit_scale.device
     with torch.autocast(device.type, torch.bfloat16, enabled=store.in_bf16):

@@ -1,7 +1,7 @@
 """The frozen-prefix cache: what lies below a tower's lowest trainable stage is computed once and kept on disk.
 
 At cut 0 nothing is computed and the store holds decoded uint8 pixels and token ids; at the last cut it holds one
-vector an image and a caption. Training, evaluation and every run of a comparison read the same stores.
+vector an image and a caption. Training, evaluation and every run of a comparison read the same features.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from polyalign.models.towers.vision import VisionTower
 from polyalign.utils import precision, storage
 from polyalign.utils.errors import UserError
 from polyalign.utils.process import Spent
-from polyalign.utils.progress import Progress
+from polyalign.utils.progress import progress
 
 folder = storage.cache_folder
 
 _BATCH = 64
-_FORMAT = "2"  # of what lies on disk; stores of another are not found, and go with ``polyalign cache clear``
+_FORMAT = "2"  # of what lies on disk; features of another are not found, and go with ``polyalign cache clear``
 
 Places = npt.NDArray[np.int64]
 Filled = tuple[Places, npt.NDArray[Any]]
@@ -40,7 +40,7 @@ Filled = tuple[Places, npt.NDArray[Any]]
 
 
 @dataclass(frozen=True)
-class Store:
+class CachedFeatures:
     """What stage ``cut`` of a tower takes, for every image or caption of a table.
 
     ``values`` is ``(N, ...)``; or, for token sequences, ``(total tokens, ...)`` with row ``i`` at ``offsets[i] :
@@ -91,9 +91,7 @@ def _tensor(values: npt.NDArray[Any], device: torch.device | str) -> torch.Tenso
 
 
 @torch.no_grad()
-def images(
-    tower: VisionTower, refs: Sequence[ImageRef], cut: int, config: Cache, progress: Progress | None = None
-) -> Store:
+def images(tower: VisionTower, refs: Sequence[ImageRef], cut: int, config: Cache) -> CachedFeatures:
     """Fill or find the store of what stage ``cut`` of the vision tower takes, for these images.
 
     Raises:
@@ -105,7 +103,7 @@ def images(
     how = tower.preprocessing.model_dump_json() + (tower.variant if cut else "")
     key = _key("vision", tower, cut, config, [ref.key() for ref in refs], how, in_bf16=in_bf16)
     if (found := _find(key)) is not None:
-        return Store(found[0], cut, spent=found[1], in_bf16=in_bf16)
+        return CachedFeatures(found[0], cut, spent=found[1], in_bf16=in_bf16)
 
     def filled() -> Iterator[Filled]:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -115,14 +113,12 @@ def images(
                     stage = tower.run(torch.stack(pixels).to(device), 0, cut)
                 yield np.arange(start, start + len(pixels)), _array(stage, config if cut else None)
 
-    values, spent = _collect(key, filled(), len(refs), len(refs), config, "images", progress)
-    return Store(values, cut, spent=spent, in_bf16=in_bf16)
+    values, spent = _collect(key, filled(), len(refs), len(refs), config, "images")
+    return CachedFeatures(values, cut, spent=spent, in_bf16=in_bf16)
 
 
 @torch.no_grad()
-def captions(
-    tower: TextTower, texts: Sequence[str], cut: int, config: Cache, progress: Progress | None = None
-) -> Store:
+def captions(tower: TextTower, texts: Sequence[str], cut: int, config: Cache) -> CachedFeatures:
     """Fill or find the store of what stage ``cut`` of the text tower takes, for these captions.
 
     Raises:
@@ -135,7 +131,7 @@ def captions(
     ids = tower.tokenize(list(texts))
     offsets = np.concatenate([[0], np.cumsum([len(sequence) for sequence in ids])]).astype(np.int64)
     pad = int(tower.tokenizer.pad_token_id)
-    tokens = Store(
+    tokens = CachedFeatures(
         np.concatenate([np.asarray(sequence, np.int64) for sequence in ids]), 0, offsets, pad, in_bf16=in_bf16
     )
     if cut == 0:
@@ -144,7 +140,7 @@ def captions(
     key = _key("text", tower, cut, config, contents, tower.pooling, in_bf16=in_bf16)
     ragged = offsets if cut < last else None
     if (found := _find(key)) is not None:
-        return Store(found[0], cut, ragged, spent=found[1], in_bf16=in_bf16)
+        return CachedFeatures(found[0], cut, ragged, spent=found[1], in_bf16=in_bf16)
     by_length = tokens.by_length(np.arange(len(ids)))
 
     def filled() -> Iterator[Filled]:
@@ -158,8 +154,8 @@ def captions(
                 yield rows, _array(stage, config)
 
     total = int(offsets[-1]) if ragged is not None else len(ids)
-    values, spent = _collect(key, filled(), total, len(ids), config, "captions", progress)
-    return Store(values, cut, ragged, spent=spent, in_bf16=in_bf16)
+    values, spent = _collect(key, filled(), total, len(ids), config, "captions")
+    return CachedFeatures(values, cut, ragged, spent=spent, in_bf16=in_bf16)
 
 
 def _array(tensor: torch.Tensor, config: Cache | None) -> npt.NDArray[Any]:
@@ -199,13 +195,7 @@ def _find(key: str | None) -> tuple[npt.NDArray[Any], Spent] | None:
 
 
 def _collect(
-    key: str | None,
-    batches: Iterator[Filled],
-    total: int,
-    items: int,
-    config: Cache,
-    what: str,
-    progress: Progress | None,
+    key: str | None, batches: Iterator[Filled], total: int, items: int, config: Cache, what: str
 ) -> tuple[npt.NDArray[Any], Spent]:
     """Write the batches into one array of ``total`` rows; on disk, atomically, where the store has a key."""
     began = Spent.until_now()
@@ -219,12 +209,12 @@ def _collect(
         )
     if key is None:
         values: npt.NDArray[Any] = np.empty((total, *first[1].shape[1:]), first[1].dtype)
-        _write(values, itertools.chain([first], batches), items, what, progress)
+        _write(values, itertools.chain([first], batches), items, what)
         return values, Spent.until_now() - began
 
     def fill(partial: Path) -> None:
         array = np.lib.format.open_memmap(partial, "w+", first[1].dtype, (total, *first[1].shape[1:]))
-        _write(array, itertools.chain([first], batches), items, what, progress)
+        _write(array, itertools.chain([first], batches), items, what)
         array.flush()
 
     storage.check_room(folder(), size, f"the cache of {items:,} {what}")
@@ -235,13 +225,10 @@ def _collect(
     return np.load(path, mmap_mode="r", allow_pickle=False), spent
 
 
-def _write(
-    values: npt.NDArray[Any], batches: Iterable[Filled], items: int, what: str, progress: Progress | None
-) -> None:
+def _write(values: npt.NDArray[Any], batches: Iterable[Filled], items: int, what: str) -> None:
     for number, (rows, batch) in enumerate(batches, start=1):
         values[rows] = batch
-        if progress is not None:
-            progress(f"preparing {what} ({values.nbytes / 2**20:.0f} MiB)", min(number * _BATCH, items), items)
+        progress(f"preparing {what} ({values.nbytes / 2**20:.0f} MiB)", min(number * _BATCH, items), items)
 
 
 @dataclass(frozen=True)
@@ -256,7 +243,7 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """List the stores on disk, the largest first."""
+    """List the features on disk, the largest first."""
     found = []
     for path in folder().glob("*.npy"):
         card = path.with_suffix(".json")

@@ -28,7 +28,7 @@ from polyalign.config.tower import TextSpec
 from polyalign.models.towers.text import TextTower, load_encoder, load_tokenizer
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
-from polyalign.utils.progress import Progress
+from polyalign.utils.progress import progress
 
 CARD = "trimmed.json"
 
@@ -61,13 +61,7 @@ class Trimmed(BaseModel):
 
 
 def trim(
-    spec: TextSpec,
-    sentences: Sequence[str],
-    out: Path,
-    *,
-    langs: Sequence[str] = (),
-    keep: int | None = None,
-    progress: Progress | None = None,
+    spec: TextSpec, sentences: Sequence[str], out: Path, *, langs: Sequence[str] = (), keep: int | None = None
 ) -> Trimmed:
     """Write the encoder into ``out`` as a Hugging Face folder with the pieces that ``sentences`` use, and no others.
 
@@ -85,7 +79,7 @@ def trim(
     if not sentences:
         raise UserError("there is no sentence to keep pieces for: the corpus is empty")
     tokenizer, model = load_tokenizer(spec), load_encoder(spec).eval()
-    cut = _Cut(tokenizer, sentences, keep, progress)
+    cut = _Cut(tokenizer, sentences, keep)
     pooler = getattr(model, "pooler", None)
     compared = [sentences[i] for i in cut.alike[:: max(1, len(cut.alike) // _COMPARED)][:_COMPARED]]
     before, sizes = _hidden(model, tokenizer, spec, compared), [_size(model)]
@@ -132,7 +126,7 @@ def read(files: Sequence[Path]) -> list[str]:
 class _Cut:
     """Which pieces stay: ``kept`` are their old numbers in order, so that a piece's new number is its place there."""
 
-    def __init__(self, tokenizer: Any, sentences: Sequence[str], keep: int | None, progress: Progress | None) -> None:
+    def __init__(self, tokenizer: Any, sentences: Sequence[str], keep: int | None) -> None:
         """Cut the corpus with the whole vocabulary and choose; ``alike`` are the sentences with all pieces kept."""
         if not hasattr(tokenizer, "backend_tokenizer"):
             raise UserError(f"cannot trim {tokenizer.name_or_path}: it has no tokenizer.json, nor what makes one")
@@ -141,8 +135,7 @@ class _Cut:
         counts = np.zeros(max(self.pieces) + 1, np.int64)
         for done, ids in enumerate(_encode(self.state, sentences), start=1):
             np.add.at(counts, ids, 1)
-            if progress is not None:
-                progress("cutting the corpus", done, len(sentences))
+            progress("cutting the corpus", done, len(sentences))
         used = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
         chosen = {int(i) for i in used[:keep]} | _special(self.state, tokenizer, self.pieces)
         chosen |= _letters(self.state, self.pieces, chosen)

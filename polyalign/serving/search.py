@@ -12,7 +12,6 @@ from polyalign.data.pairs import FileImage, PairTable
 from polyalign.models import checkpoint
 from polyalign.models.embed import embed
 from polyalign.utils.errors import UserError
-from polyalign.utils.progress import Progress
 
 _ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
@@ -25,7 +24,7 @@ class Found:
     score: float
 
 
-def search(run: Path, folder: Path, query: str, top: int, progress: Progress) -> list[Found]:
+def search(run: Path, folder: Path, query: str, top: int) -> list[Found]:
     """Give the ``top`` photos under ``folder`` for a query, best first; unreadable files are left out.
 
     What the frozen layers give for the photos is cached, so the next query is answered at once.
@@ -48,10 +47,10 @@ def search(run: Path, folder: Path, query: str, top: int, progress: Progress) ->
         captions=(query,) * len(paths),
         image_of=np.arange(len(paths), dtype=np.int64),
     )
-    photos, _ = image_check.check_images(photos, progress, max_corrupt=1.0)
+    photos, _ = image_check.check_images(photos, max_corrupt=1.0)
     if not len(photos):
         raise UserError(f"none of the {len(paths)} images under {folder} can be read")
-    embedded = embed(aligner, photos, config=recipe.cache, progress=progress)
+    embedded = embed(aligner, photos, config=recipe.cache)
     scores = embedded.images @ embedded.captions[0]
     best = np.argsort(-scores, kind="stable")[:top]
     return [Found(str(folder / photos.image_ids[index]), float(scores[index])) for index in best]

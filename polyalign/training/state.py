@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from polyalign.evaluation.results import Look
+from polyalign.evaluation.results import DevEvaluation
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
 from polyalign.utils import storage
@@ -19,19 +19,21 @@ from polyalign.utils.process import Spent
 
 @dataclass
 class State:
-    """Where a run is: steps done, looks taken, what was spent, the best trained state so far and the last."""
+    """Where a run is: steps done, dev_evaluations taken, what was spent, the best trained state so far and the last."""
 
     step: int = 0
     spent: Spent = field(default_factory=Spent)
-    looks: list[Look] = field(default_factory=list)
+    dev_evaluations: list[DevEvaluation] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     best: dict[str, torch.Tensor] = field(default_factory=dict)
     finished: bool = False
 
     @property
-    def best_look(self) -> int:
-        """Index of the best look; the first where several are equal."""
-        return max(range(len(self.looks)), key=lambda index: (self.looks[index].dev_mean_recall, -index))
+    def best_dev_evaluation(self) -> int:
+        """Index of the best dev evaluation; the first of several equal ones."""
+        return max(
+            range(len(self.dev_evaluations)), key=lambda index: (self.dev_evaluations[index].dev_mean_recall, -index)
+        )
 
 
 def save(path: Path, state: State, aligner: Aligner, optimiser: torch.optim.Optimizer, recipe_toml: str) -> None:
@@ -41,11 +43,11 @@ def save(path: Path, state: State, aligner: Aligner, optimiser: torch.optim.Opti
     tensors |= {f"best/{name}": tensor for name, tensor in state.best.items()}
     for parameter, slots in optimiser.state.items():
         tensors |= {f"optimiser/{named[id(parameter)]}/{slot}": torch.as_tensor(value) for slot, value in slots.items()}
-    looks = [look.model_dump() for look in state.looks]
+    dev_evaluations = [look.model_dump() for look in state.dev_evaluations]
     position = {
         "step": state.step,
         "spent": asdict(state.spent),
-        "looks": looks,
+        "dev_evaluations": dev_evaluations,
         "losses": state.losses,
         "finished": state.finished,
     }
@@ -65,7 +67,7 @@ def load(path: Path, aligner: Aligner, optimiser: torch.optim.Optimizer, recipe_
         )
     position = json.loads(metadata["position"])
     position["spent"] = Spent(**position["spent"])
-    position["looks"] = [Look(**look) for look in position["looks"]]
+    position["dev_evaluations"] = [DevEvaluation(**look) for look in position["dev_evaluations"]]
     parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "best": {}, "optimiser": {}}
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")

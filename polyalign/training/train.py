@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,15 +15,15 @@ from accelerate import Accelerator
 from torch import nn
 
 from polyalign.config.recipe import Recipe
-from polyalign.data.load import Say, load_split, load_tables
+from polyalign.data.load import load_split, load_tables
 from polyalign.data.pairs import PairTable
 from polyalign.evaluation import metrics
-from polyalign.evaluation.results import Knowledge, Look, Retrieval, Run
+from polyalign.evaluation.results import DevEvaluation, Retention, Retrieval, Run
 from polyalign.evaluation.tasks import knowledge, retrieval
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
-from polyalign.models.embed import Stores, embed_stores, encode_captions, prepare
+from polyalign.models.embed import PairFeatures, embed_features, encode_captions, prepare
 from polyalign.training import state as training_state
 from polyalign.training.loss import gather, info_nce, sigmoid
 from polyalign.training.optim import adamw, learning_rate
@@ -31,13 +32,15 @@ from polyalign.training.state import State
 from polyalign.utils.errors import UserError
 from polyalign.utils.precision import trains_in_bf16
 from polyalign.utils.process import Spent, ctrl_c_held_back, one_first, peak_memory, processes
-from polyalign.utils.progress import Progress
+from polyalign.utils.progress import progress
 from polyalign.utils.versions import versions
+
+logger = logging.getLogger(__name__)
 
 RESULT, STATE = "result.json", "state.safetensors"
 
 
-def train(recipe: Recipe, out: Path, *, resume: bool, progress: Progress, say: Say) -> Run | None:
+def train(recipe: Recipe, out: Path, *, resume: bool) -> Run | None:
     """Train as the recipe says, keep the state that was best on dev, test it, and save everything into ``out``.
 
     While it runs ``out`` holds a training state, from which ``resume`` goes on to the same result as an
@@ -47,17 +50,17 @@ def train(recipe: Recipe, out: Path, *, resume: bool, progress: Progress, say: S
     Raises:
         UserError: bad data, leakage, a tower that cannot carry the strategy, a loss that is no longer finite.
     """
-    start = set_up(recipe, progress, say)
+    start = set_up(recipe)
     loop, aligner = start.loop, start.loop.aligner
-    state = loop.run(out / STATE, resume=resume, progress=progress, say=say)
+    state = loop.run(out / STATE, resume=resume)
     run = None
     if loop.accelerator.is_main_process:
         peak = peak_memory(loop.accelerator.device)
         checkpoint.restore(aligner, state.best, "the best state")
         size = checkpoint.save(out, aligner, recipe)
-        tested = (start.test(), *_transfer(aligner, recipe, progress, say))
+        tested = (start.test(), *_transfer(aligner, recipe))
         kept = _knowledge(aligner, recipe) if recipe.test.knowledge else None
-        facts = {"peak_memory_bytes": peak, "checkpoint_bytes": size, "knowledge": kept}
+        facts = {"peak_memory_bytes": peak, "checkpoint_bytes": size, "retention": kept}
         run = Run(**_facts(loop, state, start.tables["train"]), **facts, untrained=start.untrained, test=tested)
         run.save_json(out / RESULT)
         (out / STATE).unlink(missing_ok=True)
@@ -71,15 +74,15 @@ class Start:
 
     tables: dict[str, PairTable]
     loop: Loop
-    test_stores: Stores
+    test_features: PairFeatures
     untrained: Retrieval
 
     def test(self) -> Retrieval:
         """Test the aligner as it is now."""
-        return _test(self.loop.aligner, self.test_stores, self.tables["test"], _at_a_time(self.loop.recipe))
+        return _test(self.loop.aligner, self.test_features, self.tables["test"], _at_a_time(self.loop.recipe))
 
 
-def set_up(recipe: Recipe, progress: Progress, say: Say) -> Start:
+def set_up(recipe: Recipe) -> Start:
     """Load the data, build the towers, compute what is frozen and test what is untrained.
 
     Raises:
@@ -87,16 +90,14 @@ def set_up(recipe: Recipe, progress: Progress, say: Say) -> Start:
     """
     processes()
     accelerator = Accelerator(mixed_precision="no")
-    tables = load_tables(recipe, progress, say)
+    tables = load_tables(recipe)
     aligner = build_aligner(recipe).to(accelerator.device)
     with one_first():
         own = {"train": recipe.data}  # dev and test are always of plain images
-        stores = {
-            split: prepare(aligner, table, recipe.cache, progress, own.get(split)) for split, table in tables.items()
-        }
-    untrained = _test(aligner, stores["test"], tables["test"], _at_a_time(recipe)).without_ranks()
-    loop = Loop(recipe, aligner, stores["train"], stores["dev"], accelerator)
-    return Start(tables, loop, stores["test"], untrained)
+        features = {split: prepare(aligner, table, recipe.cache, own.get(split)) for split, table in tables.items()}
+    untrained = _test(aligner, features["test"], tables["test"], _at_a_time(recipe)).without_ranks()
+    loop = Loop(recipe, aligner, features["train"], features["dev"], accelerator)
+    return Start(tables, loop, features["test"], untrained)
 
 
 @dataclass(frozen=True)
@@ -105,44 +106,48 @@ class Plan:
 
     steps: int
     steps_per_epoch: int
-    looks: frozenset[int]
+    dev_evaluations: frozenset[int]
 
     @staticmethod
     def of(recipe: Recipe, pairs: int) -> Plan:
         """Count the steps; an epoch's last batch is left out when it is not full, unless it is the only one."""
         per_epoch = max(1, pairs // recipe.optim.batch_size)
         steps = max(recipe.optim.epochs * per_epoch, recipe.optim.min_steps)
-        looks = frozenset(max(1, round(steps * k / recipe.train.evals)) for k in range(1, recipe.train.evals + 1))
-        return Plan(steps, per_epoch, looks)
+        dev_evaluations = frozenset(
+            max(1, round(steps * k / recipe.train.evals)) for k in range(1, recipe.train.evals + 1)
+        )
+        return Plan(steps, per_epoch, dev_evaluations)
 
 
 class Loop:
     """The training loop: every step's batch and chance come from (seed, step), so that a run can go on after a stop."""
 
-    def __init__(self, recipe: Recipe, aligner: Aligner, stores: Stores, dev: Stores, accelerator: Accelerator) -> None:
+    def __init__(
+        self, recipe: Recipe, aligner: Aligner, features: PairFeatures, dev: PairFeatures, accelerator: Accelerator
+    ) -> None:
         """Take a built aligner and what its trainable part takes, for train and dev."""
         self.recipe = recipe
         self.aligner = aligner
-        self.stores = stores
+        self.features = features
         self.dev = dev
         self.accelerator = accelerator
-        self.plan = Plan.of(recipe, len(stores.captions))
+        self.plan = Plan.of(recipe, len(features.captions))
         if recipe.train.recompute:
             recompute_blocks(aligner)
         if recipe.train.compile:
             compile_blocks(aligner)
         self.optimiser = adamw(aligner.trainable(), recipe.optim)
         allowed = recipe.train.max_seconds
-        self.seconds = None if allowed is None else allowed - (stores.spent + dev.spent).seconds
+        self.seconds = None if allowed is None else allowed - (features.spent + dev.spent).seconds
 
-    def run(self, path: Path, *, resume: bool, progress: Progress, say: Say) -> State:
+    def run(self, path: Path, *, resume: bool) -> State:
         """Train to the end, until dev has stopped gaining or until the time is over.
 
         Raises:
             UserError: the loss is no longer finite, there is no time to train in, or memory goes over its bound.
         """
         if self.seconds is not None and self.seconds <= 0:
-            spent = self.stores.spent + self.dev.spent
+            spent = self.features.spent + self.dev.spent
             raise UserError(
                 f"computing the frozen part took {spent.seconds:.0f} s and leaves no time to train: allow more time"
             )
@@ -150,7 +155,7 @@ class Loop:
         state = State()
         if resume and path.is_file():
             state = training_state.load(path, self.aligner, self.optimiser, settings)
-            say(f"going on after step {state.step:,} of {self.plan.steps:,}")
+            logger.info(f"going on after step {state.step:,} of {self.plan.steps:,}")
         began = Spent.until_now() - state.spent
         self.aligner.train()
         with ctrl_c_held_back() as pressed:
@@ -161,8 +166,8 @@ class Loop:
                 state.step += 1
                 state.spent = self._clock(began)
                 place = self.place(state)
-                if look := any(before < due <= place for due in self.plan.looks):
-                    self._look(state, say)
+                if look := any(before < due <= place for due in self.plan.dev_evaluations):
+                    self._evaluate_dev(state)
                 self._hold_memory()
                 if look or pressed:
                     self._save(path, state, settings)
@@ -181,7 +186,7 @@ class Loop:
     def batch(self, step: int) -> npt.NDArray[np.int64]:
         """Draw this process's pairs of a step: a share of the batch, from the epoch's seeded permutation."""
         epoch, place = divmod(step, self.plan.steps_per_epoch)
-        order = np.random.default_rng((self.recipe.train.seed, epoch)).permutation(len(self.stores.captions))
+        order = np.random.default_rng((self.recipe.train.seed, epoch)).permutation(len(self.features.captions))
         size = self.recipe.optim.batch_size
         whole = order[place * size : (place + 1) * size]
         processes = self.accelerator.num_processes
@@ -217,17 +222,17 @@ class Loop:
     def loss(self, image: torch.Tensor, text: torch.Tensor, pairs: npt.NDArray[np.int64]) -> torch.Tensor:
         """Compute the global batch's loss from this process's ``(B, D)`` embeddings of ``pairs``."""
         image, text = gather(image), gather(text)
-        image_of = gather(torch.from_numpy(self.stores.image_of[pairs]).to(self.accelerator.device))
+        image_of = gather(torch.from_numpy(self.features.image_of[pairs]).to(self.accelerator.device))
         if self.aligner.logit_bias is not None:
             return sigmoid(image, text, self.aligner.scale, self.aligner.logit_bias, image_of)
         return info_nce(image, text, self.aligner.scale, image_of)
 
     def _encode(self, pairs: npt.NDArray[np.int64], seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         torch.manual_seed(seed)
-        device, images = self.accelerator.device, self.stores.images
+        device, images = self.accelerator.device, self.features.images
         with torch.autocast(device.type, torch.bfloat16, enabled=trains_in_bf16(self.recipe.train.precision)):
-            image = self.aligner.encode_image(images.batch(self.stores.image_rows(pairs, epoch), device), images.cut)
-            text = encode_captions(self.aligner, self.stores.captions, pairs)
+            image = self.aligner.encode_image(images.batch(self.features.image_rows(pairs, epoch), device), images.cut)
+            text = encode_captions(self.aligner, self.features.captions, pairs)
         return image.float(), text.float()
 
     def _step(self, step: int) -> float:
@@ -242,23 +247,25 @@ class Loop:
         self.optimiser.step()
         return value
 
-    def _look(self, state: State, say: Say) -> None:
+    def _evaluate_dev(self, state: State) -> None:
         """Measure dev, keep the state if it is the best so far, stop after ``patience`` looks without a gain."""
-        embedded = embed_stores(self.aligner, self.dev, _at_a_time(self.recipe))
+        embedded = embed_features(self.aligner, self.dev, _at_a_time(self.recipe))
         self.aligner.train()
         ranked = metrics.both_directions(embedded.images, embedded.captions, embedded.image_of)
         hits = metrics.gather_hits(ranked[0].rank, ranked[1].rank, embedded.image_of)
         mean_recall = float(metrics.recalls([hits])[-1])
         loss = float(np.mean(state.losses))
-        state.looks.append(Look(step=state.step, seconds=state.spent.seconds, loss=loss, dev_mean_recall=mean_recall))
+        state.dev_evaluations.append(
+            DevEvaluation(step=state.step, seconds=state.spent.seconds, loss=loss, dev_mean_recall=mean_recall)
+        )
         state.losses = []
-        if state.best_look == len(state.looks) - 1:
+        if state.best_dev_evaluation == len(state.dev_evaluations) - 1:
             state.best = {
                 name: tensor.detach().cpu().clone() for name, tensor in checkpoint.trained_state(self.aligner).items()
             }
-        if (alarm := collapse_alarm(state.looks, len(embedded.images))) is not None:
-            say(alarm)
-        state.finished = len(state.looks) - 1 - state.best_look >= self.recipe.train.patience
+        if (alarm := collapse_alarm(state.dev_evaluations, len(embedded.images))) is not None:
+            logger.info(alarm)
+        state.finished = len(state.dev_evaluations) - 1 - state.best_dev_evaluation >= self.recipe.train.patience
 
     def _clock(self, began: Spent) -> Spent:
         """Read the time spent; with several processes that of the slowest, so that all end at the same step."""
@@ -292,16 +299,16 @@ def average_gradients(aligner: Aligner, accelerator: Accelerator) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def collapse_alarm(looks: list[Look], dev_images: int) -> str | None:
+def collapse_alarm(dev_evaluations: list[DevEvaluation], dev_images: int) -> str | None:
     """Say so when the last look is a collapse: recall at chance, or less than half of what it was at its best."""
     chance = sum(min(k / dev_images, 1) for k in metrics.RECALL_AT) / len(metrics.RECALL_AT)
-    last, best = looks[-1].dev_mean_recall, max(look.dev_mean_recall for look in looks)
+    last, best = dev_evaluations[-1].dev_mean_recall, max(look.dev_mean_recall for look in dev_evaluations)
     advice = "lower the learning rate (--set optim.lr=...); the best state so far is kept"
-    if len(looks) > 2 and last <= 1.25 * chance:
-        return f"collapse: dev recall {100 * last:.1f} % is at chance after step {looks[-1].step:,}; {advice}"
+    if len(dev_evaluations) > 2 and last <= 1.25 * chance:
+        return f"collapse: dev recall {100 * last:.1f} % is at chance after step {dev_evaluations[-1].step:,}; {advice}"
     if last < best / 2:
         fall = f"fell from {100 * best:.1f} to {100 * last:.1f} %"
-        return f"collapse: dev recall {fall} by step {looks[-1].step:,}; {advice}"
+        return f"collapse: dev recall {fall} by step {dev_evaluations[-1].step:,}; {advice}"
     return None
 
 
@@ -310,37 +317,37 @@ def _at_a_time(recipe: Recipe) -> int:
     return min(256, recipe.optim.micro_batch or 256)
 
 
-def _test(aligner: Aligner, stores: Stores, gallery: PairTable, rows: int) -> Retrieval:
-    embedded = embed_stores(aligner, stores, rows)
+def _test(aligner: Aligner, features: PairFeatures, gallery: PairTable, rows: int) -> Retrieval:
+    embedded = embed_features(aligner, features, rows)
     return retrieval.score(embedded.images, embedded.captions, gallery)
 
 
 def _note(state: State) -> str:
-    if not state.looks:
+    if not state.dev_evaluations:
         return f"loss {state.losses[-1]:.2f}" if state.losses else ""
-    last, best = state.looks[-1], state.looks[state.best_look].dev_mean_recall
+    last, best = state.dev_evaluations[-1], state.dev_evaluations[state.best_dev_evaluation].dev_mean_recall
     return f"loss {last.loss:.2f}, dev mean recall {100 * last.dev_mean_recall:.1f} (best {100 * best:.1f})"
 
 
-def _transfer(aligner: Aligner, recipe: Recipe, progress: Progress, say: Say) -> list[Retrieval]:
+def _transfer(aligner: Aligner, recipe: Recipe) -> list[Retrieval]:
     """Test in the languages that were not trained on."""
     results = []
     for lang in recipe.test.languages:
-        gallery = load_split(recipe, "test", progress, say, lang)
-        stores = prepare(aligner, gallery, recipe.cache, progress)
-        results.append(_test(aligner, stores, gallery, _at_a_time(recipe)).without_ranks())
+        gallery = load_split(recipe, "test", lang)
+        features = prepare(aligner, gallery, recipe.cache)
+        results.append(_test(aligner, features, gallery, _at_a_time(recipe)).without_ranks())
     return results
 
 
-def _knowledge(aligner: Aligner, recipe: Recipe) -> Knowledge:
-    asked = knowledge.questions(recipe)
+def _knowledge(aligner: Aligner, recipe: Recipe) -> Retention:
+    asked = knowledge.probes(recipe)
     return knowledge.evaluate(aligner, asked, knowledge.Config())
 
 
 def _facts(loop: Loop, state: State, pairs: PairTable) -> dict[str, Any]:
     """Gather what the record says of the run itself."""
     recipe, (trainable, total) = loop.recipe, loop.aligner.count()
-    spent = state.spent + loop.stores.spent + loop.dev.spent
+    spent = state.spent + loop.features.spent + loop.dev.spent
     return {
         "recipe": recipe.table(),
         "lang": recipe.lang,
@@ -362,5 +369,5 @@ def _facts(loop: Loop, state: State, pairs: PairTable) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "caption_origin": pairs.origin,
         "versions": versions(),
-        "looks": tuple(state.looks),
+        "dev_evaluations": tuple(state.dev_evaluations),
     }

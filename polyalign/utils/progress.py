@@ -1,4 +1,4 @@
-"""Progress of long work: what is told, and a display for the terminal."""
+"""Progress of long work: any function reports it, and one context shows it as bars on the terminal."""
 
 from __future__ import annotations
 
@@ -11,39 +11,73 @@ from datetime import timedelta
 from typing import Protocol
 
 
-class Progress(Protocol):
-    """Called now and then with what is being done, how many are done, how many there are, and a word on how it goes."""
+class Display(Protocol):
+    """Shows how far each task is."""
 
     def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
-        """Take the news."""
+        """Show that ``done`` of ``total`` items of a task are done; ``note`` is a word on how it goes."""
+
+
+_displays: list[Display] = []
+
+
+def progress(task: str, done: int, total: int, note: str = "") -> None:
+    """Report that ``done`` of ``total`` items of a task are done; outside of ``progress_bars`` nothing is shown."""
+    if _displays:
+        _displays[-1](task, done, total, note)
 
 
 @contextmanager
-def display() -> Iterator[Progress]:
-    """Show each task's progress and time left on standard error: a bar; where that is no terminal, a line a tenth."""
+def shown_by(display: Display) -> Iterator[None]:
+    """Show all progress reported inside the context with ``display``."""
+    _displays.append(display)
+    try:
+        yield
+    finally:
+        _displays.pop()
+
+
+@contextmanager
+def progress_bars(*, enabled: bool = True) -> Iterator[None]:
+    """Show progress reported inside the context on standard error.
+
+    On a terminal each task has a bar with the time left; elsewhere, as in a log, a line at each tenth. Inside another
+    such context nothing new is opened. ``enabled=False`` shows nothing, as in all but the main process of several.
+    """
+    if not enabled or _displays:
+        yield
+        return
     if not sys.stderr.isatty():
-        yield _Lines()
+        with shown_by(_Lines()):
+            yield
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bars
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     note_column = TextColumn("{task.fields[note]}")
-    # A run of a comparison takes minutes: the time left is told from a day's speed, not from the last half-minute's.
-    with Bars(*columns, note_column, console=Console(stderr=True), speed_estimate_period=86_400) as bars:
+    # A run of a comparison takes minutes: the time left is estimated from a day's speed, not the last half-minute's.
+    with Progress(*columns, note_column, console=Console(stderr=True), speed_estimate_period=86_400) as bars:
         tasks: dict[str, int] = {}
 
-        def report(task: str, done: int, total: int, note: str = "") -> None:
+        def show(task: str, done: int, total: int, note: str = "") -> None:
             if task not in tasks:
                 tasks[task] = bars.add_task(task, total=total, note=note)
             bars.update(tasks[task], completed=done, total=total, note=note)  # type: ignore[arg-type]
 
-        yield report
+        with shown_by(show):
+            yield
 
 
 class _Lines:
-    """A line at each tenth, but not two in a second, with the time that is left if the rest goes as fast; for logs."""
+    """A line at each tenth, at most one a second, with the time left if the rest goes at the same speed; for logs."""
 
     def __init__(self) -> None:
         self._told: dict[str, tuple[int, float]] = {}

@@ -27,7 +27,7 @@ def test_tables_are_what_the_runs_give(folder: Path) -> None:
     own = {path.name for path in folder.iterdir() if path.suffix in {".md", ".csv"}} - {"claims.md"}
     assert own == set(made)
     assert {path.name for path in (folder / "figures").iterdir()} == {
-        name for contest in found for name in figures.names(contest).values()
+        name for comparison in found for name in figures.names(comparison).values()
     }
 
 
@@ -41,15 +41,15 @@ def test_the_readme_shows_what_the_tables_say(folder: Path) -> None:
     page = (folder.parent / "README.md").read_text(encoding="utf-8")
     budgets = ("1k-pairs", "10k-pairs")
     known = {
-        (entry.strategy, contest.budget): entry
-        for contest in report.load(folder)
-        if (contest.lang, contest.recipe) == ("sw", "starter") and contest.budget in budgets
-        for entry in contest.entries
+        (method.strategy, comparison.budget): method
+        for comparison in report.load(folder)
+        if (comparison.lang, comparison.recipe) == ("sw", "starter") and comparison.budget in budgets
+        for method in comparison.methods
     }
     shown = re.findall(r"^\| `([a-z-]+)` \| ([0-9.]+ %) ((?:\| [0-9.]+ ){4})\|$", page, re.MULTILINE)
     assert len(shown) >= 6
     for name, trained, cells in shown:
-        entries = [known[name, budget] for budget in budgets]
-        assert trained == f"{100 * entries[0].runs[0].trainable / entries[0].runs[0].total:.2f} %"
-        said = [tables.percent(value) for e in entries for value in (e.scores[-1].value, e.carried_over or 0.0)]
+        methods = [known[name, budget] for budget in budgets]
+        assert trained == f"{100 * methods[0].runs[0].trainable / methods[0].runs[0].total:.2f} %"
+        said = [tables.percent(value) for e in methods for value in (e.scores[-1].value, e.carried_over or 0.0)]
         assert cells.strip("| ").split(" | ") == said, f"README.md, {name}: {said}"

@@ -9,7 +9,7 @@ from PIL import Image
 from polyalign.data import augment as views
 from polyalign.data.augment import View, crop
 from polyalign.data.pairs import PairTable
-from polyalign.models.embed import Stores, prepare
+from polyalign.models.embed import PairFeatures, prepare
 from polyalign.training import train
 from polyalign.training.train import Loop
 from tests import tiny
@@ -100,20 +100,20 @@ def test_of_a_tower_that_cuts_borders_a_view_loses_no_more_than_a_picture_does()
 
 
 def test_each_epoch_takes_the_next_view():
-    stores = Stores(np.zeros((6, 1)), np.zeros((4, 1)), np.array([0, 1, 1, 0]), views=3)  # type: ignore[arg-type]
-    rows = [stores.image_rows(np.array([2, 3]), epoch).tolist() for epoch in range(5)]
+    features = PairFeatures(np.zeros((6, 1)), np.zeros((4, 1)), np.array([0, 1, 1, 0]), views=3)  # type: ignore[arg-type]
+    rows = [features.image_rows(np.array([2, 3]), epoch).tolist() for epoch in range(5)]
     assert rows == [[1, 0], [3, 2], [5, 4], [1, 0], [3, 2]]
 
 
 def loop_of(name: str, layers: str, data: dict, cache: dict) -> Loop:
     sections = {"strategy": {"layers": layers}, "data": data, "cache": cache}
     recipe = tiny.resolved(name, **sections, optim={"epochs": 3, "batch_size": 64}, train={"evals": 6, "patience": 6})
-    return train.set_up(recipe, tiny.quiet, tiny.quiet).loop
+    return train.set_up(recipe).loop
 
 
 def losses(loop: Loop, folder) -> list[float]:
-    state = loop.run(folder / "state", resume=False, progress=tiny.quiet, say=tiny.quiet)
-    return [look.loss for look in state.looks]
+    state = loop.run(folder / "state", resume=False)
+    return [look.loss for look in state.dev_evaluations]
 
 
 @pytest.mark.parametrize(("name", "layers"), [("projection", "all"), ("lilt", "last:1"), ("full", "all")])
@@ -131,8 +131,8 @@ def test_losses_and_weights_are_the_same_with_and_without_the_cache(name, layers
 
 def test_views_train_differently_and_dev_and_test_stay_plain(tmp_path):
     viewed, plain = (loop_of("projection", "all", data, {}) for data in ({"views": 2}, {}))
-    assert (viewed.stores.views, plain.stores.views) == (2, 1)
-    assert len(viewed.stores.images) == 2 * len(plain.stores.images)
+    assert (viewed.features.views, plain.features.views) == (2, 1)
+    assert len(viewed.features.images) == 2 * len(plain.features.images)
     assert np.array_equal(viewed.dev.images.values, plain.dev.images.values)
     assert losses(viewed, tmp_path)[0] != losses(plain, tmp_path)[0]
 
@@ -140,10 +140,12 @@ def test_views_train_differently_and_dev_and_test_stay_plain(tmp_path):
 def test_a_step_of_the_second_epoch_sees_the_second_view(monkeypatch, tmp_path):
     loop = loop_of("projection", "all", {"views": 2}, {})
     seen = []
-    whole = loop.stores.images.batch
-    object.__setattr__(loop.stores.images, "batch", lambda rows, device: seen.append(set(rows)) or whole(rows, device))
-    loop.run(tmp_path / "state", resume=False, progress=tiny.quiet, say=tiny.quiet)
-    count = len(loop.stores.images) // 2
+    whole = loop.features.images.batch
+    object.__setattr__(
+        loop.features.images, "batch", lambda rows, device: seen.append(set(rows)) or whole(rows, device)
+    )
+    loop.run(tmp_path / "state", resume=False)
+    count = len(loop.features.images) // 2
     epochs = [seen[0] | seen[1], seen[2] | seen[3], seen[4] | seen[5]]
     assert epochs == [set(range(count)), set(range(count, 2 * count)), set(range(count))]
 

@@ -44,7 +44,7 @@ def recipe(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
-    runs.train_into(folder, tiny.resolved(), resume=False, overwrite=False, say=tiny.quiet)
+    runs.train_into(folder, tiny.resolved(), resume=False, overwrite=False)
     return folder
 
 

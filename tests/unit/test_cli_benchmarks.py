@@ -49,7 +49,7 @@ def test_leakage_between_what_is_not_there_says_so(run, tmp_path):
 
 def test_zeroshot_classifies_a_folder_in_the_language_of_its_names(run, tmp_path):
     folder, photos = tmp_path / "run", tmp_path / "photos"
-    runs.train_into(folder, tiny.resolved(), resume=False, overwrite=False, say=tiny.quiet)
+    runs.train_into(folder, tiny.resolved(), resume=False, overwrite=False)
     for name in ("red", "blue"):
         (photos / name).mkdir(parents=True)
         tiny.draw((name,) * 4).save(photos / name / "a.png")
@@ -68,7 +68,7 @@ def test_zeroshot_classifies_a_folder_in_the_language_of_its_names(run, tmp_path
 
 def test_zeroshot_measures_several_languages_and_leaves_out_what_cannot_be_read(run, tmp_path, monkeypatch):
     folder, photos = tmp_path / "run", tmp_path / "v2"
-    runs.train_into(folder, tiny.resolved(), resume=False, overwrite=False, say=tiny.quiet)
+    runs.train_into(folder, tiny.resolved(), resume=False, overwrite=False)
     for number in range(1000):  # as ImageNetV2 is laid out
         (photos / str(number)).mkdir(parents=True)
     for number, name in enumerate(tiny.COLORS):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from polyalign.data.audit import AuditReport
-from polyalign.evaluation.results import Knowledge, TextByRetrieval
+from polyalign.evaluation.results import Retention, TextByRetrieval
 from polyalign.experiments import run_folders as runs
 from tests import tiny
 
@@ -15,7 +15,7 @@ from tests import tiny
 def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("trained") / "run"
     found = tiny.resolved("full", optim={"epochs": 1}, train={"evals": 1}, test={"languages": ["de"]})
-    runs.train_into(folder, found, resume=False, overwrite=False, say=tiny.quiet)
+    runs.train_into(folder, found, resume=False, overwrite=False)
     return folder
 
 
@@ -32,7 +32,7 @@ def test_text_by_retrieval_in_several_languages(run, trained):
 def test_knowledge_in_the_languages_of_the_run_or_others(run, trained):
     code, out, _ = run("knowledge", trained, "--json")
     assert code == 0
-    kept = Knowledge.model_validate_json(out)
+    kept = Retention.model_validate_json(out)
     assert set(kept.sentences) == {"en-de"}
     assert kept.moved["text"] > 0
     code, out, _ = run("knowledge", trained, "--lang", "en,sw,hi", "--json")

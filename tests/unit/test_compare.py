@@ -20,14 +20,14 @@ import pytest
 import polyalign
 from polyalign import cli
 from polyalign.data.load import load_tables
-from polyalign.evaluation.results import Look, Run
+from polyalign.evaluation.results import DevEvaluation, Run
 from polyalign.experiments import compare, report
 from polyalign.experiments import micro_batch as fitting
 from polyalign.experiments import run_folders as runs
 from polyalign.experiments import workers as pool
 from polyalign.experiments.compare import Grid, Job
 from polyalign.experiments.micro_batch import Fit
-from polyalign.experiments.workers import Ended
+from polyalign.experiments.workers import Outcome
 from polyalign.training import train
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
@@ -42,7 +42,7 @@ class Here:
         self.made: list[Any] = []
         self.tasks: list[str] = []
 
-    def run(self, jobs: Sequence[Any], task: str, *, already: int, done: Callable[[Any], None]) -> dict[Any, Ended]:
+    def run(self, jobs: Sequence[Any], task: str, *, already: int, done: Callable[[Any], None]) -> dict[Any, Outcome]:
         failed = {}
         self.tasks += [task] if jobs else []
         for job in jobs:
@@ -51,11 +51,11 @@ class Here:
                 self.make(job)
                 done(job)
             except UserError as error:
-                failed[job] = Ended(str(error), bad_input=True)
+                failed[job] = Outcome(str(error), bad_input=True)
         return failed
 
     def make(self, job: Job) -> None:
-        runs.train_into(job.folder, job.recipe, resume=True, overwrite=False, say=tiny.quiet)
+        runs.train_into(job.folder, job.recipe, resume=True, overwrite=False)
 
 
 class Told(Here):
@@ -71,7 +71,7 @@ class Told(Here):
         name = job.recipe.strategy["name"]
         if name in self.cannot:
             raise UserError(f"{name} cannot")
-        look = Look(step=1, seconds=1, loss=1, dev_mean_recall=self.dev(job.recipe))
+        look = DevEvaluation(step=1, seconds=1, loss=1, dev_mean_recall=self.dev(job.recipe))
         a_run(
             recipe=job.recipe.model_dump(mode="json", exclude_none=True),
             lang=job.recipe.lang,
@@ -81,7 +81,7 @@ class Told(Here):
             seed=job.recipe.train.seed,
             versions={"polyalign": polyalign.__version__},
             test=(a_retrieval(self.noise(job.recipe)),),
-            looks=(look,),
+            dev_evaluations=(look,),
         ).save_json(job.folder / train.RESULT)
 
 
@@ -106,9 +106,9 @@ def grid(recipe: Path | str, *strategies: str, **changes: Any) -> Grid:
     return Grid(**{**fields, **changes})
 
 
-def compared(wide: Grid, workers: Here | None = None, *, tune: bool = False, say: Any = tiny.quiet) -> Here:
+def compared(wide: Grid, workers: Here | None = None, *, tune: bool = False) -> Here:
     workers = workers or Told()
-    compare.compare(wide, workers, say, tune=tune)  # type: ignore[arg-type]
+    compare.compare(wide, workers, tune=tune)  # type: ignore[arg-type]
     return workers
 
 
@@ -183,7 +183,7 @@ def test_what_was_made_by_processes_is_not_made_again(whole):
 
 
 @pytest.mark.slow
-def test_ctrl_c_then_the_same_command_goes_on(tmp_path, monkeypatch, repo):
+def test_ctrl_c_then_the_same_command_goes_on(tmp_path, monkeypatch, repo, caplog):
     monkeypatch.chdir(tmp_path)
     path = tiny.write(tmp_path / "tiny.toml", optim={"epochs": 200}, train={"evals": 200, "patience": 1000})
     command = [sys.executable, "-m", "polyalign", "compare", "--recipe", str(path), "--lang", "en",
@@ -205,10 +205,9 @@ def test_ctrl_c_then_the_same_command_goes_on(tmp_path, monkeypatch, repo):
         f"interrupted; go on with the same command and --resume (the state is in {folder.resolve()})"
         in (folder / pool.LOG).read_text()
     )
-    told = []
-    monkeypatch.setattr(runs, "train_into", lambda *a, say, train=runs.train_into, **k: train(*a, say=told.append, **k))
+    monkeypatch.setattr(runs, "train_into", lambda *a, train=runs.train_into, **k: train(*a, **k))
     compared(grid(path, "lilt", overrides={"test": {"knowledge": False}}), Here())
-    assert told[0].startswith("going on after step ")
+    assert caplog.messages[0].startswith("going on after step ")
     assert results()["tiny-en-lilt-all-s0"].steps == 800
     assert results()["tiny-en-lilt-all-s0"].retries == 0
 
@@ -283,7 +282,7 @@ def test_pairs_are_the_same_for_every_strategy_and_seed_and_nested_over_budgets(
     drawn: dict[str | None, set[tuple[tuple[str, str], ...]]] = {}
     for cell in wide.cells():
         for seed in (0, 1):
-            table = load_tables(wide.job(cell, seed).recipe, tiny.quiet, tiny.quiet)["train"]
+            table = load_tables(wide.job(cell, seed).recipe)["train"]
             images = [table.image_ids[image] for image in table.image_of]
             drawn.setdefault(cell.budget, set()).add(tuple(zip(images, table.captions, strict=True)))
     assert [len(found) for found in drawn.values()] == [1, 1]
@@ -325,7 +324,7 @@ def test_other_data_is_asked_for_no_language_it_may_not_speak_and_has_results_of
 def test_what_the_user_sets_wins():
     wide = grid("starter", overrides={"test": {"languages": ["am"], "knowledge": False}})
     found = only(wide).recipe.test
-    assert (found.languages, found.knowledge) == (("am",), False)
+    assert (found.languages, found.retention) == (("am",), False)
 
 
 @pytest.mark.parametrize(
@@ -389,11 +388,11 @@ def test_recipes_compete_where_time_is_what_all_are_given(recipe):
     wide = grid(recipe, "projection", "lilt", recipes=(str(recipe), str(other)), budgets=("20min", "20-pairs"))
     compared(wide, Told(noise=lambda found: 1.0 if found.name == "wider" else 3.0))
     assert {run.budget for run in results().values()} == {"20min", "20-pairs"}
-    found = {(contest.budget, contest.recipes): contest for contest in report.load(Path("eval"))}
+    found = {(comparison.budget, comparison.recipes): comparison for comparison in report.load(Path("eval"))}
     assert set(found) == {("20min", ("tiny", "wider")), ("20-pairs", ("tiny",)), ("20-pairs", ("wider",))}
-    names = {entry.name for entry in found["20min", ("tiny", "wider")].entries}
+    names = {method.name for method in found["20min", ("tiny", "wider")].methods}
     assert names == {f"{name}, recipe {one}" for name in ("projection", "lilt") for one in ("tiny", "wider")}
-    assert found["20min", ("tiny", "wider")].entries[0].name.endswith("recipe wider")
+    assert found["20min", ("tiny", "wider")].methods[0].name.endswith("recipe wider")
     assert "the same time or memory, recipes tiny, wider" in page()
     assert not [path for path in Path("eval/figures").iterdir() if "compute-pairs" in path.name]
     assert f"Towers: {tiny.vision()} and {tiny.text()}." in page()
@@ -417,16 +416,15 @@ class Measured(Told):
         storage.write_text(Path(job.command[-1]), json.dumps({"bytes": held}))
 
 
-def test_memory_is_kept_to_by_the_largest_power_of_two_and_the_batch_stays(recipe):
-    told = []
+def test_memory_is_kept_to_by_the_largest_power_of_two_and_the_batch_stays(recipe, caplog):
     workers = Measured({"projection": 10, "lilt": 50, "full": 1000})
-    compared(grid(recipe, "projection", "lilt", "full", budgets=("1KiB",)), workers, say=told.append)
+    compared(grid(recipe, "projection", "lilt", "full", budgets=("1KiB",)), workers)
     found = {run.strategy: run.recipe for run in results().values()}
     assert {name: one["optim"]["micro_batch"] for name, one in found.items()} == {"projection": 32, "lilt": 16}
     assert {one["optim"]["batch_size"] for one in found.values()} == {32}
     assert {one["train"]["max_memory_bytes"] for one in found.values()} == {1024}
     why = "holds 1.1 KiB at a micro-batch of 1, more than the 1.0 KiB allowed"
-    assert told == [f"left out: tiny-en-full-1KiB-s0 {why}"]
+    assert caplog.messages == [f"left out: tiny-en-full-1KiB-s0 {why}"]
     assert f"- Left out: full, recipe tiny: {why} (seed 0)." in page()
     assert "Pairs in the towers at a time: lilt 16; projection 32; the loss is of the whole batch." in page()
 
@@ -470,7 +468,7 @@ def test_a_size_that_cannot_be_measured_is_taken_for_too_large(tmp_path):
     search = Fit(tiny.resolved(train={"max_memory_bytes": 100}))
     while (probe := search.probe(tmp_path)) is not None:
         killed = probe.recipe.optim.micro_batch > 4
-        search.learn(None if killed else 50, Ended("its process was killed by SIGKILL: ...") if killed else None)
+        search.learn(None if killed else 50, Outcome("its process was killed by SIGKILL: ...") if killed else None)
     assert search.micro_batch == 4
 
 

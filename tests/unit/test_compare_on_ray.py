@@ -54,7 +54,9 @@ def test_two_workers_of_a_cluster_make_the_runs_that_one_process_makes(tmp_path)
         assert made.threads == 1
         assert made.retries == 0
         one = tiny.resolved(name, optim={"epochs": 1}, train={"evals": 1})
-        here = train.train(one, tmp_path / name, resume=False, progress=tiny.quiet, say=tiny.quiet)
+        here = train.train(one, tmp_path / name, resume=False)
         assert here is not None
         assert made.test[0].hits().hits.tolist() == here.test[0].hits().hits.tolist()
-        assert [look.loss for look in made.looks] == pytest.approx([look.loss for look in here.looks])
+        assert [look.loss for look in made.dev_evaluations] == pytest.approx(
+            [look.loss for look in here.dev_evaluations]
+        )

@@ -17,7 +17,6 @@ from polyalign.data.readers.info import Single
 from polyalign.data.sources import coco_karpathy, xm3600, xtd
 from polyalign.evaluation import suites as suite
 from polyalign.utils.errors import UserError
-from tests import tiny
 from tests.serve import serving
 
 PHOTOS = ["COCO_train2014_000000000009.jpg", "COCO_val2014_000000000042.jpg"]
@@ -48,19 +47,18 @@ def published(site, monkeypatch):
 
 
 def get(root, photos="none", name="xtd"):
-    said = []
-    return obtain.get(name, root, photos, tiny.quiet, said.append), said
+    return obtain.get(name, root, photos)
 
 
-def test_a_dataset_is_got_and_can_be_read_and_what_is_left_to_do_is_told(published, tmp_path):
-    told, said = get(tmp_path)
+def test_a_dataset_is_got_and_can_be_read_and_what_is_left_to_do_is_told(published, tmp_path, caplog):
+    told = get(tmp_path)
     assert (tmp_path / "xtd10" / "XTD10" / "test_1kcaptions_es.txt").read_bytes() == b"Un perro.\nUn gato."
     assert "3 downloaded, 0 there already" in told
     assert "captions in: en es" in told
     assert "--photos test (those of the test set)" in told
     assert "--photos all" not in told
     assert f"--data xtd --set source.root={tmp_path / 'xtd10'} --images {tmp_path / 'photos'}" in told
-    assert said == ["XTD10 / XTD11, licence: Adobe Research License: non-commercial research"]
+    assert caplog.messages == ["XTD10 / XTD11, licence: Adobe Research License: non-commercial research"]
 
 
 def test_got_again_nothing_is_downloaded_and_another_file_in_its_place_is_an_error(published, tmp_path):

@@ -7,7 +7,7 @@ import torch
 from polyalign.config.recipe import Cache
 from polyalign.data.pairs import PairTable
 from polyalign.models import embed as embedding
-from polyalign.models.embed import embed, embed_stores, encode_captions, prepare
+from polyalign.models.embed import embed, embed_features, encode_captions, prepare
 from tests import tiny
 
 FULL = Cache(dtype="float32")
@@ -68,16 +68,15 @@ def test_captions_of_like_length_go_through_together_and_come_back_in_order(alig
 
 def test_embedding_switches_training_off(table):
     aligner = tiny.aligner("full")
-    stores = prepare(aligner, table, FULL)
+    features = prepare(aligner, table, FULL)
     aligner.train()
-    one, other = embed_stores(aligner, stores), embed_stores(aligner, stores)
+    one, other = embed_features(aligner, features), embed_features(aligner, features)
     assert not aligner.training
     assert (one.captions == other.captions).all()
 
 
-def test_progress_is_told(aligner, table, tmp_path, monkeypatch):
+def test_progress_is_told(aligner, table, tmp_path, monkeypatch, news):
     monkeypatch.setenv("POLYALIGN_CACHE", str(tmp_path))
-    told = []
-    embed(aligner, table, config=FULL, progress=lambda *news: told.append(news))
-    assert {news[0].split(" (")[0] for news in told} == {"preparing images"}
-    assert told[-1][1:] == (5, 5)
+    embed(aligner, table, config=FULL)
+    assert {one[0].split(" (")[0] for one in news} == {"preparing images"}
+    assert news[-1][1:] == (5, 5)

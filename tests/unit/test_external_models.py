@@ -18,7 +18,7 @@ from transformers import (
     VisionTextDualEncoderModel,
 )
 
-from polyalign.evaluation import external_models as peers
+from polyalign.evaluation import external_models
 from polyalign.evaluation import suites as suite
 from polyalign.experiments import run_folders as runs
 from polyalign.utils.errors import UserError
@@ -69,33 +69,33 @@ def processor(kind, out):
 @pytest.mark.parametrize("make", [clip, siglip, dual])
 def test_a_local_folder_of_transformers_gives_unit_vectors_that_no_batch_changes(make, tmp_path):
     make(tmp_path)
-    peer = peers.load(f"hf:{tmp_path}")
+    peer = external_models.load(f"hf:{tmp_path}")
     table = tiny.table("test")
-    images, captions = (peer.encode_image(table.images[:3], tiny.quiet), peer.encode_text(CAPTIONS, tiny.quiet))
+    images, captions = (peer.encode_image(table.images[:3]), peer.encode_text(CAPTIONS))
     assert images.shape[1] == captions.shape[1]
     for rows in (images, captions):
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, rtol=1e-5)
-    np.testing.assert_allclose(peer.encode_text(CAPTIONS[1:], tiny.quiet)[0], captions[1], atol=1e-5)
-    np.testing.assert_allclose(peer.encode_image(table.images[2:3], tiny.quiet)[0], images[2], atol=1e-5)
+    np.testing.assert_allclose(peer.encode_text(CAPTIONS[1:])[0], captions[1], atol=1e-5)
+    np.testing.assert_allclose(peer.encode_image(table.images[2:3])[0], images[2], atol=1e-5)
     assert np.abs(captions[0] - captions[1]).max() > 1e-4
 
 
 def test_a_peer_is_measured_by_eval_and_in_a_suite_as_a_run_is(tmp_path):
     clip(tmp_path)
     model, source = f"hf:{tmp_path}", {"source": {"name": "folder", "root": str(tiny.data())}}
-    [result] = runs.evaluate(model, ["en"], "test", source, tiny.quiet)
+    [result] = runs.evaluate(model, ["en"], "test", source)
     assert (result.images, result.captions) == (24, 48)
     one = suite.Suite(name="ours", benchmarks=[{**source["source"], "languages": ["en"]}])
-    found = runs.evaluate_suite(model, one, ["en"], tiny.quiet, allow_absent=False)
+    found = runs.evaluate_suite(model, one, ["en"], allow_absent=False)
     assert found.results == (result.without_ranks(),)
     assert found.model == model
     with pytest.raises(UserError, match="say which with --lang"):
-        runs.evaluate(model, [], "test", source, tiny.quiet)
+        runs.evaluate(model, [], "test", source)
     with pytest.raises(UserError, match="with --data or --suite"):
-        runs.evaluate(model, ["en"], "test", {}, tiny.quiet)
+        runs.evaluate(model, ["en"], "test", {})
     nowhere = {"source": {"name": "folder", "root": str(tmp_path / "nowhere")}}
     with pytest.raises(UserError, match=r"there is no folder .*nowhere"):  # before the model, which is not there either
-        runs.evaluate("hf:nothing", ["en"], "test", nowhere, tiny.quiet)
+        runs.evaluate("hf:nothing", ["en"], "test", nowhere)
 
 
 def open_clip_folder(out):
@@ -116,12 +116,12 @@ def test_a_local_folder_of_open_clip_gives_what_open_clip_gives(tmp_path):
     model = open_clip_folder(tmp_path)
     import open_clip
 
-    peer = peers.load(f"open_clip:{tmp_path}")
+    peer = external_models.load(f"open_clip:{tmp_path}")
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path}")(CAPTIONS)
     with torch.no_grad():
         expected = model.eval().encode_text(tokens, normalize=True).numpy()
-    np.testing.assert_allclose(peer.encode_text(CAPTIONS, tiny.quiet), expected, atol=1e-5)
-    assert peer.encode_image(tiny.table("test").images[:2], tiny.quiet).shape == (2, 16)
+    np.testing.assert_allclose(peer.encode_text(CAPTIONS), expected, atol=1e-5)
+    assert peer.encode_image(tiny.table("test").images[:2]).shape == (2, 16)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -138,8 +138,8 @@ def test_mclip_averages_over_real_tokens_and_goes_through_its_linear_layer(tmp_p
     weights |= {f"LinearTransformation.{key}": value.data for key, value in linear.named_parameters()}
     save_file(weights, text / "model.safetensors")
     (text / "config.json").write_text(json.dumps({"modelBase": "base", "numDims": 16, "model_type": "bert"}))
-    peer = peers.load(f"mclip:{text}+{tmp_path / 'vision'}")
-    found = peer.encode_text(CAPTIONS, tiny.quiet)
+    peer = external_models.load(f"mclip:{text}+{tmp_path / 'vision'}")
+    found = peer.encode_text(CAPTIONS)
     # "green" alone: [CLS] green [SEP], no padding to leave out
     ids = torch.tensor([[2, 5 + tiny.WORDS.index("green"), 3]])
     with torch.no_grad():
@@ -147,19 +147,19 @@ def test_mclip_averages_over_real_tokens_and_goes_through_its_linear_layer(tmp_p
     expected = torch.nn.functional.normalize(plain, dim=-1).numpy()
     np.testing.assert_allclose(found[1], expected[0], atol=1e-5)
     with pytest.raises(UserError, match=r"which vision tower .* belongs to is not known"):
-        peers.load(f"mclip:{text}")
+        external_models.load(f"mclip:{text}")
 
 
 def test_what_is_no_peer_or_not_there_says_so(tmp_path):
-    assert not peers.is_peer("runs/starter-sw")
-    assert not peers.is_peer(str(tmp_path))
-    assert peers.is_peer("hf:openai/clip-vit-base-patch32")
+    assert not external_models.is_external("runs/starter-sw")
+    assert not external_models.is_external(str(tmp_path))
+    assert external_models.is_external("hf:openai/clip-vit-base-patch32")
     with pytest.raises(UserError, match=r"hf:.*cannot be loaded"):
-        peers.load(f"hf:{tmp_path / 'nothing'}")
+        external_models.load(f"hf:{tmp_path / 'nothing'}")
     with pytest.raises(UserError, match="names no model"):
-        peers.load("hf:")
+        external_models.load("hf:")
     pytest.importorskip("open_clip")
     with pytest.raises(UserError, match='did you mean "ViT-B-32"'):
-        peers.load("open_clip:ViT-B-33/openai")
+        external_models.load("open_clip:ViT-B-33/openai")
     with pytest.raises(UserError, match="say which weights"):
-        peers.load("open_clip:ViT-B-32")
+        external_models.load("open_clip:ViT-B-32")

@@ -13,7 +13,7 @@ from polyalign.config.recipe import Cache
 from polyalign.data.pairs import FileImage, PairTable
 from polyalign.models import feature_cache as cache
 from polyalign.models.embed import embed, prepare
-from polyalign.models.feature_cache import Store
+from polyalign.models.feature_cache import CachedFeatures
 from polyalign.training.train import Loop
 from polyalign.utils.errors import UserError
 from tests import tiny
@@ -53,10 +53,10 @@ def trained(
     sections = {"strategy": {"layers": layers, "towers": towers}, "text": {"model": str(tiny.text("xlmr"))}}
     recipe = tiny.resolved(name, **sections, optim={"epochs": 1}, train={"evals": 4})
     aligner = tiny.build_aligner(recipe)
-    stores = {split: prepare(aligner, tiny.table(split), config) for split in ("train", "dev")}
-    loop = Loop(recipe, aligner, stores["train"], stores["dev"], Accelerator())
-    state = loop.run(tmp_path / "state", resume=False, progress=tiny.quiet, say=tiny.quiet)
-    return [look.loss for look in state.looks], {name: p.detach() for name, p in aligner.trainable().items()}
+    features = {split: prepare(aligner, tiny.table(split), config) for split in ("train", "dev")}
+    loop = Loop(recipe, aligner, features["train"], features["dev"], Accelerator())
+    state = loop.run(tmp_path / "state", resume=False)
+    return [look.loss for look in state.dev_evaluations], {name: p.detach() for name, p in aligner.trainable().items()}
 
 
 # Of these nothing lies below what trains.
@@ -71,8 +71,8 @@ RUNS = [
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_strategy_that_trains_from_the_bottom_up_has_only_pixels_cached(name, table, folder):
-    stores = prepare(tiny.aligner(name), table, FULL)
-    assert (stores.images.cut, stores.captions.cut) == (0, 0)
+    features = prepare(tiny.aligner(name), table, FULL)
+    assert (features.images.cut, features.captions.cut) == (0, 0)
     assert [path.split("-")[:2] for path in stores_in(folder)] == [["vision", "0"]]
 
 
@@ -152,7 +152,7 @@ def test_captions_filled_in_order_of_length_lie_where_each_alone_would(frozen, c
 
 
 def test_a_ragged_batch_by_hand():
-    store = Store(np.array([1, 2, 3, 4, 5, 6]), 0, np.array([0, 3, 4, 6]), pad=9)
+    store = CachedFeatures(np.array([1, 2, 3, 4, 5, 6]), 0, np.array([0, 3, 4, 6]), pad=9)
     batch = store.batch(np.array([1, 2, 1]))
     assert batch.values.tolist() == [[4, 9], [5, 6], [4, 9]]
     assert batch.mask.tolist() == [[True, False], [True, True], [True, False]]
@@ -273,8 +273,8 @@ def test_pixels_are_the_same_bytes_in_every_precision(table, folder):
 
 def test_weights_without_a_fingerprint_are_never_kept(frozen, table, folder):
     frozen.vision.fingerprint = frozen.text.fingerprint = None
-    stores = prepare(frozen, table, FULL)
-    assert len(stores.images) == len(table.images)
+    features = prepare(frozen, table, FULL)
+    assert len(features.images) == len(table.images)
     assert not folder.exists()
 
 

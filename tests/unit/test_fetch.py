@@ -24,7 +24,7 @@ def site(monkeypatch):
 
 def get(site, path, name="a.bin", **options):
     waits = []
-    download.fetch(f"{site.url}/{name}", path, tiny.quiet, wait=waits.append, **options)
+    download.fetch(f"{site.url}/{name}", path, wait=waits.append, **options)
     return waits
 
 
@@ -93,7 +93,7 @@ def test_one_that_stays_busy_is_given_up_and_what_came_is_kept(site, tmp_path):
         site.answers["a.bin"] = [(503, {})]
 
     with pytest.raises(UserError, match=r"in 5 tries: the server says 503 .*goes on where this one stopped"):
-        download.fetch(f"{site.url}/a.bin", tmp_path / "a.bin", tiny.quiet, wait=wait)
+        download.fetch(f"{site.url}/a.bin", tmp_path / "a.bin", wait=wait)
     assert waits == [1, 2, 4, 8]
     assert (tmp_path / "a.bin.part").read_bytes() == CONTENT[:1000]
     assert not (tmp_path / "a.bin").exists()
@@ -101,7 +101,7 @@ def test_one_that_stays_busy_is_given_up_and_what_came_is_kept(site, tmp_path):
 
 def test_no_server_at_all_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r"could not be downloaded in 5 tries: .*refused"):
-        download.fetch("http://127.0.0.1:9/a", tmp_path / "a", tiny.quiet, wait=tiny.quiet)
+        download.fetch("http://127.0.0.1:9/a", tmp_path / "a", wait=tiny.quiet)
 
 
 def test_a_full_disk_is_found_before_it_is_full(site, tmp_path, monkeypatch):
@@ -112,12 +112,11 @@ def test_a_full_disk_is_found_before_it_is_full(site, tmp_path, monkeypatch):
         get(site, tmp_path / "a.bin", copies=3)
 
 
-def test_a_large_file_tells_how_far_it_is(site, tmp_path):
+def test_a_large_file_tells_how_far_it_is(site, tmp_path, news):
     site.files["large.bin"] = bytes(9 * 2**20)
-    told = []
-    download.fetch(f"{site.url}/large.bin", tmp_path / "large.bin", lambda *news: told.append(news))
-    assert told[0] == ("large.bin, MiB", 1, 9)
-    assert told[-1] == ("large.bin, MiB", 9, 9)
+    download.fetch(f"{site.url}/large.bin", tmp_path / "large.bin")
+    assert news[0] == ("large.bin, MiB", 1, 9)
+    assert news[-1] == ("large.bin, MiB", 9, 9)
 
 
 def test_a_folder_that_cannot_be_is_an_error(site, tmp_path):

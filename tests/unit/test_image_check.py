@@ -79,7 +79,6 @@ def test_a_wrong_folder_is_suspected_when_nothing_is_there(tmp_path):
         check_images(whole, max_corrupt=0.5)
 
 
-def test_progress_ends_at_the_number_of_images(tmp_path):
-    told = []
-    inspect_images(table(tmp_path, 3), lambda task, done, total, note="": told.append((task, done, total)))
-    assert told == [("checking images", n, 3) for n in (1, 2, 3)]
+def test_progress_ends_at_the_number_of_images(tmp_path, news):
+    inspect_images(table(tmp_path, 3))
+    assert news == [("checking images", n, 3) for n in (1, 2, 3)]

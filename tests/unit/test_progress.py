@@ -4,7 +4,8 @@ import itertools
 
 import pytest
 
-from polyalign.utils import progress
+from polyalign.utils import progress as module
+from polyalign.utils.progress import progress, progress_bars
 
 
 @pytest.fixture
@@ -13,10 +14,10 @@ def told(monkeypatch, capsys):
 
     def run(total: int, pause: float) -> list[str]:
         clock = itertools.count()
-        monkeypatch.setattr(progress.time, "monotonic", lambda: pause * next(clock))
-        with progress.display() as report:
+        monkeypatch.setattr(module.time, "monotonic", lambda: pause * next(clock))
+        with progress_bars():
             for done in range(1, total + 1):
-                report("training", done, total)
+                progress("training", done, total)
         return capsys.readouterr().err.splitlines()
 
     return run

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from polyalign.experiments import quotes, report
-from polyalign.experiments.significance import contests
+from polyalign.experiments.significance import comparisons
 from polyalign.utils.errors import UserError
 from tests.unit.test_report import saved, some_runs
 
@@ -30,11 +30,11 @@ def cells(page: str) -> dict[tuple[str, ...], list[str]]:
 
 
 def test_quoted_figures_become_those_of_the_tables_and_the_rest_stays() -> None:
-    found = contests(some_runs())
+    found = comparisons(some_runs())
     page = quotes.renewed(PAGE, found)
-    first = next(contest for contest in found if (contest.lang, contest.budget) == ("sw", "10k-pairs"))
-    lilt, full = (next(e for e in first.entries if e.strategy == name) for name in ("lilt", "full"))
-    recall, best = (100 * entry.scores[-1].value for entry in (lilt, full))
+    first = next(comparison for comparison in found if (comparison.lang, comparison.budget) == ("sw", "10k-pairs"))
+    lilt, full = (next(e for e in first.methods if e.strategy == name) for name in ("lilt", "full"))
+    recall, best = (100 * method.scores[-1].value for method in (lilt, full))
     assert lilt.carried_over is not None
     assert 0 < recall < best
     row = cells(page)["10k-pairs", "lilt"]
@@ -49,7 +49,7 @@ def test_quoted_figures_become_those_of_the_tables_and_the_rest_stays() -> None:
 
 def test_a_table_that_ends_the_page_is_renewed_to_its_last_row() -> None:
     page = PAGE[: PAGE.index("\n\nThat is all.")]
-    assert cells(quotes.renewed(page, contests(some_runs())))["1k-pairs", "lilt"][0] != ""
+    assert cells(quotes.renewed(page, comparisons(some_runs())))["1k-pairs", "lilt"][0] != ""
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_a_table_that_ends_the_page_is_renewed_to_its_last_row() -> None:
 )
 def test_what_was_not_measured_is_not_quoted(old: str, new: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        quotes.renewed(PAGE.replace(old, new), contests(some_runs()))
+        quotes.renewed(PAGE.replace(old, new), comparisons(some_runs()))
 
 
 def test_the_report_renews_the_pages_of_its_folder(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_a_tower_without_blocks_says_how_to_go_on():
 
 
 def test_nothing_is_compiled_unless_asked():
-    assert compiled(train.set_up(tiny.resolved("lilt"), tiny.quiet, tiny.quiet).loop.aligner) == []
+    assert compiled(train.set_up(tiny.resolved("lilt")).loop.aligner) == []
 
 
 def kept_bytes(loop, pairs) -> int:
@@ -64,7 +64,7 @@ def test_recomputed_blocks_give_the_same_gradients_from_less_than_half_of_what_i
     gradients, kept = [], []
     for asked in (False, True):
         recipe = tiny.resolved(strategy, train={"recompute": asked}, optim={"batch_size": 32})
-        loop = train.set_up(recipe, tiny.quiet, tiny.quiet).loop
+        loop = train.set_up(recipe).loop
         loop.aligner.train()
         pairs = loop.batch(0)
         kept.append(kept_bytes(loop, pairs))
@@ -88,11 +88,11 @@ def test_a_compiled_run_is_the_same_run(tmp_path):
         strategy = {"towers": "text", "layers": "last:1"}
         optim = {"micro_batch": 16, "epochs": 1}
         recipe = tiny.resolved("lit", strategy=strategy, optim=optim, train={"compile": asked, "evals": 4})
-        loop = train.set_up(recipe, tiny.quiet, tiny.quiet).loop
+        loop = train.set_up(recipe).loop
         assert bool(compiled(loop.aligner)) is asked
-        state = loop.run(tmp_path / str(number), resume=False, progress=tiny.quiet, say=tiny.quiet)
+        state = loop.run(tmp_path / str(number), resume=False)
         assert state.step == 4
-        runs.append(([look.loss for look in state.looks], state.best))
+        runs.append(([look.loss for look in state.dev_evaluations], state.best))
     (losses, best), (plain_losses, plain_best) = runs
     np.testing.assert_allclose(losses, plain_losses, rtol=1e-4)
     assert best.keys() == plain_best.keys()

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from polyalign.evaluation.results import Change, Knowledge, Run
+from polyalign.evaluation.results import Change, Retention, Run
 from polyalign.experiments import figures, report
-from polyalign.experiments.significance import contests
+from polyalign.experiments.significance import comparisons
 from polyalign.utils.errors import UserError
 from tests.unit.test_results import a_retrieval
 from tests.unit.test_significance import trained
@@ -17,7 +17,7 @@ from tests.unit.test_significance import trained
 
 def some_runs() -> list[Run]:
     other = a_retrieval(3.0).model_copy(update={"lang": "yo"})
-    kept = Knowledge(sentences={"en-sw": Change(before=0.8, after=0.6)}, probe={"knn": Change(before=0.5, after=0.5)})
+    kept = Retention(sentences={"en-sw": Change(before=0.8, after=0.6)}, probe={"knn": Change(before=0.5, after=0.5)})
     return [
         trained("lilt", 0, 2.0, test=(a_retrieval(2.0), other), knowledge=kept),
         trained("full", 0, 1.0, tuned={"optim.lr": [1e-3, 3e-3]}, retries=1),
@@ -48,7 +48,7 @@ def test_everything_comes_from_the_json_alone_and_is_the_same_again(tmp_path: Pa
 
 
 def test_page_says_what_was_measured() -> None:
-    page = report.texts(contests(some_runs()))["sw.md"]
+    page = report.texts(comparisons(some_runs()))["sw.md"]
     row = next(line for line in page.splitlines() if line.startswith("| **full**"))
     assert "211,204 (6.93 %)" in row
     assert "3 min 01 s" in row  # of processor time: the run was on a processor
@@ -63,7 +63,7 @@ def test_page_says_what_was_measured() -> None:
 
 
 def test_knowledge_kept_and_transfer_are_shown() -> None:
-    page = report.texts(contests(some_runs()))["sw.md"]
+    page = report.texts(comparisons(some_runs()))["sw.md"]
     row = next(
         line for line in page.splitlines() if line.startswith("| lilt") and "(6.93 %)" in line and "87.5" in line
     )
@@ -74,7 +74,7 @@ def test_knowledge_kept_and_transfer_are_shown() -> None:
 
 
 def test_csv_has_fractions() -> None:
-    rows = list(csv.DictReader(io.StringIO(report.texts(contests(some_runs()))["sw.csv"])))
+    rows = list(csv.DictReader(io.StringIO(report.texts(comparisons(some_runs()))["sw.csv"])))
     assert [row["strategy"] for row in rows] == ["lilt", "full", "lilt", "projection"]
     best = rows[1]
     assert (best["budget"], best["best"], best["p_value"]) == ("10k-pairs", "1", "")
@@ -84,14 +84,14 @@ def test_csv_has_fractions() -> None:
 
 
 def test_index_links_every_language() -> None:
-    index = report.texts(contests(some_runs()))["README.md"]
+    index = report.texts(comparisons(some_runs()))["README.md"]
     assert "[Swahili (sw)](sw.md)" in index
     assert "[xx](xx.md)" in index
     assert "| full |" in index
 
 
 def test_every_line_of_a_table_has_as_many_cells() -> None:
-    for name, text in report.texts(contests(some_runs())).items():
+    for name, text in report.texts(comparisons(some_runs())).items():
         if name.endswith(".md"):
             tables = [block for block in text.split("\n\n") if block.startswith("|")]
             assert tables
@@ -100,12 +100,12 @@ def test_every_line_of_a_table_has_as_many_cells() -> None:
 
 
 def test_figures_a_page_shows_are_drawn(tmp_path: Path) -> None:
-    found = contests(some_runs())
+    found = comparisons(some_runs())
     report.write(saved(tmp_path, some_runs()))
-    for contest in found:
-        for name in figures.names(contest).values():
+    for comparison in found:
+        for name in figures.names(comparison).values():
             assert (tmp_path / "figures" / name).is_file()
-            assert f"figures/{name}" in report.texts(found)[f"{contest.lang}.md"]
+            assert f"figures/{name}" in report.texts(found)[f"{comparison.lang}.md"]
 
 
 def test_no_runs_is_a_clear_error(tmp_path: Path) -> None:
@@ -116,5 +116,5 @@ def test_no_runs_is_a_clear_error(tmp_path: Path) -> None:
 def test_seeds_trained_before_and_after_an_option_was_added_are_one_entry(tmp_path: Path) -> None:
     before, after = trained("lilt", 0, 2.0), trained("lilt", 1, 2.0)
     after.recipe["optim"]["grad_clip"] = 1.0
-    (contest,) = report.load(saved(tmp_path, [before, after]))
-    assert [len(entry.runs) for entry in contest.entries] == [2]
+    (comparison,) = report.load(saved(tmp_path, [before, after]))
+    assert [len(method.runs) for method in comparison.methods] == [2]

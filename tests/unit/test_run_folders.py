@@ -12,10 +12,8 @@ from polyalign.utils.errors import UserError
 from tests import tiny
 
 
-def train_into(
-    folder: Path, name: str = "projection", *, resume=False, overwrite=False, say=tiny.quiet, **sections
-) -> Run:
-    found = runs.train_into(folder, tiny.resolved(name, **sections), resume=resume, overwrite=overwrite, say=say)
+def train_into(folder: Path, name: str = "projection", *, resume=False, overwrite=False, **sections) -> Run:
+    found = runs.train_into(folder, tiny.resolved(name, **sections), resume=resume, overwrite=overwrite)
     assert found is not None
     return found
 
@@ -54,7 +52,7 @@ def test_a_finished_run_is_given_back_and_not_trained_again(finished):
     before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
     told = []
     for resume in (False, True):
-        assert train_into(finished, resume=resume, say=told.append) == Run.load_json(finished / train.RESULT)
+        assert train_into(finished, resume=resume) == Run.load_json(finished / train.RESULT)
     assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
     assert told == [f"{finished} is finished already; --overwrite trains it again"] * 2
 
@@ -86,55 +84,54 @@ def test_overwriting_spares_a_folder_that_holds_no_run(tmp_path):
     assert (tmp_path / "photo.jpg").exists()
 
 
-def test_nothing_to_resume_is_said_and_begun(tmp_path):
-    told = []
-    train_into(tmp_path / "new", resume=True, say=told.append)
-    assert told[0] == f"nothing to resume in {tmp_path / 'new'}: beginning anew"
+def test_nothing_to_resume_is_said_and_begun(tmp_path, caplog):
+    train_into(tmp_path / "new", resume=True)
+    assert caplog.messages[0] == f"nothing to resume in {tmp_path / 'new'}: beginning anew"
 
 
 def test_evaluating_gives_what_training_measured(trained):
-    assert runs.evaluate(trained, [], "test", {}, tiny.quiet) == [Run.load_json(trained / train.RESULT).test[0]]
+    assert runs.evaluate(trained, [], "test", {}) == [Run.load_json(trained / train.RESULT).test[0]]
 
 
 def test_how_it_computes_can_be_another_this_time(trained, monkeypatch):
     made = []
     whole = runs.Aligned
     monkeypatch.setattr(runs, "Aligned", lambda *given: made.append(whole(*given)) or made[-1])
-    [plain] = runs.evaluate(trained, [], "test", {}, tiny.quiet)
-    [half] = runs.evaluate(trained, [], "test", {"cache": {"precision": "bf16"}}, tiny.quiet)
+    [plain] = runs.evaluate(trained, [], "test", {})
+    [half] = runs.evaluate(trained, [], "test", {"cache": {"precision": "bf16"}})
     assert [encoder.cache.precision for encoder in made] == ["fp32", "bf16"]
     assert half.mean_recall.value == pytest.approx(plain.mean_recall.value, abs=0.05)
     with pytest.raises(UserError, match=r"with --set: cache.half: .*known: dtype, max_gib, precision, prefix"):
-        runs.evaluate(trained, [], "test", {"cache": {"half": True}}, tiny.quiet)
+        runs.evaluate(trained, [], "test", {"cache": {"half": True}})
 
 
 def test_several_languages_one_result_each(trained):
-    results = runs.evaluate(trained, ["en", "de", "sw"], "test", {}, tiny.quiet)
+    results = runs.evaluate(trained, ["en", "de", "sw"], "test", {})
     assert [result.lang for result in results] == ["en", "de", "sw"]
 
 
 def test_another_split_and_another_source(trained, tmp_path):
-    [dev] = runs.evaluate(trained, [], "dev", {}, tiny.quiet)
+    [dev] = runs.evaluate(trained, [], "dev", {})
     assert dev.gallery == "quarters-dev"
     [starter] = runs.evaluate(
-        trained, ["sw"], "test", {"source": {"name": "starter", "test_images": 5, "train_images": 9}}, tiny.quiet
+        trained, ["sw"], "test", {"source": {"name": "starter", "test_images": 5, "train_images": 9}}
     )
     assert (starter.gallery, starter.images) == ("starter-test", 5)
 
 
-def test_an_image_that_cannot_be_read_is_left_out_with_its_captions_and_told(trained, tmp_path):
+def test_an_image_that_cannot_be_read_is_left_out_with_its_captions_and_told(trained, tmp_path, caplog):
     data = shutil.copytree(tiny.data(), tmp_path / "data")
     lost, broken = (data / "images" / f"{number:03d}.png" for number in (len(tiny.table().images) + 24, 100))
     lost.unlink()
     broken.write_bytes(broken.read_bytes()[:60])
     source = {"source": {"name": "folder", "root": str(data)}}
     with pytest.raises(UserError, match=r"1 missing .* 1 corrupt .* more than data.max_corrupt = 0.01"):
-        runs.evaluate(trained, [], "test", source, tiny.quiet)
-    told = []
-    [result] = runs.evaluate(trained, [], "test", {**source, "data": {"max_corrupt": 0.1}}, told.append)
+        runs.evaluate(trained, [], "test", source)
+    caplog.clear()
+    [result] = runs.evaluate(trained, [], "test", {**source, "data": {"max_corrupt": 0.1}})
     assert (result.images, result.captions) == (22, 44)
-    assert len(told) == 1
-    assert "of 24 images 1 missing" in told[0]
+    assert len(caplog.messages) == 1
+    assert "of 24 images 1 missing" in caplog.messages[0]
 
 
 @pytest.mark.parametrize(
@@ -148,13 +145,13 @@ def test_an_image_that_cannot_be_read_is_left_out_with_its_captions_and_told(tra
 )
 def test_what_cannot_be_evaluated_is_an_error_of_one_line(langs, split, overrides, said, trained):
     with pytest.raises(UserError, match=said) as caught:
-        runs.evaluate(trained, langs, split, overrides, tiny.quiet)
+        runs.evaluate(trained, langs, split, overrides)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(UserError, match="holds no finished checkpoint"):
-        runs.evaluate(tmp_path, [], "test", {}, tiny.quiet)
+        runs.evaluate(tmp_path, [], "test", {})
 
 
 def test_what_to_try_next_is_another_strategy(trained):
@@ -199,9 +196,7 @@ def test_leaked_images_can_be_left_out_unless_nothing_is_left(tmp_path):
     lines = [*rows("train", "train", "dev", "test"), "003.png,blue,train"]
     data = write_captions(tmp_path / "data", lines)
     told = []
-    run = train_into(
-        tmp_path / "run", say=told.append, source={"root": str(data)}, data={"leakage": "exclude"}, optim={"epochs": 1}
-    )
+    run = train_into(tmp_path / "run", source={"root": str(data)}, data={"leakage": "exclude"}, optim={"epochs": 1})
     assert run.pairs == 2
     assert told[0].startswith("left out of training: 1 of the 1 test images")
     write_captions(tmp_path / "all", [*rows("train", "dev", "test"), "001.png,red,train", "002.png,red,train"][1:])

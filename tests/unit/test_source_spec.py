@@ -38,7 +38,7 @@ def test_a_benchmark_in_a_recipe_without_root_or_photos_says_what_to_place_where
         recipe.resolve("starter", "de", "lilt", recipe.overrides([], data="xtd"))
     rootless = recipe.overrides([f"source.root={tmp_path}"], data="xtd")
     with pytest.raises(UserError, match="xtd: say which folder its photos are in with --images"):
-        data.load_split(recipe.resolve("starter", "de", "lilt", rootless), "test", tiny.quiet, tiny.quiet)
+        data.load_split(recipe.resolve("starter", "de", "lilt", rootless), "test")
 
 
 def test_photos_are_given_to_benchmarks_and_refused_where_the_root_has_them(tmp_path):
@@ -48,18 +48,17 @@ def test_photos_are_given_to_benchmarks_and_refused_where_the_root_has_them(tmp_
         recipe.overrides([], data="flickr8k", images=tmp_path)
 
 
-def test_empty_captions_are_left_out_and_counted(tmp_path):
+def test_empty_captions_are_left_out_and_counted(tmp_path, caplog):
     tiny.draw(("red",) * 4).save(tmp_path / "a.png")
     tiny.draw(("blue",) * 4).save(tmp_path / "b.png")
     (tmp_path / "captions.csv").write_text("image,caption\na.png,red\na.png,\nb.png,\n", encoding="utf-8")
     resolved = tiny.resolved(source={"root": str(tmp_path), "test_share": 0.99, "dev_share": 0.0})
-    said = []
-    table = data.load_split(resolved, "test", tiny.quiet, said.append)
+    table = data.load_split(resolved, "test")
     assert table.image_ids == ("a.png",)
-    assert said == ["test: left out 2 empty captions of 3"]
+    assert caplog.messages == ["test: left out 2 empty captions of 3"]
 
 
-def test_images_of_another_test_set_are_kept_out_of_training_and_dev(tmp_path):
+def test_images_of_another_test_set_are_kept_out_of_training_and_dev(tmp_path, caplog):
     train, dev = tiny.table("train"), tiny.table("dev")
     rows = ["image,caption,split"]
     for image_id, image in ((train.image_ids[3], train.images[3]), (dev.image_ids[0], dev.images[0])):
@@ -67,12 +66,11 @@ def test_images_of_another_test_set_are_kept_out_of_training_and_dev(tmp_path):
         rows.append(f"other-{image_id},a scene,test")
     (tmp_path / "captions.csv").write_text("\n".join(rows), encoding="utf-8")
     other = {"keep_out": [{"name": "folder", "root": str(tmp_path)}]}
-    said = []
-    tables = data.load_tables(tiny.resolved(data={**other, "leakage": "exclude"}), tiny.quiet, said.append)
+    tables = data.load_tables(tiny.resolved(data={**other, "leakage": "exclude"}))
     assert train.image_ids[3] not in tables["train"].image_ids
     assert dev.image_ids[0] not in tables["dev"].image_ids
-    assert [line.partition(":")[0] for line in said] == ["left out of training", "left out of dev"]
+    assert [line.partition(":")[0] for line in caplog.messages] == ["left out of training", "left out of dev"]
     with pytest.raises(UserError, match="1 of the 2 test images"):
-        data.load_tables(tiny.resolved(data=other), tiny.quiet, tiny.quiet)
+        data.load_tables(tiny.resolved(data=other))
     with pytest.raises(UserError, match=r"data\.keep_out.*no name"):
         tiny.resolved(data={"keep_out": [{"root": "x"}]})

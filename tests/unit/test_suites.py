@@ -27,11 +27,11 @@ class Colours:
     def __init__(self):
         self.asked = []
 
-    def encode_image(self, images, progress):
+    def encode_image(self, images):
         self.asked.append(len(images))
         return _unit([np.asarray(image.open()).mean(axis=(0, 1)) for image in images])
 
-    def encode_text(self, captions, progress):
+    def encode_text(self, captions):
         return _unit([[float(part) for part in caption.split()[:3]] for caption in captions])
 
 
@@ -69,9 +69,8 @@ def made(root, **options) -> suite.Suite:
 
 def measure(root, langs=suite.ALL, encoder=None, **options) -> suite.SuiteResult:
     absent = options.pop("allow_absent", False)
-    said = options.pop("said", [])
-    ready = suite.find(made(root, **options), langs, said.append, allow_absent=absent)
-    return suite.run(encoder or Colours(), ready, tiny.quiet, said.append)
+    ready = suite.find(made(root, **options), langs, allow_absent=absent)
+    return suite.run(encoder or Colours(), ready)
 
 
 def test_every_language_of_every_benchmark_is_measured_and_each_photo_embedded_once(root):
@@ -129,11 +128,10 @@ def test_the_interval_of_an_average_draws_a_photo_with_its_captions_in_all_langu
     assert spread(half, other)[1:] == (0, 0.5)
 
 
-def test_only_the_languages_asked_for_are_measured(root):
-    said = []
-    result = measure(root, ["sw"], said=said)
+def test_only_the_languages_asked_for_are_measured(root, caplog):
+    result = measure(root, ["sw"])
     assert [(one.gallery, one.lang) for one in result.results] == [("xtd200-test", "sw")]
-    assert said == ["xtd has no captions in sw"]
+    assert caplog.messages == ["xtd has no captions in sw"]
     with pytest.raises(UserError, match="nothing of the suite ours is at hand in zu"):
         measure(root, ["zu"])
     with pytest.raises(UserError, match='unknown language "xx"'):
@@ -182,22 +180,21 @@ def test_missing_photos_are_left_out_only_when_asked_and_the_true_gallery_is_sho
     assert row.split()[1:8] == ["xtd200-test", "(11", "of", "12", "images)", "machine", "11"]
 
 
-def test_corrupt_photos_and_empty_captions_are_left_out_and_told(root):
+def test_corrupt_photos_and_empty_captions_are_left_out_and_told(root, caplog):
     (root / "xtd200" / "swh_Latn.txt").write_text("\n".join([*["9 9 9"] * (len(NAMES) - 1), ""]) + "\n")
-    said = []
-    result = measure(root, ["sw"], said=said)
+    result = measure(root, ["sw"])
     assert result.results[0].images == 11
-    assert "xtd200-test in sw: left out 1 empty captions of 12" in said
+    assert "xtd200-test in sw: left out 1 empty captions of 12" in caplog.messages
 
 
 def test_a_run_is_measured_as_eval_measures_it(tmp_path):
     folder = tmp_path / "run"
-    runs.train_into(folder, tiny.resolved(), resume=False, overwrite=False, say=tiny.quiet)
+    runs.train_into(folder, tiny.resolved(), resume=False, overwrite=False)
     quarters = {"name": "folder", "root": str(tiny.data())}
     with pytest.raises(UserError, match="cannot tell its languages: the suite must name them"):
-        runs.evaluate_suite(folder, _suite(quarters), ["en"], tiny.quiet, allow_absent=False)
-    found = runs.evaluate_suite(folder, _suite({**quarters, "languages": ["en"]}), [], tiny.quiet, allow_absent=False)
-    [alone] = runs.evaluate(folder, [], "test", {}, tiny.quiet)
+        runs.evaluate_suite(folder, _suite(quarters), ["en"], allow_absent=False)
+    found = runs.evaluate_suite(folder, _suite({**quarters, "languages": ["en"]}), [], allow_absent=False)
+    [alone] = runs.evaluate(folder, [], "test", {})
     assert found.results == (alone.without_ranks(),)
     assert found.model == str(folder)
 
@@ -264,7 +261,7 @@ def test_crossmodal_3600_is_measured_in_all_its_languages(tmp_path):
     (tmp_path / "xm3600").mkdir()
     (tmp_path / "xm3600" / "captions.jsonl").write_text("\n".join(rows))
     asked = suite.load("crossmodal-3600").within(tmp_path, tmp_path / "photos", allow_missing=False)
-    result = suite.run(Colours(), suite.find(asked, suite.ALL, tiny.quiet), tiny.quiet, tiny.quiet)
+    result = suite.run(Colours(), suite.find(asked, suite.ALL))
     assert len(result.results) == 36
     assert {(one.gallery, one.images, one.captions) for one in result.results} == {("xm3600-all-test", 6, 12)}
     assert {"qu", "mi", "sw"} <= {one.lang for one in result.results}
@@ -273,7 +270,7 @@ def test_crossmodal_3600_is_measured_in_all_its_languages(tmp_path):
     assert {"qu", "mi", "sw", "te"} & set(scarce.languages)
     assert len(scarce.languages) < 36
     first = suite.load("crossmodal-3600-first").within(tmp_path, tmp_path / "photos", allow_missing=False)
-    [one] = suite.run(Colours(), suite.find(first, ["sw"], tiny.quiet), tiny.quiet, tiny.quiet).results
+    [one] = suite.run(Colours(), suite.find(first, ["sw"])).results
     assert (one.gallery, one.images, one.captions) == ("xm3600-first-test", 6, 6)
 
 
@@ -292,7 +289,7 @@ def test_karpathys_split_is_measured_whole_and_in_folds(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / file).write_text(json.dumps({"images": images}))
     asked = suite.load("karpathy").within(tmp_path, tmp_path / "photos", allow_missing=False)
-    result = suite.run(Colours(), suite.find(asked, ["en"], tiny.quiet), tiny.quiet, tiny.quiet)
+    result = suite.run(Colours(), suite.find(asked, ["en"]))
     flickr, whole, folds = result.results
     assert [one.gallery for one in result.results] == [
         "flickr30k-test",

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console, RenderableType
 
 from polyalign.evaluation import tables
-from polyalign.evaluation.results import Change, Knowledge, Retrieval, Score, TextByRetrieval, ZeroShot
+from polyalign.evaluation.results import Change, Retention, Retrieval, Score, TextByRetrieval, ZeroShot
 from tests.unit.test_results import a_retrieval, a_run
 
 
@@ -114,13 +114,13 @@ def test_text_by_retrieval_stands_between_its_baselines() -> None:
 
 
 def test_knowledge_shows_its_one_number() -> None:
-    result = Knowledge(
+    result = Retention(
         sentences={"en-sw": Change(before=0.8, after=0.4)},
         perplexity={"sw": Change(before=5, after=7.25)},
         cka={"text": (1.0, 0.9, 0.8, 0.7)},
         moved={"text": 0.25},
     )
-    text = show(tables.knowledge_table(result))
+    text = show(tables.retention_table(result))
     for piece in ("Knowledge kept: 50.0 percent", "80.0", "40.0", "7.2", "1.00  0.90  0.80  0.70", "0.250"):
         assert piece in text
 

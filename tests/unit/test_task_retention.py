@@ -15,7 +15,7 @@ from polyalign.config.tower import TextSpec
 from polyalign.data.labelled import Labelled
 from polyalign.data.pairs import PairTable
 from polyalign.evaluation.tasks import knowledge
-from polyalign.evaluation.tasks.knowledge import Config, Questions, cka, knn_accuracy
+from polyalign.evaluation.tasks.knowledge import Config, Probes, cka, knn_accuracy
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
 from polyalign.models.towers.text import build_text
@@ -37,8 +37,8 @@ def labelled() -> Labelled:
     return Labelled("quarters", "en", table.images, labels, classes, tuple((name,) for name in classes))
 
 
-def questions() -> Questions:
-    return Questions(tiny.aligner(), parallel(), labelled())
+def probes() -> Probes:
+    return Probes(tiny.aligner(), parallel(), labelled())
 
 
 def trained(name: str, **options: str) -> Aligner:
@@ -52,7 +52,7 @@ def trained(name: str, **options: str) -> Aligner:
 
 
 def test_towers_that_did_not_change_keep_everything() -> None:
-    got = knowledge.evaluate(trained("projection"), questions(), Config())
+    got = knowledge.evaluate(trained("projection"), probes(), Config())
     assert got.kept == pytest.approx(1)
     assert set(got.sentences) == {"en-ne"}
     assert all(change.before == change.after for change in (got.sentences | got.probe).values())
@@ -63,7 +63,7 @@ def test_towers_that_did_not_change_keep_everything() -> None:
 
 @pytest.mark.parametrize("strategy", ["layernorm", "bitfit", "lilt", "lilt-deep", "lora", "full"])
 def test_a_change_is_seen_in_the_tower_that_changed(strategy: str) -> None:
-    got = knowledge.evaluate(trained(strategy, towers="text"), questions(), Config())
+    got = knowledge.evaluate(trained(strategy, towers="text"), probes(), Config())
     assert got.moved["vision"] == 0
     assert got.moved["text"] > 0.01
     assert got.cka["text"][-1] < 0.9999
@@ -72,15 +72,15 @@ def test_a_change_is_seen_in_the_tower_that_changed(strategy: str) -> None:
 
 
 def test_layers_below_the_change_are_alike() -> None:
-    got = knowledge.evaluate(trained("full", layers="last:1"), questions(), Config())
+    got = knowledge.evaluate(trained("full", layers="last:1"), probes(), Config())
     for layers in got.cka.values():
         assert layers[:3] == pytest.approx((1, 1, 1))
         assert layers[3] < 0.999
 
 
 def test_answers_are_independent_of_the_batch() -> None:
-    one = knowledge.ask(tiny.aligner(), questions(), Config(batch_size=3))
-    two = knowledge.ask(tiny.aligner(), questions(), Config(batch_size=100))
+    one = knowledge.ask(tiny.aligner(), probes(), Config(batch_size=3))
+    two = knowledge.ask(tiny.aligner(), probes(), Config(batch_size=100))
     assert one.sentences == two.sentences
     for tower in ("vision", "text"):
         for a, b in zip(one.layers[tower], two.layers[tower], strict=True):
@@ -103,7 +103,7 @@ def test_a_convolutional_tower_has_one_layer() -> None:
 
 
 def test_without_text_or_labels_there_is_nothing_to_keep() -> None:
-    got = knowledge.evaluate(tiny.aligner(), Questions(tiny.aligner()), Config())
+    got = knowledge.evaluate(tiny.aligner(), Probes(tiny.aligner()), Config())
     assert got.kept is None
     assert got.cka == {}
 
@@ -122,7 +122,7 @@ def test_tables_without_a_shared_image_are_refused() -> None:
 
 
 def test_questions_come_from_the_recipe() -> None:
-    asked = knowledge.questions(tiny.resolved("full", test={"languages": ["en"]}))
+    asked = knowledge.probes(tiny.resolved("full", test={"languages": ["en"]}))
     assert [table.lang for table in asked.parallel] == ["en", "en"]
     assert asked.labelled is None
     assert asked.before.count()[0] == tiny.aligner("projection").count()[0]
@@ -191,6 +191,6 @@ def test_a_tower_without_a_language_model_head_has_no_perplexity() -> None:
 def test_perplexity_is_part_of_the_answer(with_head: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(with_head, tmp_path / "tower")
     aligner = tiny.aligner(text={"model": str(folder)})
-    got = knowledge.evaluate(aligner, Questions(aligner, parallel()), Config(perplexity_sentences=2))
+    got = knowledge.evaluate(aligner, Probes(aligner, parallel()), Config(perplexity_sentences=2))
     assert set(got.perplexity) == {"en", "ne"}
     assert got.perplexity["en"].before == got.perplexity["en"].after > 1

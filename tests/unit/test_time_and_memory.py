@@ -20,6 +20,7 @@ from polyalign.training.state import State
 from polyalign.training.train import Loop
 from polyalign.utils import process
 from polyalign.utils.errors import UserError
+from polyalign.utils.progress import shown_by
 from tests import tiny
 
 STEPS = 12
@@ -27,8 +28,8 @@ STEPS = 12
 
 def loop_for(found: Recipe) -> Loop:
     aligner = tiny.aligner(found.strategy["name"])
-    stores = [prepare(aligner, tiny.table(split), found.cache) for split in ("train", "dev")]
-    return Loop(found, aligner, *stores, Accelerator())
+    features = [prepare(aligner, tiny.table(split), found.cache) for split in ("train", "dev")]
+    return Loop(found, aligner, *features, Accelerator())
 
 
 @pytest.fixture
@@ -52,9 +53,8 @@ def within(
         return step(number)
 
     loop._step = noted  # type: ignore[method-assign]
-    state = loop.run(
-        folder / train.STATE, resume=resume, progress=lambda task, done, total, note: shown.append(done), say=tiny.quiet
-    )
+    with shown_by(lambda task, done, total, note="": shown.append(done)):
+        state = loop.run(folder / train.STATE, resume=resume)
     return state, rates, shown
 
 
@@ -62,7 +62,7 @@ def test_time_that_is_over_ends_training_with_a_look_and_the_learning_rate_at_it
     state, rates, shown = within(6, tmp_path)
     assert state.step == 6
     assert shown == [2, 4, 6, 8, 10, 12]
-    assert [look.step for look in state.looks] == [2, 4, 6]
+    assert [look.step for look in state.dev_evaluations] == [2, 4, 6]
     optim = tiny.resolved().optim
     assert rates == [schedule.learning_rate(optim, place, STEPS) for place in (0, 2, 4, 6, 8, 10)]
     assert state.best
@@ -71,12 +71,12 @@ def test_time_that_is_over_ends_training_with_a_look_and_the_learning_rate_at_it
 def test_looks_that_time_jumps_over_are_one_look(ticking, tmp_path):
     state, _, shown = within(2, tmp_path)
     assert shown == [6, 12]
-    assert [look.step for look in state.looks] == [1, 2]
+    assert [look.step for look in state.dev_evaluations] == [1, 2]
 
 
 def test_more_time_than_is_needed_changes_nothing(ticking, tmp_path):
     state, rates, _ = within(500, tmp_path)
-    assert [look.step for look in state.looks] == [4, 8, 12]
+    assert [look.step for look in state.dev_evaluations] == [4, 8, 12]
     assert rates == [schedule.learning_rate(tiny.resolved().optim, step, STEPS) for step in range(STEPS)]
 
 
@@ -91,20 +91,20 @@ def test_time_spent_before_a_stop_is_spent(ticking, tmp_path):
 def test_the_frozen_part_takes_of_the_time(tmp_path):
     loop = loop_for(tiny.resolved(train={"max_seconds": 1e-9}))
     with pytest.raises(UserError, match="leaves no time to train: allow more time"):
-        loop.run(tmp_path / train.STATE, resume=False, progress=tiny.quiet, say=tiny.quiet)
+        loop.run(tmp_path / train.STATE, resume=False)
 
 
 def test_more_memory_than_allowed_is_refused(tmp_path):
     loop = loop_for(tiny.resolved(train={"max_memory_bytes": 2**20}))
     with pytest.raises(UserError, match=r"holds \d\.\d\d GiB, over its bound of 0.00 GiB: lower optim.micro_batch"):
-        loop.run(tmp_path / train.STATE, resume=False, progress=tiny.quiet, say=tiny.quiet)
+        loop.run(tmp_path / train.STATE, resume=False)
 
 
 def test_memory_is_measured_on_the_longest_captions_whatever_the_bounds(monkeypatch):
     batches = []
     monkeypatch.setattr(Loop, "_step", lambda loop, step: batches.append(loop.batch(step)) or 0.0)
     found = tiny.resolved("full", train={"max_memory_bytes": 1, "max_seconds": 1e-9}, optim={"micro_batch": 8})
-    assert memory.peak_of(found, tiny.quiet, tiny.quiet) > 2**20
+    assert memory.peak_of(found) > 2**20
     assert len(batches) == 2
     captions = tiny.table("train").captions
     longest = sorted((len(caption.split()) for caption in captions), reverse=True)[:32]

@@ -16,7 +16,7 @@ import tomli_w
 import torch
 
 from polyalign.config.recipe import Recipe
-from polyalign.evaluation.results import Look, Run
+from polyalign.evaluation.results import DevEvaluation, Run
 from polyalign.experiments import run_folders as runs
 from polyalign.models import embed
 from polyalign.training import train
@@ -32,7 +32,7 @@ STEPS = 12
 
 
 def run_in(folder: Path, name: str = "lilt", *, resume: bool = False, **sections) -> Run:
-    found = train.train(tiny.resolved(name, **sections), folder, resume=resume, progress=tiny.quiet, say=tiny.quiet)
+    found = train.train(tiny.resolved(name, **sections), folder, resume=resume)
     assert found is not None
     return found
 
@@ -43,7 +43,7 @@ loop_for = two_processes.loop_of
 def measured(run: Run) -> dict[str, object]:
     """What must be the same when a run is repeated, which time and memory need not."""
     facts = run.model_dump(exclude={"seconds", "cpu_seconds", "peak_memory_bytes"})
-    facts["looks"] = [look.model_dump(exclude={"seconds"}) for look in run.looks]
+    facts["dev_evaluations"] = [look.model_dump(exclude={"seconds"}) for look in run.dev_evaluations]
     return facts
 
 
@@ -76,7 +76,7 @@ def test_the_record_tells_what_was_done(whole):
     assert (run.lang, run.strategy, run.towers, run.budget, run.seed) == ("en", "lilt", "both", "all", 0)
     assert (run.pairs, run.images, run.caption_origin) == (128, 64, "human")
     assert (run.steps, run.epochs, run.pairs_seen, run.stopped_early) == (STEPS, 3, STEPS * 32, False)
-    assert [look.step for look in run.looks] == [4, 8, 12]
+    assert [look.step for look in run.dev_evaluations] == [4, 8, 12]
     assert (run.trainable, run.total) == tiny.aligner("lilt").count()
     assert run.checkpoint_bytes == (whole.folder / "model.safetensors").stat().st_size
     assert run.seconds > 0
@@ -87,7 +87,7 @@ def test_the_record_tells_what_was_done(whole):
 
 def test_it_learns(whole):
     assert whole.run.test[0].mean_recall.value > 1.5 * whole.run.untrained.mean_recall.value
-    losses = [look.loss for look in whole.run.looks]
+    losses = [look.loss for look in whole.run.dev_evaluations]
     assert losses == sorted(losses, reverse=True)
 
 
@@ -102,7 +102,7 @@ def test_the_same_seed_repeats_a_run_to_the_bit_and_another_does_not(whole, tmp_
     assert measured(again) == measured(whole.run)
     assert tiny.same(tiny.weights(tmp_path / "again"), tiny.weights(whole.folder))
     other = run_in(tmp_path / "other", train={"seed": 1})
-    assert [look.loss for look in other.looks] != [look.loss for look in whole.run.looks]
+    assert [look.loss for look in other.dev_evaluations] != [look.loss for look in whole.run.dev_evaluations]
     assert other.untrained.mean_recall != whole.run.untrained.mean_recall
 
 
@@ -113,7 +113,7 @@ def test_languages_not_trained_on_are_tested_too(tmp_path):
 
 def test_bf16_trains_and_stays_near(tmp_path):
     plain, half = (run_in(tmp_path / kind, "projection", train={"precision": kind}) for kind in ("fp32", "bf16"))
-    losses = [[look.loss for look in run.looks] for run in (plain, half)]
+    losses = [[look.loss for look in run.dev_evaluations] for run in (plain, half)]
     assert losses[0] != losses[1]
     np.testing.assert_allclose(losses[0], losses[1], rtol=0.02)
 
@@ -152,7 +152,7 @@ def test_a_stopped_run_goes_on_to_the_same_result_to_the_bit(name, code, step, s
     assert [path.name for path in run.folder.iterdir()] == [train.STATE]
     folder = shutil.copytree(run.folder, tmp_path / "run")
     told = []
-    found = runs.train_into(folder, tiny.resolved("lilt-deep"), resume=True, overwrite=False, say=told.append)
+    found = runs.train_into(folder, tiny.resolved("lilt-deep"), resume=True, overwrite=False)
     assert told == [f"going on after step {step} of {STEPS}"]
     assert measured(found) == measured(deep.run)
     assert tiny.same(tiny.weights(folder), tiny.weights(deep.folder))
@@ -186,7 +186,7 @@ def test_an_unfinished_run_is_neither_gone_on_with_nor_thrown_away_unasked(stopp
     with pytest.raises(
         UserError, match="holds an unfinished run: go on with --resume, or begin again with --overwrite"
     ):
-        runs.train_into(folder, tiny.resolved("lilt-deep"), resume=False, overwrite=False, say=tiny.quiet)
+        runs.train_into(folder, tiny.resolved("lilt-deep"), resume=False, overwrite=False)
     assert (folder / train.STATE).read_bytes() == state
 
 
@@ -230,7 +230,7 @@ def test_every_step_is_taken_in_training_mode_and_every_look_in_the_other(name, 
 
     monkeypatch.setattr(loop, "backward", noted("step", loop.backward))
     monkeypatch.setattr(loop.aligner.text_projection, "forward", noted("text", loop.aligner.text_projection.forward))
-    loop.run(tmp_path / "state", resume=False, progress=tiny.quiet, say=tiny.quiet)
+    loop.run(tmp_path / "state", resume=False)
     assert bool(expected)
     assert [mode for what, mode in modes if what == "step"] == [expected] * STEPS
     assert [mode for what, mode in modes if what == "text"].count([]) == 3
@@ -243,7 +243,7 @@ def test_it_stops_when_dev_has_not_gained_for_so_many_looks(tmp_path):
     still = {"optim": {"lr": 1e-12, "epochs": 50}, "train": {"evals": 100, "patience": 3}}
     run = run_in(tmp_path, "projection", **still)
     assert run.stopped_early
-    assert [look.step for look in run.looks] == [2, 4, 6, 8]
+    assert [look.step for look in run.dev_evaluations] == [2, 4, 6, 8]
     assert run.steps == 8
 
 
@@ -259,8 +259,8 @@ def test_what_is_kept_is_the_best_look_not_the_last(tmp_path, monkeypatch):
     loop = loop_for(tiny.resolved("projection", train={"evals": 4, "patience": 2}))
     monkeypatch.setattr(train.metrics, "recalls", lambda hits: np.array([next(recalls)]))
     monkeypatch.setattr(train.checkpoint, "trained_state", noted)
-    state = loop.run(tmp_path / "state", resume=False, progress=tiny.quiet, say=tiny.quiet)
-    assert state.best_look == 1
+    state = loop.run(tmp_path / "state", resume=False)
+    assert state.best_dev_evaluation == 1
     assert state.finished  # the fourth look equals the best and is no gain
     assert any(tiny.same(state.best, earlier) for earlier in states)
     assert not tiny.same(state.best, whole(loop.aligner))
@@ -274,8 +274,8 @@ def test_a_loss_that_is_no_number_is_an_error_that_names_the_learning_rate(name,
         run_in(tmp_path, name, optim={"lr": 1e30, "warmup_steps": 0})
 
 
-def look(step: int, recall: float) -> Look:
-    return Look(step=step, seconds=1, loss=1, dev_mean_recall=recall)
+def look(step: int, recall: float) -> DevEvaluation:
+    return DevEvaluation(step=step, seconds=1, loss=1, dev_mean_recall=recall)
 
 
 @pytest.mark.parametrize(
@@ -302,11 +302,10 @@ def test_the_collapse_alarm(recalls, images, alarm):
         assert "lower the learning rate (--set optim.lr=...)" in said
 
 
-def test_the_alarm_is_said_while_training(tmp_path):
-    told = []
+def test_the_alarm_is_said_while_training(tmp_path, caplog):
     recipe = tiny.resolved("projection", optim={"lr": 1e-12})
-    train.train(recipe, tmp_path, resume=False, progress=tiny.quiet, say=told.append)
-    assert [line for line in told if line.startswith("collapse: dev recall")]
+    train.train(recipe, tmp_path, resume=False)
+    assert [line for line in caplog.messages if line.startswith("collapse: dev recall")]
 
 
 # The plan and the batches
@@ -409,7 +408,7 @@ def test_parts_drop_out_the_same_both_times():
 def test_a_gradient_that_is_too_long_is_clipped(tmp_path):
     one_step = {"grad_clip": 1e-3, "batch_size": 128, "epochs": 1}
     loop = loop_for(tiny.resolved("projection", optim=one_step))
-    loop.run(tmp_path / "state", resume=False, progress=tiny.quiet, say=tiny.quiet)
+    loop.run(tmp_path / "state", resume=False)
     norm = torch.cat([p.grad.flatten() for p in loop.aligner.trainable().values()]).norm().item()
     assert norm == pytest.approx(1e-3, rel=1e-3)
 
@@ -449,7 +448,7 @@ def pair(tmp_path_factory, repo) -> Path:
 def test_gradients_of_two_processes_are_those_of_one_on_the_same_global_batch(case, pair):
     alone = naive_gradients(CASES[case])
     loop = loop_for(CASES[case])
-    first, second = (loop.stores.image_of[half] for half in np.split(loop.batch(0), 2))
+    first, second = (loop.features.image_of[half] for half in np.split(loop.batch(0), 2))
     assert set(first) & set(second), "an image with one caption in each process is part of the test"
     for process in range(2):
         assert_same_gradients(storage.load_tensors(pair / f"{case}-{process}.safetensors")[0], alone)
@@ -473,7 +472,7 @@ def test_of_two_processes_in_a_run_one_fills_the_cache(pair):
 
 def test_a_run_of_two_processes_measures_what_one_does(pair, whole):
     found = Run.load_json(pair / "run" / train.RESULT)
-    for look, alone in zip(found.looks, whole.run.looks, strict=True):
+    for look, alone in zip(found.dev_evaluations, whole.run.dev_evaluations, strict=True):
         assert look.loss == pytest.approx(alone.loss, rel=1e-4)
         assert look.dev_mean_recall == pytest.approx(alone.dev_mean_recall)
     assert (found.pairs_seen, found.steps) == (whole.run.pairs_seen, whole.run.steps)

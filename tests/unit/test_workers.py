@@ -16,7 +16,7 @@ import pytest
 
 from polyalign.config.recipe import Recipe
 from polyalign.experiments import workers as pool
-from polyalign.experiments.workers import Ended, Pool
+from polyalign.experiments.workers import Outcome, Pool
 from polyalign.utils.errors import UserError
 from tests import tiny
 
@@ -78,15 +78,15 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def run(*jobs: Job, workers: int = 1, already: int = 0, said=tiny.quiet, progress=tiny.quiet):
+def run(*jobs: Job, workers: int = 1, already: int = 0):
     done: list[str] = []
 
     def tell(job: Job) -> str:
         done.append(job.name)
         return f"{job.name} is done"
 
-    failed = Pool(workers, "local", progress, said).run(jobs, "runs", already=already, done=tell)
-    return done, {job.name: ended for job, ended in failed.items()}
+    failed = Pool(workers, "local").run(jobs, "runs", already=already, done=tell)
+    return done, {job.name: outcome for job, outcome in failed.items()}
 
 
 def starts(here: Path) -> list[str]:
@@ -100,7 +100,7 @@ def test_every_job_runs_once_in_the_users_folder_with_its_recipe_beside_it(here)
     assert sorted(starts(here)) == ["a", "b", "c"]
     for job in jobs:
         assert (job.folder / pool.RECIPE).read_text() == tiny.resolved().to_toml()
-        assert pool.deaths(job.folder) == 0
+        assert pool.restarts(job.folder) == 0
 
 
 def test_threads_are_shared_among_workers(here, monkeypatch):
@@ -113,36 +113,34 @@ def test_a_killed_process_is_begun_again_and_counted(here):
     done, failed = run(Job("a", "killed", 1), Job("b", "killed", 2))
     assert (sorted(done), failed) == (["a", "b"], {})
     assert starts(here) == ["a", "a", "b", "b", "b"]
-    assert [pool.deaths(here / "work" / name) for name in "ab"] == [1, 2]
+    assert [pool.restarts(here / "work" / name) for name in "ab"] == [1, 2]
 
 
-def test_one_that_is_killed_each_time_is_given_up_and_the_others_go_on(here):
-    told = []
-    done, failed = run(Job("a", "killed", 9), Job("b"), said=told.append)
+def test_one_that_is_killed_each_time_is_given_up_and_the_others_go_on(here, caplog):
+    done, failed = run(Job("a", "killed", 9), Job("b"))
     assert done == ["b"]
     assert failed["a"].problem.startswith("its process was killed by SIGKILL: threads ")
     assert starts(here) == ["a"] * 3 + ["b"]
-    assert told[0].endswith(f"(log: {here / 'work' / 'a' / pool.LOG})")
-    assert told[1:] == ["b is done"]
+    assert caplog.messages[0].endswith(f"(log: {here / 'work' / 'a' / pool.LOG})")
+    assert caplog.messages[1:] == ["b is done"]
 
 
 def test_a_crash_is_told_with_its_last_line(here):
     _, failed = run(Job("a", "crash"))
-    assert failed["a"] == Ended("its process ended with code 1: Traceback of a mistake")
+    assert failed["a"] == Outcome("its process outcome with code 1: Traceback of a mistake")
     assert starts(here) == ["a"] * 3
 
 
 def test_bad_input_is_not_tried_again(here):
     done, failed = run(Job("a", "bad"), Job("b"))
     assert done == ["b"]
-    assert failed["a"] == Ended("lilt needs blocks: use --towers text", bad_input=True)
+    assert failed["a"] == Outcome("lilt needs blocks: use --towers text", bad_input=True)
     assert starts(here) == ["a", "b"]
-    assert pool.deaths(here / "work" / "a") == 0
+    assert pool.restarts(here / "work" / "a") == 0
 
 
-def test_progress_counts_what_was_done_before(here):
-    news = []
-    run(Job("a"), Job("b", "bad"), already=3, progress=lambda *told: news.append(told))
+def test_progress_counts_what_was_done_before(here, news):
+    run(Job("a"), Job("b", "bad"), already=3)
     assert news == [("runs", 3, 5), ("runs", 4, 5, "a"), ("runs", 5, 5, "b")]
 
 
@@ -164,11 +162,10 @@ def pressed(here: Path, *jobs: str, workers: int, group: bool, number: int = sig
             recipe = SimpleNamespace(to_toml=str)
             return SimpleNamespace(recipe=recipe, folder=Path.cwd() / "work" / name, command=(name, how, "0"))
 
-        nothing = lambda *_: None
-        workshop = pool.Pool({workers}, "local", nothing, nothing)
+        workshop = pool.Pool({workers}, "local")
         try:
             jobs = [job(name, how) for name, how in {[tuple(job.split()) for job in jobs]!r}]
-            workshop.run(tuple(jobs), "runs", already=0, done=nothing)
+            workshop.run(tuple(jobs), "runs", already=0, done=str)
         except KeyboardInterrupt:
             print("interrupted")
     """
@@ -196,7 +193,7 @@ def test_ctrl_c_in_a_terminal_lets_the_running_save_and_begins_no_more(here):
     assert seconds < 30
     assert starts(here) == ["a"]
     assert (here / "a-saved").exists()
-    assert pool.deaths(here / "work" / "a") == 0
+    assert pool.restarts(here / "work" / "a") == 0
 
 
 @pytest.mark.slow
@@ -213,12 +210,12 @@ def test_told_to_stop_a_job_is_not_begun_again(here):
     stop = threading.Event()
     stop.set()
     job = Job("a", "killed", 9)
-    ended = pool.run_job(job.command, "", job.folder, {"OMP_NUM_THREADS": "1"}, here, stop)
-    assert ended == Ended("interrupted")
+    outcome = pool.run_job(job.command, "", job.folder, {"OMP_NUM_THREADS": "1"}, here, stop)
+    assert outcome == Outcome("interrupted")
     assert starts(here) == ["a"]
 
 
 def test_ray_that_is_not_installed_is_a_clear_error(here, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r'pip install "polyalign\[ray\]"'):
-        Pool(1, "ray", tiny.quiet, tiny.quiet).run([Job("a")], "runs", already=0, done=tiny.quiet)
+        Pool(1, "ray").run([Job("a")], "runs", already=0, done=tiny.quiet)

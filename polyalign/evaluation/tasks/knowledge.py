@@ -26,7 +26,7 @@ from polyalign.data.labelled import Labelled, starter_objects
 from polyalign.data.load import load_table
 from polyalign.data.pairs import ImageRef, PairTable
 from polyalign.evaluation import metrics
-from polyalign.evaluation.results import Change, Knowledge
+from polyalign.evaluation.results import Change, Retention
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
 from polyalign.models.towers.text import TextTower, Tokens
@@ -53,7 +53,7 @@ class Config(BaseModel):
 
 
 @dataclass(frozen=True)
-class Questions:
+class Probes:
     """What is asked of the towers, before and after.
 
     ``before`` is an aligner whose towers are as pretrained. ``parallel`` are tables in several languages: the first
@@ -79,7 +79,7 @@ class Answers:
     layers: dict[Literal["vision", "text"], list[Features]]
 
 
-def questions(recipe: Recipe) -> Questions:
+def probes(recipe: Recipe) -> Probes:
     """Put together what a recipe's own data lets one ask: its test captions in its language and those it is tested in.
 
     Labels are those of the starter world's objects where that is the source; other sources have none.
@@ -88,14 +88,14 @@ def questions(recipe: Recipe) -> Questions:
         UserError: a tower or the data cannot be loaded.
     """
     untouched = validate(merge(recipe.model_dump(exclude_none=True), {"strategy": {"name": "projection"}}), recipe.name)
-    return Questions(
+    return Probes(
         before=build_aligner(untouched),
         parallel=tuple(load_table(recipe, "test", lang) for lang in (recipe.lang, *recipe.test.languages)),
         labelled=starter_objects(languages.load(recipe.lang)) if recipe.source["name"] == "starter" else None,
     )
 
 
-def evaluate(aligner: Aligner, gallery: Questions, config: Config) -> Knowledge:
+def evaluate(aligner: Aligner, gallery: Probes, config: Config) -> Retention:
     """Ask the towers before and after alignment, and compare.
 
     Raises:
@@ -104,7 +104,7 @@ def evaluate(aligner: Aligner, gallery: Questions, config: Config) -> Knowledge:
     return compare(ask(gallery.before, gallery, config), ask(aligner, gallery, config))
 
 
-def ask(aligner: Aligner, questions: Questions, config: Config) -> Answers:
+def ask(aligner: Aligner, questions: Probes, config: Config) -> Answers:
     """Answer the questions with one aligner's towers; one set of answers can be compared with many.
 
     Raises:
@@ -133,14 +133,14 @@ def ask(aligner: Aligner, questions: Questions, config: Config) -> Answers:
     )
 
 
-def compare(before: Answers, after: Answers) -> Knowledge:
+def compare(before: Answers, after: Answers) -> Retention:
     """Set two answers to the same questions side by side."""
     # A tower may have grown a block: its layers are compared from below, and its output with the output.
     twins = {
         tower: [*zip(old[:-1], after.layers[tower], strict=False), (old[-1], after.layers[tower][-1])]
         for tower, old in before.layers.items()
     }
-    return Knowledge(
+    return Retention(
         sentences=_changes(before.sentences, after.sentences),
         perplexity=_changes(before.perplexity, after.perplexity),
         probe=_changes(before.probe, after.probe),
