@@ -7,7 +7,7 @@ drawn again, and runs tested against each other, long after the models are gone.
 from __future__ import annotations
 
 import json
-import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,30 +18,44 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 from polyalign.config.language import describe
 from polyalign.data.pairs import Origin
 from polyalign.evaluation import metrics
+from polyalign.evaluation.intervals import recall_intervals
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 
 DirectionName = Literal["text_to_image", "image_to_text"]
-_NUMBER_LIST = re.compile(r"\[\s*(-?\d[\d.eE+-]*(?:,\s*-?\d[\d.eE+-]*)*)\s*\]")
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
+def to_json(value: Any, indent: str = "\n") -> str:
+    """Return ``value`` as JSON indented by two spaces, with each list of numbers on one line.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
+    inner = indent + "  "
+    if isinstance(value, dict) and value:
+        items = (f"{_encode(str(key))}: {to_json(item, inner)}" for key, item in value.items())
+        return "{" + inner + f",{inner}".join(items) + indent + "}"
+    if isinstance(value, list) and not all(type(item) in (int, float) for item in value):
+        return "[" + inner + f",{inner}".join(to_json(item, inner) for item in value) + indent + "]"
+    return _encode(value)
 
 
 class Record(BaseModel):
-    """A record that cannot change and takes no unknown field."""
+    """An immutable record; unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
     def save_json(self, path: Path) -> None:
-        """Write the record, readable and with one line a list of numbers; a reader never sees half a file."""
-        text = json.dumps(self.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
-        text = _NUMBER_LIST.sub(lambda found: "[" + ", ".join(re.split(r",\s*", found[1].strip())) + "]", text)
-        storage.write_text(path, text + "\n")
+        """Write the record as indented JSON, each list of numbers on one line; the file is replaced as a whole."""
+        storage.write_text(path, to_json(self.model_dump(mode="json")) + "\n")
 
     @classmethod
     def load_json(cls, path: Path) -> Self:
-        """Read a record back.
+        """Read a record.
 
         Raises:
-            UserError: the file is missing, is not JSON or is not such a record; the message says where.
+            UserError: the file is missing, is not JSON or does not fit the schema.
         """
         try:
             return cls.model_validate_json(path.read_bytes())
@@ -64,6 +78,17 @@ def with_intervals(observed: npt.NDArray[np.float64], drawn: npt.NDArray[np.floa
     low, high = metrics.interval(drawn)
     columns = zip(observed.tolist(), low.tolist(), high.tolist(), strict=True)
     return tuple(Score(value=value, low=bottom, high=top) for value, bottom, top in columns)
+
+
+def recall_scores(seeds: Sequence[metrics.Hits]) -> tuple[Score, ...]:
+    """Return the six recalls and the mean recall, averaged over seeds, with the intervals of ``recall_intervals``.
+
+    Args:
+        seeds: the hits of each training seed, all on the same gallery.
+    """
+    columns = recall_intervals([one.hits for one in seeds], seeds[0].queries)
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return tuple(Score(value=value, low=low, high=high) for value, low, high in rows)
 
 
 class Direction(Record):

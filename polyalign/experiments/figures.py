@@ -1,4 +1,4 @@
-"""Figures of the report: mean recall against trainable parameters, pairs and seconds."""
+"""Figures of the report: mean recall over trainable parameters, pairs and seconds."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Style = dict[str, str]
 
 
 def names(comparison: Comparison) -> dict[str, str]:
-    """Give each figure's description and file name, for comparisons that are shown together.
+    """Return the file name of each figure by its description, for comparisons that are shown together.
 
-    Where time or memory is the budget, pairs are no axis to compare along.
+    Under a budget of time or memory there is no figure over pairs.
     """
     compute = "-compute" if comparison.of_compute else ""
     stem = re.sub(
@@ -46,15 +46,15 @@ def names(comparison: Comparison) -> dict[str, str]:
 
 
 def clock(comparison: Comparison) -> str:
-    """Say what ``cost_seconds`` are of these runs."""
+    """Return what ``cost_seconds`` measures in these runs."""
     devices = {run.device for method in comparison.methods for run in method.runs}
     if devices == {"cpu"}:
         return "processor time over all threads"
-    return "processor time where there is no GPU" if "cpu" in devices else "by the clock"
+    return "processor time without a GPU, else elapsed time" if "cpu" in devices else "elapsed time"
 
 
 def together(found: Sequence[Comparison]) -> list[list[Comparison]]:
-    """Group the comparisons that are shown together: one language, gallery and recipe, and one kind of budget."""
+    """Group comparisons that share language, gallery, recipes and kind of budget; each group is shown together."""
     groups: dict[tuple[object, ...], list[Comparison]] = {}
     for comparison in found:
         key = (comparison.lang, comparison.gallery.gallery, comparison.recipes, comparison.of_compute)
@@ -63,9 +63,9 @@ def together(found: Sequence[Comparison]) -> list[list[Comparison]]:
 
 
 def draw(found: Sequence[Comparison], folder: Path) -> list[Path]:
-    """Draw the figures of all comparisons, those shown together in one, and list the files.
+    """Draw the figures of all comparisons and return their paths.
 
-    A method looks the same in all of them.
+    A method has the same colour and marker in all of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     styles = _styles(method.name for comparison in found for method in comparison.methods)
@@ -90,17 +90,18 @@ def _styles(methods: Iterable[str]) -> dict[str, Style]:
 
 
 def _scatter(found: Sequence[Comparison], styles: dict[str, Style], of: Callable[[Run], float], what: str) -> Figure:
-    """Draw a panel for each budget, a point for each method."""
+    """Draw one panel per budget, one point per method."""
     figure, panels = _panels(len(found), found[0])
+    methods = [method for comparison in found for method in comparison.methods]
     for comparison, panel in zip(found, panels, strict=True):
         for method in comparison.methods:
             _point(panel, [method.mean(of)], [method], styles[method.name])
-        _dress(panel, comparison, f"{comparison.budget}, {_seeds(comparison)}", what)
+        _dress(panel, comparison, methods, f"{comparison.budget}, {_seeds(comparison)}", what)
     return _with_legend(figure, panels)
 
 
 def _lines(found: Sequence[Comparison], styles: dict[str, Style]) -> Figure:
-    """Draw one panel, a line for each method over the pairs it was given."""
+    """Draw mean recall over the number of pairs, one line per method."""
     figure, (panel,) = _panels(1, found[0])
     by_name: dict[str, list[Method]] = {}
     for comparison in found:
@@ -108,9 +109,10 @@ def _lines(found: Sequence[Comparison], styles: dict[str, Style]) -> Figure:
             by_name.setdefault(method.name, []).append(method)
     for place, (name, methods) in enumerate(sorted(by_name.items())):
         methods.sort(key=lambda method: method.runs[0].pairs)
-        aside = 1 + 0.02 * (place - len(by_name) / 2)  # so that intervals do not hide each other
+        aside = 1 + 0.02 * (place - len(by_name) / 2)  # keeps intervals from overlapping
         _point(panel, [aside * method.runs[0].pairs for method in methods], methods, styles[name])
-    _dress(panel, found[0], _seeds(found[0]), "training pairs (points moved a little apart)")
+    every = [method for methods in by_name.values() for method in methods]
+    _dress(panel, found[0], every, _seeds(found[0]), "training pairs (points shifted slightly)")
     return _with_legend(figure, [panel])
 
 
@@ -131,7 +133,7 @@ def _point(panel: Axes, x: Sequence[float], methods: Sequence[Method], style: St
     panel.errorbar(x, values, yerr=[below, above], label=methods[0].name, **style, **look)  # type: ignore[arg-type]
 
 
-def _dress(panel: Axes, comparison: Comparison, title: str, what: str) -> None:
+def _dress(panel: Axes, comparison: Comparison, methods: Sequence[Method], title: str, what: str) -> None:
     chance = 100 * float(comparison.gallery.chance().mean())
     panel.axhline(chance, color="#555555", linestyle=":", linewidth=1, label="chance")
     panel.set_xscale("log")
@@ -139,7 +141,8 @@ def _dress(panel: Axes, comparison: Comparison, title: str, what: str) -> None:
     panel.xaxis.set_major_formatter(FuncFormatter(_short))
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_xlabel(what)
-    panel.set_ylabel("mean recall, percent")
+    covers = ", or ".join(sorted({method.covers for method in methods}, reverse=True))
+    panel.set_ylabel(f"mean recall, percent\n(95 % intervals over {covers})")
     panel.set_title(title, fontsize=10)
     panel.grid(visible=True, color="#dddddd", linewidth=0.6)
     panel.set_axisbelow(True)
@@ -147,7 +150,7 @@ def _dress(panel: Axes, comparison: Comparison, title: str, what: str) -> None:
 
 
 def _with_legend(figure: Figure, panels: Sequence[Axes]) -> Figure:
-    """Begin all panels at zero, and put one legend beside them for all that is in any."""
+    """Start all panels at zero, and add one legend for all of them."""
     panels[0].set_ylim(bottom=0)
     shown: dict[str, Artist] = {}
     for panel in panels:
@@ -164,7 +167,7 @@ def _seeds(comparison: Comparison) -> str:
 
 
 def _short(value: float, _: object = None) -> str:
-    """Write a number on an axis: 500, 20k, 3M."""
+    """Format a number on an axis: 500, 20k, 3M."""
     for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= unit:
             return f"{value / unit:g}{name}"

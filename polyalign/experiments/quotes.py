@@ -1,7 +1,7 @@
-"""Figures that a page written by hand quotes from the results, kept to what the results say.
+"""Results quoted in pages that are written by hand.
 
-A table is a quotation where its columns begin with language, recipe, budget and strategy, which name a method. Its
-other columns are figures of that method, and are written anew whenever the report is made. The rest of the page stays.
+A table quotes results if its first columns are language, recipe, budget and strategy, which name a method. Its other
+columns are results of that method (see ``COLUMNS``) and are updated with each report. The rest of the page is kept.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ _TABLE = re.compile(r"(?:^\|.*\|[ \t]*(?:\n|\Z))+", re.MULTILINE)
 
 
 def renew(path: Path, found: Sequence[Comparison]) -> None:
-    """Write the page anew with the figures of its quoting tables as the results have them.
+    """Update the quoted results of a page.
 
     Raises:
-        UserError: the page is no UTF-8 text, or quotes what there is not; then it stays as it is.
+        UserError: the page is not UTF-8 text, or quotes a result that does not exist; it is then left unchanged.
     """
     try:
         page = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text: save it as such, or move it elsewhere") from error
+        raise UserError(f"{path} is not UTF-8 text: convert it, or move it to another folder") from error
     storage.write_text(path, renewed(page, found, str(path)))
 
 
 def renewed(page: str, found: Sequence[Comparison], name: str = "the page") -> str:
-    """Give the text of a page with its quoted figures as the results have them.
+    """Return the text of a page with its quoted results updated.
 
     Raises:
-        UserError: a row names what no result is of, or a column what is not known of a result; ``name`` tells where.
+        UserError: there is no result for a row, or a column is unknown; the message has ``name``.
     """
     return _TABLE.sub(lambda match: _table(match[0], found, name), page)
 
@@ -48,18 +48,18 @@ def _table(text: str, found: Sequence[Comparison], name: str) -> str:
     rule, *rows = rest
     columns = header[len(_KEYS) :]
     if unknown := [column for column in columns if column not in COLUMNS]:
-        raise UserError(f'{name} has a column "{unknown[0]}"; a quotation can have {", ".join(COLUMNS)}')
+        raise UserError(f'{name}: unknown column "{unknown[0]}" (known: {", ".join(COLUMNS)})')
     methods = {(c.lang, c.recipe, c.budget, method.name): (c, method) for c in found for method in c.methods}
     lines = [header, rule]
     for key in (tuple(row[: len(_KEYS)]) for row in rows):
         if key not in methods:
-            raise UserError(f"{name} quotes {', '.join(key)}, of which there is no result: make it, or remove the row")
+            raise UserError(f"{name}: there is no result for {', '.join(key)}: train it, or remove the row")
         lines.append([*key, *(COLUMNS[column](*methods[key]) for column in columns)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _of_full(comparison: Comparison, method: Method) -> str:
-    """Set mean recall against that of full training, both towers and every layer."""
+    """Return mean recall as a percentage of that of full training of both towers."""
     full = next((other for other in comparison.methods if other.name == "full"), None)
     return "" if full is None else f"{100 * method.scores[-1].value / full.scores[-1].value:.0f} %"
 
@@ -68,6 +68,7 @@ def _share(value: float | None) -> str:
     return "" if value is None else tables.percent(value)
 
 
+_STANDINGS = {"best": "highest", "level": "not significantly different", "worse": "worse", "untested": "not tested"}
 COLUMNS: dict[str, Callable[[Comparison, Method], str]] = {
     "seeds": lambda _, method: str(len(method.runs)),
     "trained": lambda _, method: f"{100 * method.runs[0].trainable / method.runs[0].total:.2f} %",
@@ -76,7 +77,8 @@ COLUMNS: dict[str, Callable[[Comparison, Method], str]] = {
     "t→i R@1": lambda _, method: tables.percent(method.scores[0].value),
     "of full": _of_full,
     "other languages": lambda _, method: _share(method.carried_over),
-    "kept": lambda _, method: _share(method.retention),
+    "retention": lambda _, method: _share(method.retention),
+    "against the best": lambda _, method: _STANDINGS[method.standing],
     "seconds": lambda _, method: f"{method.mean(lambda run: run.cost_seconds):,.0f}",
 }
-"""What can be quoted of a method, in percent where it is a share, averaged over its seeds."""
+"""The columns that a table can quote, averaged over seeds; shares in percent."""

@@ -1,8 +1,7 @@
-"""Runs set against each other: which way of training is best, and which are not significantly worse.
+"""Comparisons of methods: which has the highest mean recall, and which are significantly worse.
 
-Runs that differ in the seed alone are one method. Entries are compared where the language, the gallery, the recipe and
-the budget are the same; where time or memory is what all are given, recipes are compared too. Pure functions of the
-records.
+Runs that differ only in the seed are one method. Methods are compared if language, gallery, recipe and budget are the
+same; under a budget of time or memory, recipes are compared as well. Pure functions of the records.
 """
 
 from __future__ import annotations
@@ -12,30 +11,36 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from polyalign.evaluation import metrics
-from polyalign.evaluation.results import LeftOut, Retrieval, Run, Score, with_intervals
+from polyalign.evaluation.intervals import image_covariance, mean_recalls
+from polyalign.evaluation.metrics import Hits
+from polyalign.evaluation.results import LeftOut, Retrieval, Run, Score, recall_scores
+from polyalign.experiments.multiple_comparisons import AgainstBest, compare_with_best
 from polyalign.utils.errors import UserError
 
-RESAMPLES = 10_000
 SIGNIFICANCE = 0.05
 _MEAN_RECALL = -1
 
 T = TypeVar("T")
+Standing = Literal["best", "level", "worse", "untested"]
 
 
 @dataclass(frozen=True)
 class Method:
     """One way of training, over its seeds.
 
-    ``options`` names what sets it apart from another method with the same strategy and towers. ``scores`` are the six
-    recalls and the mean recall, averaged over the seeds; their intervals cover the test images and the seeds.
-    ``p_value`` is for being as good as the best, adjusted for all methods compared (Holm); none for the best
-    itself and where no seed is shared with it.
+    Attributes:
+        strategy: the strategy's name.
+        towers: which towers it adapts.
+        options: the settings that differ from those of other methods with the same strategy and towers.
+        runs: one run a seed, in the order of the seeds.
+        scores: the six recalls and the mean recall, averaged over the seeds; their intervals cover ``covers``.
+        standing: ``best`` has the highest mean recall; ``level`` is not significantly different from it, ``worse`` is
+            significantly worse; ``untested`` cannot be tested against it, as one of the two has one seed.
+        against_best: the difference in mean recall to the best of the other methods; None if it is not tested.
     """
 
     strategy: str
@@ -43,13 +48,23 @@ class Method:
     options: str
     runs: tuple[Run, ...]
     scores: tuple[Score, ...]
-    best: bool
-    p_value: float | None
+    standing: Standing
+    against_best: AgainstBest | None
 
     @property
-    def level(self) -> bool:
-        """Whether it is the best or not significantly different from it."""
-        return self.best or (self.p_value is not None and self.p_value >= SIGNIFICANCE)
+    def best(self) -> bool:
+        """Whether it has the highest mean recall."""
+        return self.standing == "best"
+
+    @property
+    def p_value(self) -> float | None:
+        """The p-value of the test against the best, adjusted for all pairs; None for the best and if not tested."""
+        return None if self.best or self.against_best is None else self.against_best.p_value
+
+    @property
+    def covers(self) -> str:
+        """The sources of variation that the intervals of ``scores`` account for."""
+        return "test images and seeds" if len(self.runs) > 1 else "test images only"
 
     @property
     def name(self) -> str:
@@ -59,25 +74,25 @@ class Method:
 
     @property
     def retention(self) -> float | None:
-        """The share of what the towers knew that is left, averaged over the seeds; none where nobody asked."""
+        """The retained share of the towers' knowledge, averaged over the seeds; None if it was not measured."""
         return _average(run.retention.kept for run in self.runs if run.retention is not None)
 
     @property
     def carried_over(self) -> float | None:
-        """The mean recall in languages never trained on, averaged over them and the seeds; none where nobody asked."""
+        """The mean recall in languages not trained on, averaged over them and the seeds; None if not measured."""
         return _average(other.mean_recall.value for run in self.runs for other in run.test[1:])
 
     def mean(self, of: Callable[[Run], float]) -> float:
-        """Average a figure of the runs over the seeds."""
+        """Return the mean of a property of the runs over the seeds."""
         return float(np.mean([of(run) for run in self.runs]))
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Entries that can be compared, the best first.
+    """Methods that can be compared, the best first.
 
-    ``recipes`` are several only where time or memory is what all are given, which ``of_compute`` tells. ``left_out``
-    are the runs that would belong here and could not be made.
+    There are several ``recipes`` only under a budget of time or memory (``of_compute``). ``left_out`` are the runs that
+    belong here and failed.
     """
 
     lang: str
@@ -90,17 +105,17 @@ class Comparison:
 
     @property
     def recipe(self) -> str:
-        """The recipe's name, or all names."""
+        """The names of the recipes, separated by commas."""
         return ", ".join(self.recipes)
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """The seeds that any method was trained with."""
+        """The seeds of all methods."""
         return tuple(sorted({run.seed for method in self.methods for run in method.runs}))
 
 
 def comparisons(runs: Iterable[Run], left_out: Iterable[LeftOut] = ()) -> list[Comparison]:
-    """Sort runs into comparisons, in the order of language, gallery, recipe and pairs.
+    """Group runs into comparisons, in the order of language, gallery, recipe and pairs.
 
     Raises:
         UserError: two runs have the same settings and the same seed.
@@ -114,18 +129,18 @@ def comparisons(runs: Iterable[Run], left_out: Iterable[LeftOut] = ()) -> list[C
 
 
 def of_compute(run: Run | LeftOut) -> bool:
-    """Tell whether the run was given a time or a memory to keep to, whatever its towers."""
+    """Return whether the run has a budget of time or memory."""
     train = run.recipe.get("train", {})
     return any(train.get(key) is not None for key in ("max_seconds", "max_memory_bytes"))
 
 
 def _terms(run: Run) -> Hashable:
-    """Give what must be equal for two runs to be comparable."""
+    """Return what must be equal for two runs to be comparable."""
     return run.lang, run.test[0].gallery, run.test[0].fingerprint, run.budget, _rival_recipe(run)
 
 
 def _conditions(run: Run | LeftOut) -> Hashable:
-    """Give what is known of the terms before a run."""
+    """Return the part of ``_terms`` that is known before a run."""
     return run.lang, run.budget, _rival_recipe(run), json.dumps(run.recipe.get("source"), sort_keys=True)
 
 
@@ -137,19 +152,19 @@ def _comparison(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Comparison:
     groups = [sorted(group, key=lambda run: run.seed) for group in _group(runs, _settings).values()]
     groups.sort(key=lambda group: str(_settings(group[0])))
     _refuse_twins(groups)
-    means = [metrics.recalls([run.test[0].hits() for run in group]) for group in groups]
-    leader = max(range(len(groups)), key=lambda i: means[i][_MEAN_RECALL])
-    samples, p_values = _resampled(groups, leader)
-    labels = _options(groups)
+    hits = [[run.test[0].hits() for run in group] for group in groups]
+    scores = [recall_scores(seeds) for seeds in hits]
+    leader = max(range(len(groups)), key=lambda i: scores[i][_MEAN_RECALL].value)
+    tested, labels = _tested(hits, leader), _options(groups)
     methods = [
         Method(
             strategy=group[0].strategy,
             towers=group[0].towers,
             options=labels[i],
             runs=tuple(group),
-            scores=with_intervals(means[i], samples[i]),
-            best=i == leader,
-            p_value=p_values.get(i),
+            scores=scores[i],
+            standing="best" if i == leader else _standing(tested[i]),
+            against_best=tested[i],
         )
         for i, group in enumerate(groups)
     ]
@@ -176,23 +191,27 @@ def _refuse_twins(groups: Sequence[Sequence[Run]]) -> None:
                 )
 
 
-def _resampled(groups: Sequence[Sequence[Run]], leader: int) -> tuple[list[npt.NDArray[np.float64]], dict[int, float]]:
-    """Resample every group, and test each against the leader on the seeds both have: adjusted p-values by index."""
-    hits = [{run.seed: run.test[0].hits() for run in group} for group in groups]
-    pairs = {}
-    for i, own in enumerate(hits):
-        shared = sorted(own.keys() & hits[leader].keys())
-        if shared and i != leader:
-            pairs[i] = [[own[seed] for seed in shared], [hits[leader][seed] for seed in shared]]
-    wanted = [list(own.values()) for own in hits] + [seeds for pair in pairs.values() for seeds in pair]
-    samples = metrics.resample(wanted, resamples=RESAMPLES)
-    tested = [drawn[:, _MEAN_RECALL] for drawn in samples[len(groups) :]]
-    raw = [metrics.paired_p_value(ours, theirs) for ours, theirs in zip(tested[::2], tested[1::2], strict=True)]
-    return samples[: len(groups)], dict(zip(pairs, metrics.holm(raw), strict=True))
+def _tested(hits: Sequence[Sequence[Hits]], leader: int) -> Sequence[AgainstBest | None]:
+    """Test each method against the best of the others; None for all if the leader cannot be tested."""
+    untested = [None] * len(hits)
+    if len(hits) < 2:
+        return untested
+    by_seed, queries = [[one.hits for one in seeds] for seeds in hits], hits[0][0].queries
+    values = [mean_recalls(seeds, queries) for seeds in by_seed]
+    found = compare_with_best(values, image_covariance(by_seed, queries), 1 - SIGNIFICANCE)
+    if found[leader].p_value is None:
+        return untested
+    return [None if one.p_value is None else one for one in found]
+
+
+def _standing(tested: AgainstBest | None) -> Standing:
+    if tested is None or tested.p_value is None:
+        return "untested"
+    return "worse" if tested.p_value < SIGNIFICANCE else "level"
 
 
 def _settings(run: Run) -> Hashable:
-    """Give all settings but the seed."""
+    """Return all settings except the seed."""
     return run.strategy, run.towers, json.dumps(_without_seed(run.recipe), sort_keys=True)
 
 
@@ -204,7 +223,7 @@ def _without_seed(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 def _options(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Name what sets groups of the same strategy and towers apart, and the recipe where there are several."""
+    """Return the settings in which groups of the same strategy and towers differ, with the recipe if it varies."""
     flat = [dict(_flatten(_without_seed(group[0].recipe))) for group in groups]
     kinds = [(group[0].strategy, group[0].towers, _recipe_name(group[0])) for group in groups]
     several = len({recipe for _, _, recipe in kinds}) > 1

@@ -15,7 +15,7 @@ PAGE = """# What I found
 | --- | --- |
 | sw | 26.1 |
 
-| language | recipe | budget | strategy | mean recall | of full | other languages | kept | seeds |
+| language | recipe | budget | strategy | mean recall | of full | other languages | retention | seeds |
 | --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |
 | sw | starter | 10k-pairs | lilt | 0.0 | 0 % | 0.0 | 0.0 | 9 |
 | sw | starter | 10k-pairs | full |  |  |  |  |  |
@@ -55,13 +55,20 @@ def test_a_table_that_ends_the_page_is_renewed_to_its_last_row() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("1k-pairs | lilt", "1k-pairs | lit", "page quotes sw, starter, 1k-pairs, lit, of which there is no result"),
-        ("of full", "beauty", 'column "beauty"; a quotation can have .*mean recall'),
+        ("1k-pairs | lilt", "1k-pairs | lit", "page: there is no result for sw, starter, 1k-pairs, lit"),
+        ("of full", "beauty", 'unknown column "beauty" .known: .*mean recall'),
     ],
 )
 def test_what_was_not_measured_is_not_quoted(old: str, new: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         quotes.renewed(PAGE.replace(old, new), comparisons(some_runs()))
+
+
+def test_the_standing_of_a_method_can_be_quoted() -> None:
+    page = PAGE.replace("of full", "against the best")
+    assert [row[1] for row in cells(quotes.renewed(page, comparisons(some_runs()))).values()] == [
+        "not tested", "highest", "highest"
+    ]  # fmt: skip
 
 
 def test_the_report_renews_the_pages_of_its_folder(tmp_path: Path) -> None:
@@ -77,7 +84,7 @@ def test_a_page_that_cannot_be_renewed_stays_as_it_is_and_costs_no_table(tmp_pat
     mine = folder / "mine.md"
     wrong = PAGE.replace("1k-pairs | lilt", "1k-pairs | lora")
     mine.write_text(wrong, encoding="utf-8")
-    with pytest.raises(UserError, match=r"mine\.md quotes"):
+    with pytest.raises(UserError, match=r"mine\.md: there is no result"):
         report.write(folder)
     assert mine.read_text(encoding="utf-8") == wrong
     assert (folder / "sw.md").is_file()

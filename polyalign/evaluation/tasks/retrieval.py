@@ -10,19 +10,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from polyalign.data.pairs import PairTable
 from polyalign.evaluation import metrics
-from polyalign.evaluation.results import Direction, DirectionName, Retrieval, Score, with_intervals
+from polyalign.evaluation.results import Direction, DirectionName, Retrieval, Score, recall_scores
 from polyalign.models.aligner import Aligner
 from polyalign.models.embed import embed
 from polyalign.utils.errors import UserError
 
 
 class Config(BaseModel):
-    """How to embed, and how finely to resample for the intervals."""
+    """How to embed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     batch_size: int = Field(default=256, ge=1)
-    resamples: int = Field(default=1000, ge=100)
 
 
 def evaluate(aligner: Aligner, gallery: PairTable, config: Config) -> Retrieval:
@@ -33,24 +32,21 @@ def evaluate(aligner: Aligner, gallery: PairTable, config: Config) -> Retrieval:
     """
     check_gallery(gallery)
     embedded = embed(aligner, gallery, batch_size=config.batch_size)
-    return score(embedded.images, embedded.captions, gallery, resamples=config.resamples)
+    return score(embedded.images, embedded.captions, gallery)
 
 
-def score(
-    image_emb: metrics.Floats, caption_emb: metrics.Floats, gallery: PairTable, *, resamples: int = 1000
-) -> Retrieval:
-    """Measure retrieval from embeddings.
+def score(image_emb: metrics.Floats, caption_emb: metrics.Floats, gallery: PairTable) -> Retrieval:
+    """Measure retrieval from embeddings; the intervals cover test images only.
 
     Args:
         image_emb: (I, D), rows of unit length, in the order of the gallery's images.
         caption_emb: (C, D), rows of unit length, in the order of the gallery's captions.
         gallery: which captions belong to which image, and what is being measured.
-        resamples: bootstrap draws over images behind each interval.
     """
     check_gallery(gallery)
     text_to_image, image_to_text = _rank(image_emb, caption_emb, gallery)
     hits = metrics.gather_hits(text_to_image.rank, image_to_text.rank, gallery.image_of, gallery.fold_of)
-    scores = with_intervals(metrics.recalls([hits]), metrics.resample([[hits]], resamples=resamples)[0])
+    scores = recall_scores([hits])
     in_order = np.array_equal(gallery.image_of, np.arange(len(gallery.images)))
     return Retrieval(
         gallery=gallery.name,
