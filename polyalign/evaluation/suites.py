@@ -22,7 +22,7 @@ from polyalign.data import image_check, image_ids
 from polyalign.data.load import load_source
 from polyalign.data.pairs import PairTable
 from polyalign.evaluation import metrics, tables
-from polyalign.evaluation.encoders import Encoder, Gallery
+from polyalign.evaluation.encoders import Encoder, ImageMemory
 from polyalign.evaluation.results import Record, Retrieval, Score, with_intervals
 from polyalign.evaluation.tasks import retrieval
 from polyalign.utils.errors import AbsentError, UserError, did_you_mean
@@ -169,11 +169,10 @@ def run(encoder: Encoder, ready: Ready) -> SuiteResult:
         UserError: a benchmark cannot be read.
     """
     results, photos = [], []
-    gallery = Gallery(encoder)
+    encoder = ImageMemory(encoder)
     for one, codes in ready.here:
         for table in _tables(one, codes):
-            images, captions = gallery.embed(table)
-            results.append(retrieval.score(images, captions, table))
+            results.append(retrieval.score(encoder, table, retrieval.Config()))
             photos.append([image_ids.photo(name) or f"{one.spec.name} {name}" for name in table.image_ids])
     return SuiteResult(
         suite=ready.suite.name,

@@ -159,7 +159,7 @@ def text_by_retrieval_table(results: Sequence[TextByRetrieval]) -> Table:
 def retention_table(result: Retention) -> Table:
     """Show what the towers could do before alignment and still can."""
     kept = "" if result.kept is None else f": {percent(result.kept)} percent"
-    table = Table(title=f"Knowledge kept{kept}", box=box.SIMPLE_HEAD)
+    table = Table(title=f"Retention{kept}", box=box.SIMPLE_HEAD)
     table.add_column("")
     for name in ("before", "after"):
         table.add_column(name, justify="right")

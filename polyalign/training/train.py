@@ -19,7 +19,7 @@ from polyalign.data.load import load_split, load_tables
 from polyalign.data.pairs import PairTable
 from polyalign.evaluation import metrics
 from polyalign.evaluation.results import DevEvaluation, Retention, Retrieval, Run
-from polyalign.evaluation.tasks import knowledge, retrieval
+from polyalign.evaluation.tasks import retention, retrieval
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
@@ -319,7 +319,7 @@ def _at_a_time(recipe: Recipe) -> int:
 
 def _test(aligner: Aligner, features: PairFeatures, gallery: PairTable, rows: int) -> Retrieval:
     embedded = embed_features(aligner, features, rows)
-    return retrieval.score(embedded.images, embedded.captions, gallery)
+    return retrieval.measure(embedded.images, embedded.captions, gallery)
 
 
 def _note(state: State) -> str:
@@ -340,8 +340,8 @@ def _transfer(aligner: Aligner, recipe: Recipe) -> list[Retrieval]:
 
 
 def _knowledge(aligner: Aligner, recipe: Recipe) -> Retention:
-    asked = knowledge.probes(recipe)
-    return knowledge.evaluate(aligner, asked, knowledge.Config())
+    asked = retention.probes(recipe)
+    return retention.measure(aligner, asked, retention.Config())
 
 
 def _facts(loop: Loop, state: State, pairs: PairTable) -> dict[str, Any]:

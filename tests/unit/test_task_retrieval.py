@@ -75,8 +75,8 @@ def test_fingerprint_changes_with_any_part() -> None:
 def test_evaluate_embeds_what_it_scores() -> None:
     aligner, gallery = tiny.aligner(), tiny.table("test")
     embedded = embed(aligner, gallery)
-    got = retrieval.evaluate(aligner, gallery, retrieval.Config(batch_size=5, resamples=200))
-    assert got.text_to_image.ranks == retrieval.score(embedded.images, embedded.captions, gallery).text_to_image.ranks
+    got = retrieval.score(tiny.encoder(aligner), gallery, retrieval.Config(resamples=200))
+    assert got.text_to_image.ranks == retrieval.measure(embedded.images, embedded.captions, gallery).text_to_image.ranks
     assert (got.images, got.captions) == (24, 48)
 
 

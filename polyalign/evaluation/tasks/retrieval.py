@@ -7,36 +7,40 @@ from collections.abc import Sequence
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
+from rich.table import Table
 
 from polyalign.data.pairs import PairTable
-from polyalign.evaluation import metrics
+from polyalign.evaluation import metrics, tables
+from polyalign.evaluation.encoders import Encoder
 from polyalign.evaluation.results import Direction, DirectionName, Retrieval, Score, with_intervals
-from polyalign.models.aligner import Aligner
-from polyalign.models.embed import embed
 from polyalign.utils.errors import UserError
 
 
 class Config(BaseModel):
-    """How to embed, and how finely to resample for the intervals."""
+    """``resamples`` is the number of bootstrap draws over images behind each interval."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    batch_size: int = Field(default=256, ge=1)
     resamples: int = Field(default=1000, ge=100)
 
 
-def evaluate(aligner: Aligner, gallery: PairTable, config: Config) -> Retrieval:
+def score(encoder: Encoder, gallery: PairTable, config: Config) -> Retrieval:
     """Embed the gallery and measure retrieval in it.
 
     Raises:
         UserError: the gallery is empty, or has images without a caption.
     """
     check_gallery(gallery)
-    embedded = embed(aligner, gallery, batch_size=config.batch_size)
-    return score(embedded.images, embedded.captions, gallery, resamples=config.resamples)
+    images, captions = encoder.encode_image(gallery.images), encoder.encode_text(gallery.captions)
+    return measure(images, captions, gallery, resamples=config.resamples)
 
 
-def score(
+def render(results: Sequence[Retrieval]) -> Table:
+    """Show one gallery a row."""
+    return tables.retrieval_overview(results)
+
+
+def measure(
     image_emb: metrics.Floats, caption_emb: metrics.Floats, gallery: PairTable, *, resamples: int = 1000
 ) -> Retrieval:
     """Measure retrieval from embeddings.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import typer
 
-from polyalign.cli.options import Json, app, print_json
+from polyalign.cli.options import MAINTAIN, Json, app, print_json
 
-cache_app = typer.Typer(no_args_is_help=True, help="What frozen layers gave, kept on disk to be computed once.")
-app.add_typer(cache_app, name="cache")
+cache_app = typer.Typer(no_args_is_help=True, help="Cached output of frozen layers, which is computed once.")
+app.add_typer(cache_app, name="cache", rich_help_panel=MAINTAIN)
 
 
 @cache_app.command("list", epilog="Example: polyalign cache list")
 def cache_list(as_json: Json = False) -> None:
-    """List what is kept, with its size and what it cost to compute."""
+    """List cached features, with size and the time it took to compute them."""
     from dataclasses import asdict
 
     from polyalign.evaluation import tables
@@ -30,7 +30,7 @@ def cache_list(as_json: Json = False) -> None:
 
 @cache_app.command("clear", epilog="Example: polyalign cache clear")
 def cache_clear() -> None:
-    """Delete all that is kept; it is computed again when it is needed."""
+    """Delete all cached features; they are computed again when needed."""
     from polyalign.evaluation import tables
     from polyalign.models import feature_cache as cache
 
