@@ -239,8 +239,8 @@ class Run(Record):
     ``seconds`` is all of the training, with what it cost to compute the frozen part once, and ``cpu_seconds`` is the
     processor time of that, over all threads. ``checkpoint_bytes`` is the size of what was saved. ``tuned`` holds the
     values tried on the dev split, by key of the recipe; the recipe has the one chosen. ``dev_evaluations``
-    is the learning curve on dev; training kept the state of the best. Results written before 0.2 call it ``looks``,
-    and ``retention`` ``knowledge``.
+    is the learning curve on dev; training kept the state of the best. Older files call it ``looks``, and
+    ``retention`` ``knowledge``.
     ``retries`` counts the times the run was begun again because its worker died.
     """
 
