@@ -71,7 +71,7 @@ def _pretrain(module: Any, out: Path, options: dict[str, Any], sets: list[str] |
         with progress.display() as report:
             folder = module.run(config, out, resume, report)
     except KeyboardInterrupt:
-        say("interrupted; go on with the same command and --resume")
+        say("interrupted; continue with the same command and --resume")
         raise typer.Exit(130) from None
     print(f"tower: {folder}\nIts card says how it was made and what it can do: {folder / 'README.md'}")
 

@@ -60,7 +60,7 @@ class Score(Record):
 
 
 def with_intervals(observed: npt.NDArray[np.float64], drawn: npt.NDArray[np.float64]) -> tuple[Score, ...]:
-    """Give each observed figure ``(M,)`` the interval of its bootstrap draws ``(R, M)``."""
+    """Return each observed figure ``(M,)`` with the interval of its bootstrap draws ``(R, M)``."""
     low, high = metrics.interval(drawn)
     columns = zip(observed.tolist(), low.tolist(), high.tolist(), strict=True)
     return tuple(Score(value=value, low=bottom, high=top) for value, bottom, top in columns)
@@ -144,7 +144,7 @@ class Retrieval(Record):
         return self.model_copy(update=dict(zip(("text_to_image", "image_to_text"), bare, strict=True)))
 
     def chance(self) -> npt.NDArray[np.float64]:
-        """Give the six recalls (6,) that a random ordering of this gallery would have on average."""
+        """Return the six recalls (6,) that a random ordering of this gallery would have on average."""
         counts, folds = self.captions_per_image(), np.array(self.fold_of or [0] * self.images)
         means: npt.NDArray[np.float64] = np.mean([metrics.chance(counts[folds == f]) for f in np.unique(folds)], axis=0)
         return means

@@ -106,7 +106,7 @@ def load(name: str) -> Suite:
     """Read a suite: a shipped one, one of the user's ``./suites``, or a path of a TOML file.
 
     Raises:
-        UserError: there is none, or it is malformed.
+        UserError: there is no such suite, or it is malformed.
     """
     path = Path(name) if name.endswith(".toml") else shipped.find("suites", name)
     try:
@@ -296,7 +296,7 @@ def _languages(one: Benchmark, langs: Sequence[str]) -> list[str]:
 
 
 def _way_out(one: Benchmark) -> str:
-    """Say how to get what is absent of a benchmark: its captions, or else its photos."""
+    """Describe how to get the missing files of a benchmark: its captions, or else its photos."""
     info = getattr(plugins.load("sources", one.spec.name), "INFO", None)
     if info is None:
         return "see its root"

@@ -202,7 +202,7 @@ def test_ctrl_c_then_the_same_command_goes_on(tmp_path, monkeypatch, repo, caplo
     assert not Path("eval").exists()
     (folder,) = Path("runs/compare").iterdir()
     assert (
-        f"interrupted; go on with the same command and --resume (the state is in {folder.resolve()})"
+        f"interrupted; continue with the same command and --resume (the state is in {folder.resolve()})"
         in (folder / pool.LOG).read_text()
     )
     monkeypatch.setattr(runs, "train_into", lambda *a, train=runs.train_into, **k: train(*a, **k))

@@ -102,7 +102,7 @@ def measure(
 
 
 def prompts(gallery: Labelled, config: Config) -> tuple[tuple[str, ...], list[str], metrics.Ints]:
-    """Give the templates, the prompts (P,) that they make of every name, and the class of each prompt (P,).
+    """Return the templates, the prompts (P,) for every name, and the class of each prompt (P,).
 
     Raises:
         UserError: a template has no ``{}``.
@@ -164,7 +164,7 @@ def centres(prompts: npt.NDArray[np.float32], class_of: metrics.Ints) -> metrics
 
 
 def _share(right: npt.NDArray[np.bool_]) -> Score:
-    """Give a share with its Wilson interval."""
+    """Return a share with its Wilson interval."""
     from scipy.stats import binomtest  # slow to import, and training measures no such share
 
     bounds = binomtest(int(right.sum()), len(right)).proportion_ci(0.95, method="wilson")
