@@ -1,4 +1,4 @@
-"""``polyalign train``, ``repeat``, ``strategies`` and ``memory``."""
+"""``polyalign train``, ``repeat`` and ``strategies``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from polyalign.cli.options import (
-    MAINTAIN,
     TRAIN,
     AllowMissing,
     Budget,
@@ -77,33 +76,6 @@ def repeat(
     from polyalign.config import recipe as recipes
 
     _train(out, recipes.from_toml(recipe), resume=resume, overwrite=overwrite, as_json=as_json)
-
-
-@app.command(rich_help_panel=MAINTAIN, epilog="Example: polyalign memory runs/starter-sw-lilt-10k-pairs-s0/recipe.toml")
-def memory(
-    recipe: Annotated[Path, typer.Argument(help="A resolved recipe: the recipe.toml in the folder of a run.")],
-    out: Annotated[Path | None, typer.Option(help="File to write the result to, as JSON.")] = None,
-    offline: Offline = False,
-    as_json: Json = False,
-) -> None:
-    """Measure the peak memory of training with a resolved recipe, in two steps."""
-    import json
-
-    go_offline(offline)
-    from polyalign.config import recipe as recipes
-    from polyalign.evaluation import tables
-    from polyalign.experiments import peak_memory as measuring
-    from polyalign.utils import storage
-    from polyalign.utils.progress import progress_bars
-
-    with progress_bars():
-        held = measuring.peak_of(recipes.from_toml(recipe))
-    if out is not None:
-        storage.write_text(out, json.dumps({"bytes": held}))
-    if as_json:
-        print_json({"bytes": held})
-    else:
-        print(tables.size(held))
 
 
 @app.command(rich_help_panel=TRAIN, epilog="Example: polyalign strategies --recipe lilt-bert")
