@@ -17,6 +17,7 @@ from polyalign.config.language import describe
 from polyalign.config.recipe import Recipe, from_toml, merge, resolve, validate
 from polyalign.data.load import load_split, load_table
 from polyalign.data.pairs import PairTable
+from polyalign.data.trained_images import warn_if_trained_on
 from polyalign.evaluation import external_models, suites
 from polyalign.evaluation.encoders import Aligned, Encoder, ImageMemory
 from polyalign.evaluation.results import Record
@@ -112,7 +113,11 @@ def evaluate(
         galleries: Iterator[Any] = getattr(module, "galleries", _pair_tables)(request, config)
         first = next(galleries)  # wrong data is reported before a large model is loaded
         encoder = ImageMemory(open_model(model, request.overrides.get("cache")))
-        return [module.score(encoder, gallery, config) for gallery in itertools.chain([first], galleries)]
+        results = []
+        for gallery in itertools.chain([first], galleries):
+            _check_training_images(encoder.encoder, gallery, request)
+            results.append(module.score(encoder, gallery, config))
+        return results
 
 
 def evaluate_suite(
@@ -127,6 +132,13 @@ def evaluate_suite(
     ready = suites.find(suite, codes, allow_absent=allow_absent)
     with progress_bars():
         return suites.run(open_model(model), ready)
+
+
+def _check_training_images(encoder: Encoder, gallery: Any, request: Request) -> None:
+    """Warn if a run is evaluated on images that it was trained on; its own test and dev splits were checked then."""
+    own = request.split != "train" and "source" not in request.overrides
+    if isinstance(encoder, Aligned) and isinstance(gallery, PairTable) and not own:
+        warn_if_trained_on(encoder.folder, gallery)
 
 
 def open_model(model: str | Path | Encoder, cache: Mapping[str, Any] | None = None) -> Encoder:

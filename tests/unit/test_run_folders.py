@@ -96,8 +96,8 @@ def test_evaluating_gives_what_training_measured(trained):
 
 def test_how_it_computes_can_be_another_this_time(trained, monkeypatch):
     made = []
-    whole = evaluation.Aligned
-    monkeypatch.setattr(evaluation, "Aligned", lambda *given: made.append(whole(*given)) or made[-1])
+    whole = evaluation.open_model
+    monkeypatch.setattr(evaluation, "open_model", lambda *given: made.append(whole(*given)) or made[-1])
     [plain] = evaluate(trained, langs=[], split="test", overrides={})
     [half] = evaluate(trained, langs=[], split="test", overrides={"cache": {"precision": "bf16"}})
     assert [encoder.cache.precision for encoder in made] == ["fp32", "bf16"]
