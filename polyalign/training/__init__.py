@@ -1,0 +1,1 @@
+"""Training: what is fitted to data, and how."""
