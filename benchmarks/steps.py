@@ -85,7 +85,7 @@ def polyalign(case: Case, size: str, towers: Path, batch: int, steps: int, *, fi
 
     from polyalign.models.build import build_aligner
     from polyalign.models.embed import prepare
-    from polyalign.training.train import Loop
+    from polyalign.training.loop import Loop
     from polyalign.utils.progress import shown_by
 
     accelerator, floor = Accelerator(), machine.held_memory()

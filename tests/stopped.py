@@ -10,12 +10,12 @@ import signal
 import sys
 
 from polyalign import cli
-from polyalign.training import train
+from polyalign.training import loop
 
 
 def main(name: str, step: int, arguments: list[str]) -> None:
     """Wait for the step in what a step calls between backward pass and update."""
-    whole, calls = train.average_gradients, []
+    whole, calls = loop.average_gradients, []
 
     def stop(*given: object) -> None:
         calls.append(given)
@@ -23,7 +23,7 @@ def main(name: str, step: int, arguments: list[str]) -> None:
             os.kill(os.getpid(), signal.Signals[name])
         whole(*given)  # type: ignore[arg-type]
 
-    train.average_gradients = stop  # type: ignore[assignment]
+    loop.average_gradients = stop  # type: ignore[assignment]
     sys.argv = ["polyalign", *arguments]
     cli.main()
 

@@ -37,6 +37,7 @@ from polyalign.config import recipe
 from polyalign.config.recipe import Recipe
 from polyalign.data.pairs import PairTable
 from polyalign.data.sources import folder as folder_source
+from polyalign.evaluation.encoders import Aligned
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
@@ -206,6 +207,12 @@ def resolved(strategy: str = "projection", /, **sections: dict[str, Any]) -> Rec
 def aligner(strategy: str = "projection", /, **sections: dict[str, Any]) -> Aligner:
     """Build what ``settings`` describe."""
     return build_aligner(resolved(strategy, **sections))
+
+
+def encoder(model: Aligner) -> Aligned:
+    """Wrap an aligner as what tasks evaluate; without a fingerprint nothing of it is kept on disk."""
+    recipe = resolved()
+    return Aligned("tiny", model, recipe, recipe.cache, Path())
 
 
 def write(path: Path, strategy: str = "projection", /, **sections: dict[str, Any]) -> Path:

@@ -19,7 +19,7 @@ from polyalign.data.load import load_table
 from polyalign.models import embed
 from polyalign.models import feature_cache as cache
 from polyalign.models.build import build_aligner
-from polyalign.training.train import Loop, average_gradients
+from polyalign.training.loop import Loop, average_gradients
 from polyalign.utils import storage
 from polyalign.utils.process import processes
 
@@ -38,7 +38,7 @@ def gradients(resolved: Recipe) -> dict[str, torch.Tensor]:
     loss = loop.backward(loop.batch(0), seed=0)
     average_gradients(loop.aligner, loop.accelerator)
     found = {name: p.grad for name, p in loop.aligner.trainable().items() if p.grad is not None}
-    return {**found, "loss": torch.tensor(loss)}
+    return {**found, "loss": loss}
 
 
 def main(folder: Path, arguments: list[str]) -> None:

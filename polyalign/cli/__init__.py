@@ -12,7 +12,7 @@ from polyalign.utils.errors import UserError
 
 # isort: off
 # In this order the commands stand in `polyalign --help`.
-from polyalign.cli import training, comparing, evaluating, benchmarks, inspecting, caching, pretraining, trimming  # noqa: F401
+from polyalign.cli import training, pretraining, trimming, experiments, evaluation, data, serving, maintenance  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main"]
@@ -25,10 +25,13 @@ class _StandardError(logging.Handler):
         print(self.format(record), file=sys.stderr, flush=True)
 
 
+_MESSAGES = _StandardError()
+
+
 def main() -> None:
     """Run the command line; bad input is one line on standard error and exit code 2."""
     messages = logging.getLogger("polyalign")
-    messages.addHandler(_StandardError())
+    messages.addHandler(_MESSAGES)
     messages.setLevel(logging.INFO)
     try:
         sys.exit(app(prog_name="polyalign", standalone_mode=False))

@@ -1,4 +1,4 @@
-"""What the commands share: the app, options that several of them take, and how they show things."""
+"""What the commands share: the app, common options, and output."""
 
 from __future__ import annotations
 
@@ -12,29 +12,34 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Align a vision tower with a multilingual text tower on scarce pairs, and see what it is worth.",
+    help="Align a vision tower with a multilingual text tower on few image-caption pairs, and measure which way of "
+    "training is worth it.",
 )
 
-Lang = Annotated[str, typer.Option(help="Language code, as in langs/.")]
+# Panels of `polyalign --help`.
+TRAIN, EVALUATE, DATA, USE, MAINTAIN = "Train", "Evaluate", "Data", "Use", "Maintain"
+
+Lang = Annotated[str, typer.Option(help="Language code, such as sw: a file of langs/.")]
 Recipe = Annotated[str, typer.Option(help="A shipped recipe, one of your ./recipes, or a path to a TOML file.")]
-Strategy = Annotated[str | None, typer.Option(help="What trains: see `polyalign strategies`.")]
+Strategy = Annotated[str | None, typer.Option(help="What to train: see `polyalign strategies`.")]
 Budget = Annotated[
-    str | None, typer.Option(help="How many pairs to train on, or how long: 1k-pairs, 20min, 10k-pairs+20min.")
+    str | None, typer.Option(help="Number of pairs to train on, or time: 1k-pairs, 20min, 10k-pairs+20min.")
 ]
 DataOption = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="A folder with captions and images, or the name of a source; used whole unless --budget is given.",
+        help="A folder with captions and images, or the name of a source. All pairs are used unless --budget is given.",
     ),
 ]
-Images = Annotated[Path | None, typer.Option("--images", help="Folder of a benchmark's photos, under its own names.")]
-AllowMissing = Annotated[
-    bool, typer.Option("--allow-missing", help="Leave out photos that are not there, with their captions.")
+Images = Annotated[
+    Path | None,
+    typer.Option("--images", help="Folder with the photos of a benchmark, under their published file names."),
 ]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Leave out missing photos, with their captions.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change any key of the recipe: --set optim.lr=3e-4.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON in place of tables.")]
-Offline = Annotated[bool, typer.Option(help="Never ask the network: use local folders and what is already downloaded.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Offline = Annotated[bool, typer.Option(help="Use no network: only local folders and files downloaded before.")]
 
 
 def resolve(recipe: str, lang: str, strategy: str | None, sets: list[str] | None, **options: Any) -> Any:
@@ -62,12 +67,12 @@ def source_table(text: str, sets: list[str] | None, lang: str, split: str) -> An
 
 
 def comma_separated(text: str | None) -> tuple[str, ...]:
-    """Give the parts between commas, none where there is no text."""
+    """Split at commas; no text gives no parts."""
     return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
 
 
 def go_offline(offline: bool) -> None:
-    """Tell the hub libraries before they are imported, which is when they read it."""
+    """Switch the hub libraries to offline mode; they read this when they are imported."""
     if offline:
         import os
 
@@ -75,7 +80,7 @@ def go_offline(offline: bool) -> None:
 
 
 def say(line: str) -> None:
-    """Tell the user a line on standard error, which is no part of the result."""
+    """Print a message on standard error, apart from the result."""
     print(line, file=sys.stderr, flush=True)
 
 
@@ -87,7 +92,7 @@ def print_json(value: Any) -> None:
 
 
 def console() -> Any:
-    """Give a console for results; at least 100 columns where it is no terminal, so that tables are not cut in a log."""
+    """Return a console for results; 120 columns wide in a log, so that tables are not cut."""
     from rich.console import Console
 
     return Console() if sys.stdout.isatty() else Console(width=120)

@@ -1,4 +1,4 @@
-"""``polyalign train`` and ``repeat``."""
+"""``polyalign train``, ``repeat`` and ``strategies``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from polyalign.cli.options import (
+    TRAIN,
     AllowMissing,
     Budget,
     DataOption,
@@ -21,13 +22,14 @@ from polyalign.cli.options import (
     app,
     console,
     go_offline,
+    overrides,
     print_json,
     resolve,
     say,
 )
 
 
-@app.command(epilog="Example: polyalign train --lang sw --strategy lilt --budget 1k-pairs")
+@app.command(rich_help_panel=TRAIN, epilog="Example: polyalign train --lang sw --strategy lilt --budget 1k-pairs")
 def train(
     lang: Lang,
     strategy: Strategy = None,
@@ -41,16 +43,14 @@ def train(
     seed: Annotated[int | None, typer.Option(help="Seed of initialisation and batches.")] = None,
     set_: Set = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder of the run; named after it in ./runs when not given.")
+        Path | None, typer.Option(help="Folder of the run. Default: a folder in ./runs named after the settings.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Throw an earlier run in the same folder away.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the existing run and start over.")] = False,
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Align two frozen towers on image-caption pairs, and test what came of it."""
+    """Align two frozen towers on image-caption pairs, and test the result."""
     go_offline(offline)
     from polyalign.experiments import run_folders as runs
 
@@ -59,49 +59,35 @@ def train(
     _train(out or runs.default_folder(resolved), resolved, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
-@app.command(epilog="Example: polyalign repeat runs/starter-sw-lilt-10k-pairs-s0/recipe.toml --out runs/again")
+@app.command(
+    rich_help_panel=TRAIN,
+    epilog="Example: polyalign repeat runs/starter-sw-lilt-10k-pairs-s0/recipe.toml --out runs/again",
+)
 def repeat(
-    recipe: Annotated[Path, typer.Argument(help="A resolved recipe, as it lies in every run's folder.")],
+    recipe: Annotated[Path, typer.Argument(help="A resolved recipe: the recipe.toml in the folder of a run.")],
     out: Annotated[Path, typer.Option(help="Folder of the new run.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an interrupted run stopped.")] = False,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Throw an earlier run in the same folder away.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Delete the existing run and start over.")] = False,
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Train again from a resolved recipe alone."""
+    """Repeat a run from its resolved recipe."""
     go_offline(offline)
     from polyalign.config import recipe as recipes
 
     _train(out, recipes.from_toml(recipe), resume=resume, overwrite=overwrite, as_json=as_json)
 
 
-@app.command(epilog="Example: polyalign memory runs/starter-sw-lilt-10k-pairs-s0/recipe.toml")
-def memory(
-    recipe: Annotated[Path, typer.Argument(help="A resolved recipe, as it lies in every run's folder.")],
-    out: Annotated[Path | None, typer.Option(help="File to write the JSON to.")] = None,
-    offline: Offline = False,
-    as_json: Json = False,
-) -> None:
-    """Measure in two steps how much memory training with a resolved recipe holds at its highest."""
-    import json
+@app.command(rich_help_panel=TRAIN, epilog="Example: polyalign strategies --recipe lilt-bert")
+def strategies(recipe: Recipe = "starter", lang: Lang = "en", set_: Set = None, as_json: Json = False) -> None:
+    """Count the parameters that each strategy trains; needs no weights and no network."""
+    from polyalign.models import parameter_count as strategy_table
 
-    go_offline(offline)
-    from polyalign.config import recipe as recipes
-    from polyalign.evaluation import tables
-    from polyalign.experiments import peak_memory as measuring
-    from polyalign.utils import storage
-    from polyalign.utils.progress import progress_bars
-
-    with progress_bars():
-        held = measuring.peak_of(recipes.from_toml(recipe))
-    if out is not None:
-        storage.write_text(out, json.dumps({"bytes": held}))
+    rows = strategy_table.count(recipe, lang, overrides(set_))
     if as_json:
-        print_json({"bytes": held})
+        print_json([row.model_dump() for row in rows])
     else:
-        print(tables.size(held))
+        console().print(strategy_table.render(rows, recipe))
 
 
 def _train(folder: Path, recipe: Any, *, resume: bool, overwrite: bool, as_json: bool) -> None:
@@ -111,7 +97,7 @@ def _train(folder: Path, recipe: Any, *, resume: bool, overwrite: bool, as_json:
     try:
         run = runs.train_into(folder, recipe, resume=resume, overwrite=overwrite)
     except KeyboardInterrupt:
-        say(f"interrupted; go on with the same command and --resume (the state is in {folder})")
+        say(f"interrupted; continue with the same command and --resume (the state is in {folder})")
         raise typer.Exit(130) from None
     if run is None:  # not the main process of several
         return

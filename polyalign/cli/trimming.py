@@ -7,10 +7,24 @@ from typing import Annotated
 
 import typer
 
-from polyalign.cli.options import DataOption, Json, Offline, Recipe, Set, app, comma_separated, go_offline, resolve
+from polyalign.cli.options import (
+    TRAIN,
+    DataOption,
+    Json,
+    Offline,
+    Recipe,
+    Set,
+    app,
+    comma_separated,
+    go_offline,
+    resolve,
+)
 
 
-@app.command(epilog="Example: polyalign trim --lang sw,en --text-tower xlm-roberta-base --out ./xlmr-sw-en")
+@app.command(
+    rich_help_panel=TRAIN,
+    epilog="Example: polyalign trim --lang sw,en --text-tower xlm-roberta-base --out ./xlmr-sw-en",
+)
 def trim(
     lang: Annotated[str, typer.Option(help="Languages to keep, separated by commas.")],
     text_tower: Annotated[str, typer.Option(help="A Hugging Face encoder by hub name, or a local folder.")],

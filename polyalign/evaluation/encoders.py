@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from polyalign.config.recipe import Cache
-from polyalign.data.pairs import ImageRef, PairTable
-from polyalign.models import feature_cache as cache
+from polyalign.config.recipe import Cache, Recipe
+from polyalign.data.pairs import ImageRef
+from polyalign.models import feature_cache
 from polyalign.models.aligner import Aligner
 from polyalign.models.embed import embed_captions, embed_images
+from polyalign.utils.errors import UserError
 
 Vectors = npt.NDArray[np.float32]
 
@@ -23,61 +25,79 @@ class Encoder(Protocol):
 
     @property
     def name(self) -> str:
-        """Say in results which."""
+        """The name of the model in results."""
         ...
 
-    def encode_image(self, images: Sequence[ImageRef]) -> Vectors:
-        """Give unit vectors ``(I, D)``."""
+    def encode_image(self, images: Sequence[ImageRef], /) -> Vectors:
+        """Return unit vectors ``(N, D)``."""
         ...
 
-    def encode_text(self, captions: Sequence[str]) -> Vectors:
-        """Give unit vectors ``(C, D)``."""
+    def encode_text(self, texts: Sequence[str], /) -> Vectors:
+        """Return unit vectors ``(N, D)``."""
         ...
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """A trained run as an encoder; what its frozen layers give is cached."""
+    """A finished run as an encoder; the output of its frozen layers is cached on disk."""
 
     name: str
     aligner: Aligner
+    recipe: Recipe
     cache: Cache
+    folder: Path
 
     def encode_image(self, images: Sequence[ImageRef]) -> Vectors:
-        """Give unit vectors ``(I, D)``.
+        """Return unit vectors ``(N, D)``.
 
         Raises:
-            UserError: the cache would grow over its limit.
+            UserError: the cache would exceed its limit.
         """
         cut, _ = self.aligner.cuts()
-        return embed_images(self.aligner, cache.images(self.aligner.vision, images, cut, self.cache))
+        return embed_images(self.aligner, feature_cache.images(self.aligner.vision, images, cut, self.cache))
 
-    def encode_text(self, captions: Sequence[str]) -> Vectors:
-        """Give unit vectors ``(C, D)``.
+    def encode_text(self, texts: Sequence[str]) -> Vectors:
+        """Return unit vectors ``(N, D)``.
 
         Raises:
-            UserError: the cache would grow over its limit.
+            UserError: the cache would exceed its limit.
         """
         _, cut = self.aligner.cuts()
-        return embed_captions(self.aligner, cache.captions(self.aligner.text, captions, cut, self.cache))
+        return embed_captions(self.aligner, feature_cache.captions(self.aligner.text, texts, cut, self.cache))
 
 
-class Gallery:
-    """Photos, embedded once however many languages and benchmarks describe them."""
+@dataclass
+class ImageMemory:
+    """An encoder that embeds each image once, however many languages and benchmarks describe it."""
 
-    def __init__(self, encoder: Encoder) -> None:
-        self.encoder = encoder
-        self._known: dict[str, npt.NDArray[np.float32]] = {}
+    encoder: Encoder
+    _known: dict[str, Vectors] = field(default_factory=dict)
 
-    def embed(self, table: PairTable) -> tuple[Vectors, Vectors]:
-        """Give the unit vectors of a table's images ``(I, D)`` and captions ``(C, D)``."""
-        return self.images(table.images), self.encoder.encode_text(table.captions)
+    @property
+    def name(self) -> str:
+        """The name of the model in results."""
+        return self.encoder.name
 
-    def images(self, images: Sequence[ImageRef]) -> Vectors:
-        """Give the unit vectors of images ``(I, D)``."""
+    def encode_image(self, images: Sequence[ImageRef]) -> Vectors:
+        """Return unit vectors ``(N, D)``."""
         keys = [image.key() for image in images]
         new = {key: image for key, image in zip(keys, images, strict=True) if key not in self._known}
         if new:
-            vectors = self.encoder.encode_image(list(new.values()))
-            self._known.update(zip(new, vectors, strict=True))
+            self._known.update(zip(new, self.encoder.encode_image(list(new.values())), strict=True))
         return np.stack([self._known[key] for key in keys])
+
+    def encode_text(self, texts: Sequence[str]) -> Vectors:
+        """Return unit vectors ``(N, D)``."""
+        return self.encoder.encode_text(texts)
+
+
+def aligner_of(encoder: Encoder) -> Aligner:
+    """Return the aligner inside an encoder, for tasks that look into its towers.
+
+    Raises:
+        UserError: the encoder is an external model, whose towers are not at hand.
+    """
+    inner = encoder.encoder if isinstance(encoder, ImageMemory) else encoder
+    if not isinstance(inner, Aligned):
+        raise UserError(f"{encoder.name} is not a run of polyalign: this task compares the towers of a run")
+    return inner.aligner

@@ -79,7 +79,7 @@ def both_directions(
 
 
 def nearest(queries: Floats, keys: Floats) -> Ints:
-    """Give each query's best key (Q,); of equally good ones the first.
+    """Return the best key of each query (Q,), the first of equally good ones.
 
     Args:
         queries: (Q, D), rows of unit length.
@@ -122,7 +122,7 @@ def _check(image_emb: Floats, caption_emb: Floats, image_of: Ints) -> None:
 
 
 def chance(captions_per_image: Ints) -> npt.NDArray[np.float64]:
-    """Give the expected hit rates (6,) of a random ordering, in the column order of ``Hits``.
+    """Return the expected hit rates (6,) of a random ordering, in the column order of ``Hits``.
 
     Args:
         captions_per_image: (I,) how many captions each image of the gallery has.
@@ -176,7 +176,7 @@ def gather_hits(text_to_image: Ints, image_to_text: Ints, image_of: Ints, fold_o
 
 
 def recalls(seeds: Sequence[Hits]) -> npt.NDArray[np.float64]:
-    """Give the six recalls and, last, their mean (mean recall), averaged over the seeds: (7,)."""
+    """Return the six recalls and, last, their mean (mean recall), averaged over the seeds: (7,)."""
     pooled = np.mean([run.hits.sum(axis=0) for run in seeds], axis=0)
     return _with_mean(pooled / _same_queries(seeds).sum(axis=0))
 
@@ -242,14 +242,14 @@ def resample_together(
 
 
 def interval(samples: npt.NDArray[np.float64], confidence: float = 0.95) -> npt.NDArray[np.float64]:
-    """Give the percentile interval of each column of ``resample``: (2, M), low and high."""
+    """Return the percentile interval of each column of ``resample``: (2, M), low and high."""
     tail = (1 - confidence) / 2
     bounds: npt.NDArray[np.float64] = np.quantile(samples, [tail, 1 - tail], axis=0)
     return bounds
 
 
 def paired_p_value(samples_a: npt.NDArray[np.float64], samples_b: npt.NDArray[np.float64]) -> float:
-    """Give the two-sided bootstrap p-value for A and B being equally good.
+    """Return the two-sided bootstrap p-value for A and B being equally good.
 
     Args:
         samples_a: (R,) one column of ``resample`` for A.

@@ -74,7 +74,7 @@ class Score(Record):
 
 
 def with_intervals(observed: npt.NDArray[np.float64], drawn: npt.NDArray[np.float64]) -> tuple[Score, ...]:
-    """Give each observed figure ``(M,)`` the interval of its bootstrap draws ``(R, M)``."""
+    """Return each observed figure ``(M,)`` with the interval of its bootstrap draws ``(R, M)``."""
     low, high = metrics.interval(drawn)
     columns = zip(observed.tolist(), low.tolist(), high.tolist(), strict=True)
     return tuple(Score(value=value, low=bottom, high=top) for value, bottom, top in columns)
@@ -169,7 +169,7 @@ class Retrieval(Record):
         return self.model_copy(update=dict(zip(("text_to_image", "image_to_text"), bare, strict=True)))
 
     def chance(self) -> npt.NDArray[np.float64]:
-        """Give the six recalls (6,) that a random ordering of this gallery would have on average."""
+        """Return the six recalls (6,) that a random ordering of this gallery would have on average."""
         counts, folds = self.captions_per_image(), np.array(self.fold_of or [0] * self.images)
         means: npt.NDArray[np.float64] = np.mean([metrics.chance(counts[folds == f]) for f in np.unique(folds)], axis=0)
         return means
@@ -264,8 +264,8 @@ class Run(Record):
     ``seconds`` is all of the training, with what it cost to compute the frozen part once, and ``cpu_seconds`` is the
     processor time of that, over all threads. ``checkpoint_bytes`` is the size of what was saved. ``tuned`` holds the
     values tried on the dev split, by key of the recipe; the recipe has the one chosen. ``dev_evaluations``
-    is the learning curve on dev; training kept the state of the best. Results written before 0.2 call it ``looks``,
-    and ``retention`` ``knowledge``.
+    is the learning curve on dev; training kept the state of the best. Older files call it ``looks``, and
+    ``retention`` ``knowledge``.
     ``retries`` counts the times the run was begun again because its worker died.
     """
 

@@ -22,7 +22,7 @@ from polyalign.data import image_check, image_ids
 from polyalign.data.load import load_source
 from polyalign.data.pairs import PairTable
 from polyalign.evaluation import metrics, tables
-from polyalign.evaluation.encoders import Encoder, Gallery
+from polyalign.evaluation.encoders import Encoder, ImageMemory
 from polyalign.evaluation.results import Record, Retrieval, Score, with_intervals
 from polyalign.evaluation.tasks import retrieval
 from polyalign.utils.errors import AbsentError, UserError, did_you_mean
@@ -106,7 +106,7 @@ def load(name: str) -> Suite:
     """Read a suite: a shipped one, one of the user's ``./suites``, or a path of a TOML file.
 
     Raises:
-        UserError: there is none, or it is malformed.
+        UserError: there is no such suite, or it is malformed.
     """
     path = Path(name) if name.endswith(".toml") else shipped.find("suites", name)
     try:
@@ -169,11 +169,10 @@ def run(encoder: Encoder, ready: Ready) -> SuiteResult:
         UserError: a benchmark cannot be read.
     """
     results, photos = [], []
-    gallery = Gallery(encoder)
+    encoder = ImageMemory(encoder)
     for one, codes in ready.here:
         for table in _tables(one, codes):
-            images, captions = gallery.embed(table)
-            results.append(retrieval.score(images, captions, table))
+            results.append(retrieval.score(encoder, table, retrieval.Config()))
             photos.append([image_ids.photo(name) or f"{one.spec.name} {name}" for name in table.image_ids])
     return SuiteResult(
         suite=ready.suite.name,
@@ -297,7 +296,7 @@ def _languages(one: Benchmark, langs: Sequence[str]) -> list[str]:
 
 
 def _way_out(one: Benchmark) -> str:
-    """Say how to get what is absent of a benchmark: its captions, or else its photos."""
+    """Describe how to get the missing files of a benchmark: its captions, or else its photos."""
     info = getattr(plugins.load("sources", one.spec.name), "INFO", None)
     if info is None:
         return "see its root"

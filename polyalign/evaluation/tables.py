@@ -53,7 +53,7 @@ def share(trainable: int, total: int) -> str:
 
 
 def gallery_line(*results: Retrieval) -> str:
-    """Say what was searched and by which rules, in one line; ties are counted over all the results."""
+    """Describe in one line what was searched and by which rules, with ties counted over all the results."""
     result = results[0]
     ties = sum(direction.ties for one in results for direction in (one.text_to_image, one.image_to_text))
     counts = result.captions_per_image()
@@ -73,7 +73,7 @@ def searched(result: Retrieval) -> str:
 
 
 def retrieval_table(trained: Retrieval, untrained: Retrieval | None = None, *, label: str = "trained") -> Table:
-    """Set a result against chance and, where given, the untrained projection: both directions, with intervals."""
+    """Compare a result with chance and, if given, the untrained projection: both directions, with intervals."""
     table = Table(
         title=f"Retrieval, {trained.gallery}, {trained.lang}: percent found, with 95 % intervals",
         caption=gallery_line(trained),
@@ -119,7 +119,7 @@ def retrieval_overview(results: Sequence[Retrieval]) -> Table:
 
 
 def zeroshot_table(results: Sequence[ZeroShot]) -> Table:
-    """List zero-shot accuracies; languages that name different numbers of classes cannot be compared."""
+    """List zero-shot accuracies. Languages with different numbers of classes are not comparable."""
     table = Table(
         title="Zero-shot classification: percent right, with 95 % intervals",
         caption="\n".join(dict.fromkeys(_prompted(r) for r in results)),
@@ -141,7 +141,7 @@ def _prompted(result: ZeroShot) -> str:
 
 
 def text_by_retrieval_table(results: Sequence[TextByRetrieval]) -> Table:
-    """List chrF scores of retrieved captions between the two that they are to be compared with."""
+    """List the chrF of retrieved captions, between that of a random caption and that of the image's own."""
     table = Table(
         title="Text by retrieval: chrF of the retrieved caption against the image's others",
         caption="; ".join(dict.fromkeys(r.signature for r in results)),
@@ -159,7 +159,7 @@ def text_by_retrieval_table(results: Sequence[TextByRetrieval]) -> Table:
 def retention_table(result: Retention) -> Table:
     """Show what the towers could do before alignment and still can."""
     kept = "" if result.kept is None else f": {percent(result.kept)} percent"
-    table = Table(title=f"Knowledge kept{kept}", box=box.SIMPLE_HEAD)
+    table = Table(title=f"Retention{kept}", box=box.SIMPLE_HEAD)
     table.add_column("")
     for name in ("before", "after"):
         table.add_column(name, justify="right")
@@ -176,7 +176,7 @@ def retention_table(result: Retention) -> Table:
 
 
 def run_facts(run: Run) -> Table:
-    """List what a run cost and trained, a line each."""
+    """List what a run trained and what it cost, one fact a line."""
     table = Table.grid(padding=(0, 2))
     early = ", stopped early" if run.stopped_early else ""
     facts = {

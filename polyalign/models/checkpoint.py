@@ -64,6 +64,16 @@ def save(folder: Path, aligner: Aligner, recipe: Recipe) -> int:
     return (folder / WEIGHTS).stat().st_size
 
 
+def check_finished(folder: Path) -> None:
+    """Check that a folder holds a finished run.
+
+    Raises:
+        UserError: it does not.
+    """
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"{folder} holds no finished checkpoint (no {WEIGHTS}): train first, or finish with --resume")
+
+
 def load(folder: Path) -> tuple[Aligner, Recipe]:
     """Load a checkpoint: towers from their own source, the trained part from here.
 
@@ -72,8 +82,7 @@ def load(folder: Path) -> tuple[Aligner, Recipe]:
     Raises:
         UserError: there is no checkpoint, the towers' weights are not those it was trained on, or it does not fit.
     """
-    if not (folder / WEIGHTS).is_file():
-        raise UserError(f"{folder} holds no finished checkpoint (no {WEIGHTS}): train first, or finish with --resume")
+    check_finished(folder)
     recipe = recipes.from_toml(folder / RECIPE)
     towers = _read_towers(folder / TOWERS)
     aligner = build_aligner(recipe, preprocessing=towers.preprocessing, tokenizer=folder / TOKENIZER)

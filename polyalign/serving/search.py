@@ -1,4 +1,4 @@
-"""Image search: the photos of a folder that best fit a sentence."""
+"""Image search: the photos of a folder that best match a sentence."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from polyalign.data import image_check
+from polyalign.data.image_check import check_images
 from polyalign.data.pairs import FileImage, PairTable
-from polyalign.models import checkpoint
-from polyalign.models.embed import embed
+from polyalign.evaluation.evaluate import open_model
+from polyalign.evaluation.model import Model
 from polyalign.utils.errors import UserError
 
 _ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
@@ -24,33 +24,32 @@ class Found:
     score: float
 
 
-def search(run: Path, folder: Path, query: str, top: int) -> list[Found]:
-    """Give the ``top`` photos under ``folder`` for a query, best first; unreadable files are left out.
+def search(model: str | Path, folder: Path, query: str, top: int = 10) -> list[Found]:
+    """Return the ``top`` photos under ``folder`` for a query, best first; unreadable files are left out.
 
-    What the frozen layers give for the photos is cached, so the next query is answered at once.
+    The output of the frozen layers for the photos is cached, so that later queries are fast.
 
     Raises:
-        UserError: no finished run, no photos, or nothing to search for.
+        UserError: no such model, no photos, or an empty query.
     """
     if not query.strip():
-        raise UserError("the query is empty: say what the photo should show")
+        raise UserError("the query is empty: describe what the photo should show")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
     if not paths:
         raise UserError(f"there are no images under {folder}" if folder.is_dir() else f"no such folder: {folder}")
-    aligner, recipe = checkpoint.load(run)
+    encoder = open_model(model)
     photos = PairTable(
         name=str(folder),
-        lang=recipe.lang,
+        lang="",
         origin="human",
         image_ids=tuple(str(path.relative_to(folder)) for path in paths),
         images=tuple(map(FileImage, paths)),
-        captions=(query,) * len(paths),
+        captions=("",) * len(paths),
         image_of=np.arange(len(paths), dtype=np.int64),
     )
-    photos, _ = image_check.check_images(photos, max_corrupt=1.0)
+    photos, _ = check_images(photos, max_corrupt=1.0)
     if not len(photos):
         raise UserError(f"none of the {len(paths)} images under {folder} can be read")
-    embedded = embed(aligner, photos, config=recipe.cache)
-    scores = embedded.images @ embedded.captions[0]
+    scores = encoder.encode_image(photos.images) @ Model(encoder).encode_text([query])[0]
     best = np.argsort(-scores, kind="stable")[:top]
     return [Found(str(folder / photos.image_ids[index]), float(scores[index])) for index in best]

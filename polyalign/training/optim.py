@@ -12,7 +12,7 @@ from polyalign.config.recipe import Optim
 
 
 def adamw(parameters: dict[str, nn.Parameter], optim: Optim) -> torch.optim.AdamW:
-    """Make AdamW; weight decay is for matrices only, never for biases, norms and the temperature."""
+    """Return AdamW with weight decay on matrices only, never on biases, norms and the temperature."""
     groups: list[dict[str, Any]] = [
         {"params": [p for p in parameters.values() if p.ndim >= 2], "weight_decay": optim.weight_decay},
         {"params": [p for p in parameters.values() if p.ndim < 2], "weight_decay": 0.0},
@@ -23,9 +23,14 @@ def adamw(parameters: dict[str, nn.Parameter], optim: Optim) -> torch.optim.Adam
     )
 
 
+def warmup_steps(optim: Optim, steps: int) -> int:
+    """Return the steps of warm-up: those of the recipe, but at most a tenth of the run."""
+    return min(optim.warmup_steps, steps // 10)
+
+
 def learning_rate(optim: Optim, step: int, steps: int) -> float:
-    """Give the rate of a step counted from zero: linear warm-up, then a cosine to ``lr * min_lr_ratio``."""
-    warmup = min(optim.warmup_steps, steps // 10)
+    """Return the rate of a step counted from zero: linear warm-up, then a cosine to ``lr * min_lr_ratio``."""
+    warmup = warmup_steps(optim, steps)
     if step < warmup:
         return optim.lr * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)

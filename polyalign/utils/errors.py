@@ -1,4 +1,4 @@
-"""The one error a user is meant to read."""
+"""The error for what a user can cause."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class UserError(Exception):
 
 
 class AbsentError(UserError):
-    """Files that the user was to place are not there; a suite may be told to go on without them."""
+    """Files that the user has to provide are missing; a suite can leave them out."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Give ``did you mean "x"?`` for the nearest known name, else the list of all known names."""
+    """Return ``did you mean "x"?`` with the nearest known name, and the list of all known names."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if near:

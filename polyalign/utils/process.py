@@ -15,12 +15,15 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
 _PATIENCE = timedelta(days=7)
+
+T = TypeVar("T")
 
 
 def processes() -> PartialState:
@@ -46,6 +49,14 @@ def one_first() -> Iterator[None]:
     every = PartialState()
     with every.main_process_first(), every.local_main_process_first():
         yield
+
+
+def from_main_process(value: T) -> T:
+    """Return the main process's value in every process, so that all of them decide alike."""
+    values = [value]
+    if PartialState().num_processes > 1:
+        broadcast_object_list(values)
+    return values[0]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import polyalign
 
 
 def versions() -> dict[str, str]:
-    """Give the versions of polyalign, Python and the libraries that compute."""
+    """Return the versions of polyalign, Python and the libraries that compute."""
     libraries = ("torch", "timm", "transformers", "peft", "numpy")
     return {"polyalign": polyalign.__version__, "python": platform.python_version()} | {
         name: version(name) for name in libraries

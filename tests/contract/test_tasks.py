@@ -1,4 +1,4 @@
-"""Every evaluator: a configuration that takes no unknown key, and a function of three arguments."""
+"""Every task: a configuration that takes no unknown key, and a function of three arguments."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from polyalign.config import plugins
 ALL = plugins.names("tasks")
 
 
-def test_the_evaluators_are_found() -> None:
-    assert set(ALL) >= {"retrieval", "zeroshot", "knowledge", "text-by-retrieval"}
+def test_the_tasks_are_found() -> None:
+    assert set(ALL) >= {"retrieval", "zeroshot", "retention", "text-by-retrieval"}
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_it_has_the_shape_of_an_evaluator(name: str) -> None:
+def test_it_has_the_shape_of_a_task(name: str) -> None:
     module = plugins.load("tasks", name)
-    assert list(inspect.signature(module.evaluate).parameters) == ["aligner", "gallery", "config"]
-    assert module.Config() == module.Config()
+    assert list(inspect.signature(module.score).parameters) == ["encoder", "gallery", "config"]
+    assert module.Config.model_config["frozen"]
     with pytest.raises(ValidationError, match="extra_forbidden"):
         module.Config(no_such_option=1)
     assert module.__doc__
-    assert module.evaluate.__doc__
+    assert module.score.__doc__

@@ -12,6 +12,7 @@ from PIL import Image
 
 from polyalign.config import recipe
 from polyalign.evaluation import suites as suite
+from polyalign.evaluation.evaluate import evaluate_suite
 from polyalign.experiments import run_folders as runs
 
 
@@ -37,7 +38,7 @@ def test_flickr30k_200_in_swahili_is_measured_by_a_model_trained_without_its_pho
     ]
     asked = suite.load("translated-flickr").within(captions.parent, photos, allow_missing=True)
     only = asked.model_copy(update={"benchmarks": asked.benchmarks[:1]})
-    found = runs.evaluate_suite(tmp_path / "run", only, ["en", "sw"], allow_absent=False)
+    found = evaluate_suite(tmp_path / "run", only, ["en", "sw"], allow_absent=False)
     assert found.results[0].gallery == "flickr30k-200-test (243 of 1,000 images)"
     assert [(one.lang, one.origin, one.images) for one in found.results] == [
         ("en", "human", 243),

@@ -53,7 +53,7 @@ def trained(tmp_path_factory) -> Path:
 
 def test_the_commands_are_found():
     names = {" ".join(path) for path, _ in COMMANDS}
-    assert {"train", "repeat", "eval", "compare", "report", "strategies", "data check", "pretrain text"} <= names
+    assert {"train", "repeat", "eval", "compare", "report", "strategies", "data check", "pretrain"} <= names
 
 
 @every_command
@@ -221,6 +221,7 @@ def wrong(run, *arguments: object) -> str:
 
 
 TRAIN = ("train", "--lang", "en", "--recipe", "{recipe}", "--out", "{tmp}/run")
+PRETRAIN = ("pretrain", "--text-tower", "starter", "--texts", "{file}")
 BAD = {
     "strategy": ((*TRAIN, "--strategy", "lillt"), 'unknown strategy "lillt": did you mean "lilt"?'),
     "language": (("train", "--lang", "swx", "--strategy", "lilt"), 'unknown language "swx": did you mean "sw"?'),
@@ -264,11 +265,11 @@ BAD = {
     "report": (("report", "--out", "{empty}"), "{empty}"),
     "folder for a run": ((*TRAIN[:-1], "{file}/run"), "cannot write {file}/run"),
     "folder for a comparison": (("compare", "--recipe", "{recipe}", "--lang", "en", "--out", "{file}"), "cannot write"),
-    "folder for a tower": (("pretrain", "vision", "--out", "{file}/tower"), "cannot write {file}/tower"),
+    "folder for a tower": ((*PRETRAIN, "--out", "{file}/tower"), "cannot write {file}/tower"),
     "folder to trim into": (("trim", "--lang", "en", "--text-tower", "x", "--out", "{file}/tower"), "cannot write"),
-    "images to pretrain on": (("pretrain", "vision", "--images", "{tmp}/nowhere", "--out", "{tmp}/o"), "nowhere"),
-    "pretraining setting": (("pretrain", "text", "--out", "{tmp}/o", "--set", "widht=3"), "widht"),
-    "parallel text": (("pretrain", "text", "--out", "{tmp}/o", "--parallel", "sw"), "--parallel takes LANG=FILE"),
+    "tower to pretrain": ((*PRETRAIN, "--out", "{tmp}/o", "--set", "model=./gone"), "no such folder: ./gone"),
+    "text to pretrain on": (("pretrain", "--text-tower", "x", "--texts", "{tmp}/no", "--out", "{tmp}/o"), "cannot"),
+    "pretraining setting": ((*PRETRAIN, "--out", "{tmp}/o", "--set", "widht=3"), "widht: Extra inputs are not permit"),
 }  # fmt: skip
 
 

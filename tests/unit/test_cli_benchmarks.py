@@ -97,7 +97,7 @@ def test_zeroshot_measures_several_languages_and_leaves_out_what_cannot_be_read(
         (["photos", "--lang", "xx"], 'unknown language "xx"'),
         (["photos", "--lang", "all"], "is not Babel-ImageNet's file"),
         (["photos", "--lang", "de"], "give names in de with --names"),
-        (["numbers"], "are called by numbers: give their names with --names"),
+        (["numbers"], "are numbers: give their names with --names"),
     ],
 )
 def test_what_is_wrong_is_said_before_the_model_is_loaded(run, tmp_path, monkeypatch, arguments, message):

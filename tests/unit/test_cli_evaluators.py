@@ -20,24 +20,24 @@ def trained(tmp_path_factory) -> Path:
 
 
 def test_text_by_retrieval_in_several_languages(run, trained):
-    code, out, _ = run("eval", trained, "--evaluator", "text-by-retrieval", "--lang", "en,de", "--json")
+    code, out, _ = run("eval", trained, "--task", "text-by-retrieval", "--lang", "en,de", "--json")
     assert code == 0
     results = [TextByRetrieval.model_validate(result) for result in json.loads(out)]
     assert [(result.lang, result.images) for result in results] == [("en", 24), ("de", 24)]
-    code, out, _ = run("eval", trained, "--evaluator", "text-by-retrieval")
+    code, out, _ = run("eval", trained, "--task", "text-by-retrieval")
     assert code == 0
     assert "chrF of the retrieved caption" in out
 
 
 def test_knowledge_in_the_languages_of_the_run_or_others(run, trained):
-    code, out, _ = run("knowledge", trained, "--json")
+    code, out, _ = run("retention", trained, "--json")
     assert code == 0
-    kept = Retention.model_validate_json(out)
+    kept = Retention.model_validate(json.loads(out)[0])
     assert set(kept.sentences) == {"en-de"}
     assert kept.moved["text"] > 0
-    code, out, _ = run("knowledge", trained, "--lang", "en,sw,hi", "--json")
-    assert set(json.loads(out)["sentences"]) == {"en-sw", "en-hi", "sw-hi"}
-    assert "Knowledge kept" in run("knowledge", trained)[1]
+    code, out, _ = run("retention", trained, "--lang", "en,sw,hi", "--json")
+    assert set(json.loads(out)[0]["sentences"]) == {"en-sw", "en-hi", "sw-hi"}
+    assert "Retention" in run("retention", trained)[1]
 
 
 def test_captions_are_audited_against_others_of_the_same_images(run, tmp_path):
@@ -50,16 +50,16 @@ def test_captions_are_audited_against_others_of_the_same_images(run, tmp_path):
 
 
 WRONG = {
-    "evaluator": (("eval", "{run}", "--evaluator", "text-by-retreival"), 'did you mean "text-by-retrieval"?'),
+    "evaluator": (("eval", "{run}", "--task", "text-by-retreival"), 'did you mean "text-by-retrieval"?'),
     "suite": (
-        ("eval", "{run}", "--suite", "translated-flickr", "--evaluator", "text-by-retrieval"),
-        "a suite names its data and measures retrieval",
+        ("eval", "{run}", "--suite", "translated-flickr", "--task", "text-by-retrieval"),
+        "a suite defines its data and measures retrieval",
     ),
-    "run": (("knowledge", "nowhere"), "holds no finished checkpoint"),
-    "language": (("knowledge", "{run}", "--lang", "swx"), 'unknown language "swx": did you mean "sw"?'),
+    "run": (("retention", "nowhere"), "holds no finished checkpoint"),
+    "language": (("retention", "{run}", "--lang", "swx"), 'unknown language "swx": did you mean "sw"?'),
     "source": (("data", "audit", "flickr8", "flickr8k", "--lang", "de"), 'did you mean "flickr8k"?'),
     "images": (("data", "audit", "{data}:dev", "{data}:test", "--lang", "en"), "share no image"),
-    "command": (("knowlege", "{run}"), "No such command 'knowlege'. Did you mean 'knowledge'?"),
+    "command": (("retenion", "{run}"), "No such command 'retenion'. Did you mean 'retention'"),
 }
 
 

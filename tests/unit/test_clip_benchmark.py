@@ -39,7 +39,7 @@ def ours(images, captions, image_of):
         captions=tuple(map(str, range(len(captions)))),
         image_of=image_of,
     )
-    found = retrieval.score(images, captions, table)
+    found = retrieval.measure(images, captions, table)
     return {k: (found.text_to_image.recall[k].value, found.image_to_text.recall[k].value) for k in metrics.RECALL_AT}
 
 

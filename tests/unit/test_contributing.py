@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from polyalign.config import language as lang
-from polyalign.config import recipe
+from polyalign.config import plugins, recipe
 from polyalign.config.tower import TextSpec, VisionSpec
 from polyalign.data.pairs import PairTable
 from polyalign.models.aligner import Aligner
-from polyalign.models.embed import Embeddings
 from polyalign.models.towers.text import build_text
 from polyalign.models.towers.vision import build_vision
 from polyalign.utils.errors import UserError
@@ -37,16 +35,15 @@ def examples(repo):
 
 @pytest.fixture
 def module(examples, tmp_path, monkeypatch):
-    """Import an example as a module of its own."""
+    """Put an example into the working folder, where its path says, and load it by its name."""
+    monkeypatch.chdir(tmp_path)
 
     def load(path):
-        file = tmp_path / path.rpartition("/")[2]
+        file = tmp_path / path
+        file.parent.mkdir()
         file.write_text(examples[path], encoding="utf-8")
-        spec = importlib.util.spec_from_file_location(f"example_{file.stem}", file)
-        made = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, made.__name__, made)  # pydantic looks annotations up there
-        spec.loader.exec_module(made)
-        return made
+        sys.modules.pop(f"polyalign_own.{file.parent.name}.{file.stem}", None)
+        return plugins.load(file.parent.name, file.stem)
 
     return load
 
@@ -59,7 +56,9 @@ def test_the_language_loads_from_the_folder_worked_in(examples, tmp_path, monkey
 
 
 def test_the_language_in_the_readme_loads(repo, tmp_path, monkeypatch):
-    (block,) = [block for _, block in FENCE.findall((repo / "README.md").read_text(encoding="utf-8"))]
+    (block,) = [
+        block for kind, block in FENCE.findall((repo / "README.md").read_text(encoding="utf-8")) if kind == "toml"
+    ]
     (tmp_path / "langs").mkdir()
     (tmp_path / "langs" / "ts.toml").write_text(block, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
@@ -67,7 +66,7 @@ def test_the_language_in_the_readme_loads(repo, tmp_path, monkeypatch):
 
 
 def test_the_strategy_trains_attention_and_nothing_else_of_the_towers(module):
-    strategy = module("polyalign/models/strategies/attention.py")
+    strategy = module("strategies/attention.py")
     vision = build_vision(VisionSpec(model="vit_tiny_patch16_224", args=VISION), pretrained=False)
     text = build_text(TextSpec(model="bert", architecture=TEXT), pretrained=False)
     aligner = Aligner(vision, text, dim=8)
@@ -79,7 +78,7 @@ def test_the_strategy_trains_attention_and_nothing_else_of_the_towers(module):
 
 
 def test_the_source_reads_captions_off_file_names(module, tmp_path):
-    source = module("polyalign/data/sources/named.py")
+    source = module("sources/named.py")
     (tmp_path / "train").mkdir()
     for name in ("red-fish", "two-birds"):
         Image.new("RGB", (4, 4)).save(tmp_path / "train" / f"{name}.jpg")
@@ -90,16 +89,32 @@ def test_the_source_reads_captions_off_file_names(module, tmp_path):
         source.load(source.Config(root=tmp_path), lang.load("en"), "test")
 
 
-def test_the_evaluator_is_the_mean_over_all_pairs(module, monkeypatch):
-    evaluator = module("polyalign/evaluation/tasks/spread.py")
+def test_the_task_is_the_mean_over_all_pairs(module):
+    task = module("tasks/spread.py")
     rng = np.random.default_rng(0)
     images, captions = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in rng.normal(size=(2, 5, 3)))
-    monkeypatch.setattr(evaluator, "embed", lambda *_: Embeddings(images, captions, np.arange(5)))
+    encoder = SimpleNamespace(encode_image=lambda _: images, encode_text=lambda _: captions)
     table = PairTable("five", "en", "human", tuple("abcde"), (None,) * 5, tuple("abcde"), np.arange(5))
-    result = evaluator.evaluate(torch.nn.Identity(), table, evaluator.Config())
+    result = task.score(encoder, table, task.Config())
     off_diagonal = ~np.eye(5, dtype=bool)
     assert result.images == pytest.approx((images @ images.T)[off_diagonal].mean())
     assert result.captions == pytest.approx((captions @ captions.T)[off_diagonal].mean())
+
+
+@pytest.mark.slow
+def test_the_python_lines_of_the_readme_run(repo, tmp_path, monkeypatch):
+    """As they stand, but for a tenth of the training."""
+    page = (repo / "README.md").read_text(encoding="utf-8")
+    (block,) = [block for kind, block in FENCE.findall(page) if kind == "python"]
+    (tmp_path / "eval").symlink_to(repo / "eval")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POLYALIGN_CACHE", str(tmp_path / "cache"))
+    brief = block.replace('budget="1k-pairs"', 'budget="300-pairs"')
+    assert brief != block
+    found = {}
+    exec(compile(brief, "README.md", "exec"), found)
+    assert found["vectors"].shape == (2, 256)
+    assert found["result"].lang == "sw"
 
 
 def test_the_recipe_resolves(examples, tmp_path):

@@ -20,7 +20,7 @@ from transformers import (
 
 from polyalign.evaluation import external_models
 from polyalign.evaluation import suites as suite
-from polyalign.experiments import run_folders as runs
+from polyalign.evaluation.evaluate import evaluate, evaluate_suite
 from polyalign.utils.errors import UserError
 from tests import tiny
 
@@ -83,19 +83,19 @@ def test_a_local_folder_of_transformers_gives_unit_vectors_that_no_batch_changes
 def test_a_peer_is_measured_by_eval_and_in_a_suite_as_a_run_is(tmp_path):
     clip(tmp_path)
     model, source = f"hf:{tmp_path}", {"source": {"name": "folder", "root": str(tiny.data())}}
-    [result] = runs.evaluate(model, ["en"], "test", source)
+    [result] = evaluate(model, langs=["en"], split="test", overrides=source)
     assert (result.images, result.captions) == (24, 48)
     one = suite.Suite(name="ours", benchmarks=[{**source["source"], "languages": ["en"]}])
-    found = runs.evaluate_suite(model, one, ["en"], allow_absent=False)
+    found = evaluate_suite(model, one, ["en"], allow_absent=False)
     assert found.results == (result.without_ranks(),)
     assert found.model == model
-    with pytest.raises(UserError, match="say which with --lang"):
-        runs.evaluate(model, [], "test", source)
+    with pytest.raises(UserError, match="name one with --lang"):
+        evaluate(model, langs=[], split="test", overrides=source)
     with pytest.raises(UserError, match="with --data or --suite"):
-        runs.evaluate(model, ["en"], "test", {})
+        evaluate(model, langs=["en"], split="test", overrides={})
     nowhere = {"source": {"name": "folder", "root": str(tmp_path / "nowhere")}}
     with pytest.raises(UserError, match=r"there is no folder .*nowhere"):  # before the model, which is not there either
-        runs.evaluate("hf:nothing", ["en"], "test", nowhere)
+        evaluate("hf:nothing", langs=["en"], split="test", overrides=nowhere)
 
 
 def open_clip_folder(out):

@@ -90,7 +90,7 @@ def test_every_kind_has_plugins_and_all_of_them_import_with_a_config(kind):
         assert module.Config.model_config["frozen"], name
 
 
-@pytest.mark.parametrize(("kind", "function"), [("strategies", "apply"), ("sources", "load"), ("tasks", "evaluate")])
+@pytest.mark.parametrize(("kind", "function"), [("strategies", "apply"), ("sources", "load"), ("tasks", "score")])
 def test_every_plugin_has_its_one_function(kind, function):
     assert all(callable(getattr(plugins.load(kind, name), function)) for name in plugins.names(kind))
 

@@ -19,7 +19,7 @@ def some_runs() -> list[Run]:
     other = a_retrieval(3.0).model_copy(update={"lang": "yo"})
     kept = Retention(sentences={"en-sw": Change(before=0.8, after=0.6)}, probe={"knn": Change(before=0.5, after=0.5)})
     return [
-        trained("lilt", 0, 2.0, test=(a_retrieval(2.0), other), knowledge=kept),
+        trained("lilt", 0, 2.0, test=(a_retrieval(2.0), other), retention=kept),
         trained("full", 0, 1.0, tuned={"optim.lr": [1e-3, 3e-3]}, retries=1),
         trained("projection", 0, 9.0),
         trained("lilt", 0, 3.0, budget="1k-pairs", pairs=1000),

@@ -42,7 +42,7 @@ def embeddings(gallery: PairTable, noise: float, seed: int = 0) -> tuple[np.ndar
 
 def a_retrieval(noise: float = 2.0, seed: int = 0, captions: np.ndarray | None = None) -> Retrieval:
     gallery = a_gallery(np.full(40, 3) if captions is None else captions)
-    return retrieval.score(*embeddings(gallery, noise, seed), gallery)
+    return retrieval.measure(*embeddings(gallery, noise, seed), gallery)
 
 
 def a_run(**changes: object) -> Run:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from polyalign.evaluation import evaluate as evaluation
+from polyalign.evaluation.evaluate import evaluate
 from polyalign.evaluation.results import Run
 from polyalign.experiments import run_folders as runs
 from polyalign.training import train
@@ -48,13 +50,12 @@ def test_a_run_is_named_after_what_it_is(name, sections, folder):
     assert runs.default_folder(tiny.resolved(name, **sections)) == Path(folder)
 
 
-def test_a_finished_run_is_given_back_and_not_trained_again(finished):
+def test_a_finished_run_is_given_back_and_not_trained_again(finished, caplog):
     before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
-    told = []
     for resume in (False, True):
         assert train_into(finished, resume=resume) == Run.load_json(finished / train.RESULT)
     assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
-    assert told == [f"{finished} is finished already; --overwrite trains it again"] * 2
+    assert caplog.messages == [f"{finished} is finished already; --overwrite trains it again"] * 2
 
 
 def test_a_run_that_was_finished_before_a_setting_came_is_given_back(finished):
@@ -90,31 +91,31 @@ def test_nothing_to_resume_is_said_and_begun(tmp_path, caplog):
 
 
 def test_evaluating_gives_what_training_measured(trained):
-    assert runs.evaluate(trained, [], "test", {}) == [Run.load_json(trained / train.RESULT).test[0]]
+    assert evaluate(trained, langs=[], split="test", overrides={}) == [Run.load_json(trained / train.RESULT).test[0]]
 
 
 def test_how_it_computes_can_be_another_this_time(trained, monkeypatch):
     made = []
-    whole = runs.Aligned
-    monkeypatch.setattr(runs, "Aligned", lambda *given: made.append(whole(*given)) or made[-1])
-    [plain] = runs.evaluate(trained, [], "test", {})
-    [half] = runs.evaluate(trained, [], "test", {"cache": {"precision": "bf16"}})
+    whole = evaluation.open_model
+    monkeypatch.setattr(evaluation, "open_model", lambda *given: made.append(whole(*given)) or made[-1])
+    [plain] = evaluate(trained, langs=[], split="test", overrides={})
+    [half] = evaluate(trained, langs=[], split="test", overrides={"cache": {"precision": "bf16"}})
     assert [encoder.cache.precision for encoder in made] == ["fp32", "bf16"]
     assert half.mean_recall.value == pytest.approx(plain.mean_recall.value, abs=0.05)
     with pytest.raises(UserError, match=r"with --set: cache.half: .*known: dtype, max_gib, precision, prefix"):
-        runs.evaluate(trained, [], "test", {"cache": {"half": True}})
+        evaluate(trained, langs=[], split="test", overrides={"cache": {"half": True}})
 
 
 def test_several_languages_one_result_each(trained):
-    results = runs.evaluate(trained, ["en", "de", "sw"], "test", {})
+    results = evaluate(trained, langs=["en", "de", "sw"], split="test", overrides={})
     assert [result.lang for result in results] == ["en", "de", "sw"]
 
 
 def test_another_split_and_another_source(trained, tmp_path):
-    [dev] = runs.evaluate(trained, [], "dev", {})
+    [dev] = evaluate(trained, langs=[], split="dev", overrides={})
     assert dev.gallery == "quarters-dev"
-    [starter] = runs.evaluate(
-        trained, ["sw"], "test", {"source": {"name": "starter", "test_images": 5, "train_images": 9}}
+    [starter] = evaluate(
+        trained, langs=["sw"], overrides={"source": {"name": "starter", "test_images": 5, "train_images": 9}}
     )
     assert (starter.gallery, starter.images) == ("starter-test", 5)
 
@@ -126,9 +127,9 @@ def test_an_image_that_cannot_be_read_is_left_out_with_its_captions_and_told(tra
     broken.write_bytes(broken.read_bytes()[:60])
     source = {"source": {"name": "folder", "root": str(data)}}
     with pytest.raises(UserError, match=r"1 missing .* 1 corrupt .* more than data.max_corrupt = 0.01"):
-        runs.evaluate(trained, [], "test", source)
+        evaluate(trained, langs=[], split="test", overrides=source)
     caplog.clear()
-    [result] = runs.evaluate(trained, [], "test", {**source, "data": {"max_corrupt": 0.1}})
+    [result] = evaluate(trained, langs=[], split="test", overrides={**source, "data": {"max_corrupt": 0.1}})
     assert (result.images, result.captions) == (22, 44)
     assert len(caplog.messages) == 1
     assert "of 24 images 1 missing" in caplog.messages[0]
@@ -145,13 +146,13 @@ def test_an_image_that_cannot_be_read_is_left_out_with_its_captions_and_told(tra
 )
 def test_what_cannot_be_evaluated_is_an_error_of_one_line(langs, split, overrides, said, trained):
     with pytest.raises(UserError, match=said) as caught:
-        runs.evaluate(trained, langs, split, overrides)
+        evaluate(trained, langs=langs, split=split, overrides=overrides)
     assert "\n" not in str(caught.value)
 
 
 def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(UserError, match="holds no finished checkpoint"):
-        runs.evaluate(tmp_path, [], "test", {})
+        evaluate(tmp_path, langs=[], split="test", overrides={})
 
 
 def test_what_to_try_next_is_another_strategy(trained):
@@ -192,13 +193,12 @@ def test_data_that_cannot_be_trained_on_is_an_error_of_one_line(lines, said, tmp
     assert "\n" not in str(caught.value)
 
 
-def test_leaked_images_can_be_left_out_unless_nothing_is_left(tmp_path):
+def test_leaked_images_can_be_left_out_unless_nothing_is_left(tmp_path, caplog):
     lines = [*rows("train", "train", "dev", "test"), "003.png,blue,train"]
     data = write_captions(tmp_path / "data", lines)
-    told = []
     run = train_into(tmp_path / "run", source={"root": str(data)}, data={"leakage": "exclude"}, optim={"epochs": 1})
     assert run.pairs == 2
-    assert told[0].startswith("left out of training: 1 of the 1 test images")
+    assert caplog.messages[0].startswith("left out of training: 1 of the 1 test images")
     write_captions(tmp_path / "all", [*rows("train", "dev", "test"), "001.png,red,train", "002.png,red,train"][1:])
     with pytest.raises(UserError, match="no images that are in no set to be tested on"):
         train_into(tmp_path / "none", source={"root": str(tmp_path / "all")}, data={"leakage": "exclude"})

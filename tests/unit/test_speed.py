@@ -24,7 +24,7 @@ def case(name):
 def test_every_strategy_that_is_measured_is_named_once():
     names = [one.name for one in steps.CASES]
     assert len(names) == len(set(names)) > 10
-    assert sum(one.is_external for one in steps.CASES) == 3
+    assert sum(one.is_peer for one in steps.CASES) == 3
     assert {*targets._CACHED, *targets._FEW_PARAMETERS} < set(names)
 
 
@@ -57,7 +57,7 @@ def test_both_sides_run_the_same_towers_with_the_same_weights(towers):
 @pytest.mark.parametrize("name", ["projection", "open_clip, both towers locked"])
 def test_steps_are_timed_and_memory_is_measured_in_a_process_of_its_own(name, towers, tmp_path):
     chosen = case(name)
-    if chosen.is_external:
+    if chosen.is_peer:
         pytest.importorskip("open_clip")
     task = {"size": "test", "towers": str(towers), "batch": 4, "steps": 5, "fill": False, "case": vars(chosen)}
     found = machine.measure("benchmarks.steps", task, {"POLYALIGN_CACHE": str(tmp_path)})
@@ -101,7 +101,7 @@ def summary(name, seconds, memory):
     steps = {"seconds": [seconds] * 3, "collating": seconds / 50}
     turn = {
         "train": {**steps, "peak": memory + 5, "floor": 5, "trainable": 7, "total": 70},
-        "fill": None if case(name).is_external else {"seconds": [8.0], "rows": 2, "peak": 9, "floor": 5},
+        "fill": None if case(name).is_peer else {"seconds": [8.0], "rows": 2, "peak": 9, "floor": 5},
     }
     return training._summary(case(name), [turn], batch=4)
 

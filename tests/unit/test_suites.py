@@ -12,6 +12,7 @@ from polyalign.config import language as languages
 from polyalign.config import plugins, shipped
 from polyalign.config.source_spec import SourceSpec
 from polyalign.evaluation import suites as suite
+from polyalign.evaluation.evaluate import evaluate, evaluate_suite
 from polyalign.experiments import run_folders as runs
 from polyalign.utils.errors import UserError
 from tests import tiny
@@ -192,9 +193,9 @@ def test_a_run_is_measured_as_eval_measures_it(tmp_path):
     runs.train_into(folder, tiny.resolved(), resume=False, overwrite=False)
     quarters = {"name": "folder", "root": str(tiny.data())}
     with pytest.raises(UserError, match="cannot tell its languages: the suite must name them"):
-        runs.evaluate_suite(folder, _suite(quarters), ["en"], allow_absent=False)
-    found = runs.evaluate_suite(folder, _suite({**quarters, "languages": ["en"]}), [], allow_absent=False)
-    [alone] = runs.evaluate(folder, [], "test", {})
+        evaluate_suite(folder, _suite(quarters), ["en"], allow_absent=False)
+    found = evaluate_suite(folder, _suite({**quarters, "languages": ["en"]}), [], allow_absent=False)
+    [alone] = evaluate(folder, langs=[], split="test", overrides={})
     assert found.results == (alone.without_ranks(),)
     assert found.model == str(folder)
 

@@ -121,7 +121,7 @@ def test_knowledge_shows_its_one_number() -> None:
         moved={"text": 0.25},
     )
     text = show(tables.retention_table(result))
-    for piece in ("Knowledge kept: 50.0 percent", "80.0", "40.0", "7.2", "1.00  0.90  0.80  0.70", "0.250"):
+    for piece in ("Retention: 50.0 percent", "80.0", "40.0", "7.2", "1.00  0.90  0.80  0.70", "0.250"):
         assert piece in text
 
 

@@ -14,8 +14,8 @@ from polyalign.config import recipe
 from polyalign.config.tower import TextSpec
 from polyalign.data.labelled import Labelled
 from polyalign.data.pairs import PairTable
-from polyalign.evaluation.tasks import knowledge
-from polyalign.evaluation.tasks.knowledge import Config, Probes, cka, knn_accuracy
+from polyalign.evaluation.tasks import retention
+from polyalign.evaluation.tasks.retention import Config, Probes, cka, knn_accuracy
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
 from polyalign.models.towers.text import build_text
@@ -52,7 +52,7 @@ def trained(name: str, **options: str) -> Aligner:
 
 
 def test_towers_that_did_not_change_keep_everything() -> None:
-    got = knowledge.evaluate(trained("projection"), probes(), Config())
+    got = retention.measure(trained("projection"), probes(), Config())
     assert got.kept == pytest.approx(1)
     assert set(got.sentences) == {"en-ne"}
     assert all(change.before == change.after for change in (got.sentences | got.probe).values())
@@ -63,7 +63,7 @@ def test_towers_that_did_not_change_keep_everything() -> None:
 
 @pytest.mark.parametrize("strategy", ["layernorm", "bitfit", "lilt", "lilt-deep", "lora", "full"])
 def test_a_change_is_seen_in_the_tower_that_changed(strategy: str) -> None:
-    got = knowledge.evaluate(trained(strategy, towers="text"), probes(), Config())
+    got = retention.measure(trained(strategy, towers="text"), probes(), Config())
     assert got.moved["vision"] == 0
     assert got.moved["text"] > 0.01
     assert got.cka["text"][-1] < 0.9999
@@ -72,15 +72,15 @@ def test_a_change_is_seen_in_the_tower_that_changed(strategy: str) -> None:
 
 
 def test_layers_below_the_change_are_alike() -> None:
-    got = knowledge.evaluate(trained("full", layers="last:1"), probes(), Config())
+    got = retention.measure(trained("full", layers="last:1"), probes(), Config())
     for layers in got.cka.values():
         assert layers[:3] == pytest.approx((1, 1, 1))
         assert layers[3] < 0.999
 
 
 def test_answers_are_independent_of_the_batch() -> None:
-    one = knowledge.ask(tiny.aligner(), probes(), Config(batch_size=3))
-    two = knowledge.ask(tiny.aligner(), probes(), Config(batch_size=100))
+    one = retention.ask(tiny.aligner(), probes(), Config(batch_size=3))
+    two = retention.ask(tiny.aligner(), probes(), Config(batch_size=100))
     assert one.sentences == two.sentences
     for tower in ("vision", "text"):
         for a, b in zip(one.layers[tower], two.layers[tower], strict=True):
@@ -93,24 +93,24 @@ def test_layers_end_with_the_towers_own_output() -> None:
         tokens = aligner.text.collate(aligner.text.tokenize(list(table.captions)))
         pixels = torch.stack([aligner.vision.transform(image.open()) for image in table.images])
         text, vision = aligner.text(tokens).numpy(), aligner.vision(pixels).numpy()
-    np.testing.assert_allclose(knowledge.text_layers(aligner.text, table.captions)[-1], text, atol=1e-5)
-    np.testing.assert_allclose(knowledge.image_layers(aligner.vision, table.images)[-1], vision, atol=1e-5)
+    np.testing.assert_allclose(retention.text_layers(aligner.text, table.captions)[-1], text, atol=1e-5)
+    np.testing.assert_allclose(retention.image_layers(aligner.vision, table.images)[-1], vision, atol=1e-5)
 
 
 def test_a_convolutional_tower_has_one_layer() -> None:
     aligner = tiny.aligner(vision={"model": str(tiny.conv())})
-    assert len(knowledge.image_layers(aligner.vision, tiny.table("test").images)) == 1
+    assert len(retention.image_layers(aligner.vision, tiny.table("test").images)) == 1
 
 
 def test_without_text_or_labels_there_is_nothing_to_keep() -> None:
-    got = knowledge.evaluate(tiny.aligner(), Probes(tiny.aligner()), Config())
+    got = retention.measure(tiny.aligner(), Probes(tiny.aligner()), Config())
     assert got.kept is None
     assert got.cka == {}
 
 
 def test_only_images_that_all_languages_have_are_asked_about() -> None:
     one, other = parallel()
-    spoken = knowledge._parallel((one, other.take_images([3, 7, 5])), 500)
+    spoken = retention._parallel((one, other.take_images([3, 7, 5])), 500)
     assert spoken["en"] == [one.captions[2 * image] for image in (3, 5, 7)]
     assert spoken["ne"] == [other.captions[2 * image] for image in (3, 5, 7)]
 
@@ -118,11 +118,11 @@ def test_only_images_that_all_languages_have_are_asked_about() -> None:
 def test_tables_without_a_shared_image_are_refused() -> None:
     one, other = parallel()
     with pytest.raises(UserError, match="en, ne share no images"):
-        knowledge._parallel((one.take_images([0, 1]), other.take_images([2])), 500)
+        retention._parallel((one.take_images([0, 1]), other.take_images([2])), 500)
 
 
 def test_questions_come_from_the_recipe() -> None:
-    asked = knowledge.probes(tiny.resolved("full", test={"languages": ["en"]}))
+    asked = retention.probes(tiny.resolved("full", test={"languages": ["en"]}))
     assert [table.lang for table in asked.parallel] == ["en", "en"]
     assert asked.labelled is None
     assert asked.before.count()[0] == tiny.aligner("projection").count()[0]
@@ -152,8 +152,8 @@ def test_sentence_retrieval_of_shuffled_translations_is_at_chance() -> None:
     rng = np.random.default_rng(0)
     one = rng.standard_normal((200, 32))
     one /= np.linalg.norm(one, axis=1, keepdims=True)
-    assert knowledge.sentence_retrieval(one, one) == 1.0
-    assert knowledge.sentence_retrieval(one, one[rng.permutation(200)]) < 0.05
+    assert retention.sentence_retrieval(one, one) == 1.0
+    assert retention.sentence_retrieval(one, one[rng.permutation(200)]) < 0.05
 
 
 @pytest.fixture(scope="module")
@@ -176,21 +176,21 @@ def test_pseudo_perplexity_is_the_definition(with_head: Path) -> None:
         with torch.no_grad():
             surprise.append(-model(masked).logits[0, place].log_softmax(-1)[ids[place]].item())
     expected = math.exp(sum(surprise) / len(surprise))
-    assert knowledge.pseudo_perplexity(tower, [sentence], batch_size=3) == pytest.approx(expected, rel=1e-4)
+    assert retention.pseudo_perplexity(tower, [sentence], batch_size=3) == pytest.approx(expected, rel=1e-4)
     with torch.no_grad():
         for parameter in tower.model.parameters():
             parameter.add_(0.5)
-    assert knowledge.pseudo_perplexity(tower, [sentence]) != pytest.approx(expected, rel=1e-3)
+    assert retention.pseudo_perplexity(tower, [sentence]) != pytest.approx(expected, rel=1e-3)
 
 
 def test_a_tower_without_a_language_model_head_has_no_perplexity() -> None:
     for folder in (tiny.text("xlmr"), tiny.text()):
-        assert knowledge.pseudo_perplexity(build_text(TextSpec(model=str(folder))), ["red"]) is None
+        assert retention.pseudo_perplexity(build_text(TextSpec(model=str(folder))), ["red"]) is None
 
 
 def test_perplexity_is_part_of_the_answer(with_head: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(with_head, tmp_path / "tower")
     aligner = tiny.aligner(text={"model": str(folder)})
-    got = knowledge.evaluate(aligner, Probes(aligner, parallel()), Config(perplexity_sentences=2))
+    got = retention.measure(aligner, Probes(aligner, parallel()), Config(perplexity_sentences=2))
     assert set(got.perplexity) == {"en", "ne"}
     assert got.perplexity["en"].before == got.perplexity["en"].after > 1

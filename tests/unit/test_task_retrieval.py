@@ -15,7 +15,7 @@ from tests.unit.test_results import a_gallery, embeddings
 
 def test_score_says_everything() -> None:
     gallery = a_gallery(np.array([1, 3, 2, 4]))
-    got = retrieval.score(*embeddings(gallery, noise=0.01), gallery)
+    got = retrieval.measure(*embeddings(gallery, noise=0.01), gallery)
     assert (got.gallery, got.lang, got.origin, got.images, got.captions) == ("toy", "sw", "human", 4, 10)
     assert got.image_of == (0, 1, 1, 1, 2, 2, 3, 3, 3, 3)
     assert (got.text_to_image.queries, got.image_to_text.queries) == (10, 4)
@@ -26,7 +26,7 @@ def test_score_says_everything() -> None:
 
 def test_intervals_hold_their_values() -> None:
     gallery = a_gallery(np.full(60, 2))
-    got = retrieval.score(*embeddings(gallery, noise=1.5), gallery)
+    got = retrieval.measure(*embeddings(gallery, noise=1.5), gallery)
     for score in (*got.text_to_image.recall.values(), *got.image_to_text.recall.values(), got.mean_recall):
         assert score.low <= score.value <= score.high
     assert 0 < got.text_to_image.recall[1].low < got.text_to_image.recall[1].high < 1
@@ -37,14 +37,14 @@ def test_captions_in_any_order_give_the_same_recall() -> None:
     images, captions = embeddings(gallery, noise=1.5)
     shuffled = np.random.default_rng(1).permutation(len(gallery))
     other = replace(gallery, captions=tuple(gallery.captions[c] for c in shuffled), image_of=gallery.image_of[shuffled])
-    one, two = retrieval.score(images, captions, gallery), retrieval.score(images, captions[shuffled], other)
+    one, two = retrieval.measure(images, captions, gallery), retrieval.measure(images, captions[shuffled], other)
     assert one.mean_recall == two.mean_recall
     assert one.fingerprint != two.fingerprint
 
 
 def test_collapse_is_zero_and_every_query_tied() -> None:
     gallery = a_gallery(np.full(40, 5))
-    got = retrieval.score(np.full((40, 16), 0.25), np.full((200, 16), 0.25), gallery)
+    got = retrieval.measure(np.full((40, 16), 0.25), np.full((200, 16), 0.25), gallery)
     assert got.mean_recall.value == got.mean_recall.low == 0.0
     assert got.mean_recall.high == pytest.approx(1 - 0.025 ** (1 / 40)), "one in 40 images may be found by chance"
     assert (got.text_to_image.ties, got.image_to_text.ties) == (200, 40)
@@ -75,9 +75,9 @@ def test_fingerprint_changes_with_any_part() -> None:
 
 def test_evaluate_embeds_what_it_scores() -> None:
     aligner, gallery = tiny.aligner(), tiny.table("test")
-    embedded = embed(aligner, gallery)
-    got = retrieval.evaluate(aligner, gallery, retrieval.Config(batch_size=5))
-    assert got.text_to_image.ranks == retrieval.score(embedded.images, embedded.captions, gallery).text_to_image.ranks
+    embedded = embed(aligner, gallery, config=tiny.resolved().cache)
+    got = retrieval.score(tiny.encoder(aligner), gallery, retrieval.Config())
+    assert got.text_to_image.ranks == retrieval.measure(embedded.images, embedded.captions, gallery).text_to_image.ranks
     assert (got.images, got.captions) == (24, 48)
 
 
@@ -87,14 +87,14 @@ def test_folds_are_searched_each_alone_and_averaged() -> None:
     gallery = replace(a_gallery(np.array([2, 1, 1, 1])), fold_of=np.array([0, 0, 1, 1]))
     images = np.stack([east, north, east, north])
     captions = np.stack([east, east, north, north, up])  # image 2 is called what image 3 is, image 3 something else
-    got = retrieval.score(images, captions, gallery)
+    got = retrieval.measure(images, captions, gallery)
     # Fold 0: captions 2/2 of image 0 and 1/1 of image 1 found first. Fold 1: "north" is nearer to 3; "up" ties both.
     assert got.text_to_image.ranks == (1, 1, 1, 2, 2)
     assert got.image_to_text.ranks == (1, 1, 2, 2)
     assert got.text_to_image.recall[1].value == got.image_to_text.recall[1].value == 0.5
     assert got.fold_sizes() == (2, 2)
     assert got.chance()[0] == 0.5
-    whole = retrieval.score(images, captions, replace(gallery, fold_of=None))
+    whole = retrieval.measure(images, captions, replace(gallery, fold_of=None))
     assert whole.text_to_image.ranks[:2] == (2, 2)
     assert whole.fingerprint != got.fingerprint
     assert type(got).model_validate_json(got.model_dump_json()) == got
@@ -104,12 +104,12 @@ def test_the_mean_of_folds_is_the_mean_of_their_results() -> None:
     gallery = a_gallery(np.random.default_rng(0).integers(4, 7, 50))
     fold_of = np.arange(50) // 10
     images, captions = embeddings(gallery, noise=1.5)
-    got = retrieval.score(images, captions, replace(gallery, fold_of=fold_of))
+    got = retrieval.measure(images, captions, replace(gallery, fold_of=fold_of))
     folds = []
     for fold in range(5):
         of_fold = fold_of[gallery.image_of] == fold
         part = gallery.take_images(np.flatnonzero(fold_of == fold))
-        folds.append(retrieval.score(images[fold_of == fold], captions[of_fold], part))
+        folds.append(retrieval.measure(images[fold_of == fold], captions[of_fold], part))
     for k in (1, 5, 10):
         for way in ("text_to_image", "image_to_text"):
             mean = np.mean([getattr(one, way).recall[k].value for one in folds])

@@ -26,7 +26,7 @@ GALLERY = PairTable(
 
 def found(*picks: int) -> text_by_retrieval.TextByRetrieval:
     """Score a model whose images retrieve these captions."""
-    return text_by_retrieval.score(np.eye(5)[list(picks)], np.eye(5), GALLERY)
+    return text_by_retrieval.measure(np.eye(5)[list(picks)], np.eye(5), GALLERY)
 
 
 def test_a_right_caption_is_scored_against_the_others_of_its_image() -> None:
@@ -53,17 +53,17 @@ def test_baselines_frame_the_score() -> None:
 
 def test_equal_captions_of_an_image_do_not_take_themselves_as_reference() -> None:
     twin = replace(GALLERY, captions=("x", "x", *CAPTIONS[2:]))
-    assert text_by_retrieval.score(np.eye(5)[[0, 2]], np.eye(5), twin).chrf > 0
+    assert text_by_retrieval.measure(np.eye(5)[[0, 2]], np.eye(5), twin).chrf > 0
 
 
 def test_captions_in_any_order_give_the_same_score() -> None:
     order = np.array([4, 1, 3, 0, 2])
     mixed = replace(GALLERY, captions=tuple(CAPTIONS[c] for c in order), image_of=GALLERY.image_of[order])
-    assert text_by_retrieval.score(np.eye(5)[[1, 3]], np.eye(5)[order], mixed).chrf == pytest.approx(found(1, 3).chrf)
+    assert text_by_retrieval.measure(np.eye(5)[[1, 3]], np.eye(5)[order], mixed).chrf == pytest.approx(found(1, 3).chrf)
 
 
 def test_evaluate_embeds_the_gallery() -> None:
-    got = text_by_retrieval.evaluate(tiny.aligner(), tiny.table("test"), text_by_retrieval.Config())
+    got = text_by_retrieval.score(tiny.encoder(tiny.aligner()), tiny.table("test"), text_by_retrieval.Config())
     assert (got.images, got.captions) == (24, 48)
     assert 0 < got.chrf <= 100
 

@@ -21,7 +21,7 @@ def some(labels: list[int], classes: int) -> Labelled:
 
 def test_score_by_hand() -> None:
     image_emb = np.eye(6)[[0, 0, 1, 2]]
-    got = zeroshot.score(image_emb, np.eye(6), some([0, 0, 0, 2], 6), ("{}",))
+    got = zeroshot.measure(image_emb, np.eye(6), some([0, 0, 0, 2], 6), ("{}",))
     # class 0: two of three, class 2: one of one; the image of class 0 that looks like class 1 ties with all the others
     assert got.top1.value == 0.75
     assert got.top5.value == 0.75
@@ -31,13 +31,13 @@ def test_score_by_hand() -> None:
 
 
 def test_a_collapsed_model_finds_nothing() -> None:
-    got = zeroshot.score(np.full((4, 4), 0.5), np.full((6, 4), 0.5), some([0, 1, 2, 3], 6), ("{}",))
+    got = zeroshot.measure(np.full((4, 4), 0.5), np.full((6, 4), 0.5), some([0, 1, 2, 3], 6), ("{}",))
     assert got.top1.value == got.top5.value == got.mean_per_class.value == 0
     assert got.ties == 4
 
 
 def test_a_class_without_images_still_distracts() -> None:
-    got = zeroshot.score(np.eye(3)[[2, 1]], np.eye(3), some([0, 1], 3), ("{}",))
+    got = zeroshot.measure(np.eye(3)[[2, 1]], np.eye(3), some([0, 1], 3), ("{}",))
     assert got.top1.value == 0.5
     assert got.mean_per_class.value == 0.5
 
@@ -57,23 +57,25 @@ def test_prompts_are_averaged_by_class() -> None:
 
 
 def test_evaluate_uses_the_languages_own_prompts() -> None:
-    got = zeroshot.evaluate(tiny.aligner(), labelled(), Config())
+    got = zeroshot.score(tiny.encoder(tiny.aligner()), labelled(), Config(images=""))
     assert got.templates == languages.load("en").prompts
     assert 0 <= got.top1.value <= got.top5.value <= 1
-    mine = zeroshot.evaluate(tiny.aligner(), labelled(), Config(prompts=("a {} then", "{}")))
+    mine = zeroshot.score(tiny.encoder(tiny.aligner()), labelled(), Config(images="", prompts=("a {} then", "{}")))
     assert mine.templates == ("a {} then", "{}")
 
 
 def test_several_names_and_prompts_of_a_class_make_one_centre() -> None:
     aligner, one = tiny.aligner(), labelled()
     twice = Labelled(one.name, one.lang, one.images, one.labels, one.classes, tuple((n[0], n[0]) for n in one.names))
-    a, b = (zeroshot.evaluate(aligner, gallery, Config(prompts=("{}",))) for gallery in (one, twice))
+    a, b = (
+        zeroshot.score(tiny.encoder(aligner), gallery, Config(images="", prompts=("{}",))) for gallery in (one, twice)
+    )
     assert a == b
 
 
 def test_a_prompt_without_a_place_for_the_name_is_an_error() -> None:
     with pytest.raises(UserError, match=r'prompt "a photo" has no \{\}'):
-        zeroshot.evaluate(tiny.aligner(), labelled(), Config(prompts=("a photo",)))
+        zeroshot.score(tiny.encoder(tiny.aligner()), labelled(), Config(images="", prompts=("a photo",)))
 
 
 def test_images_are_rgb() -> None:

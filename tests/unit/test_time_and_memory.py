@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate import Accelerator
 
 from polyalign.config import recipe
@@ -102,7 +103,7 @@ def test_more_memory_than_allowed_is_refused(tmp_path):
 
 def test_memory_is_measured_on_the_longest_captions_whatever_the_bounds(monkeypatch):
     batches = []
-    monkeypatch.setattr(Loop, "_step", lambda loop, step: batches.append(loop.batch(step)) or 0.0)
+    monkeypatch.setattr(Loop, "_step", lambda loop, step: batches.append(loop.batch(step)) or torch.zeros(()))
     found = tiny.resolved("full", train={"max_memory_bytes": 1, "max_seconds": 1e-9}, optim={"micro_batch": 8})
     assert memory.peak_of(found) > 2**20
     assert len(batches) == 2

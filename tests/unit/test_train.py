@@ -9,6 +9,7 @@ import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,12 +17,14 @@ import tomli_w
 import torch
 
 from polyalign.config.recipe import Recipe
+from polyalign.evaluation import metrics
 from polyalign.evaluation.results import DevEvaluation, Run
 from polyalign.experiments import run_folders as runs
 from polyalign.models import embed
+from polyalign.training import loop as loop_module
 from polyalign.training import train
+from polyalign.training.loop import Loop, Plan, collapse_alarm
 from polyalign.training.loss import info_nce, sigmoid
-from polyalign.training.train import Plan, collapse_alarm
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 from polyalign.utils.process import ctrl_c_held_back
@@ -93,7 +96,14 @@ def test_it_learns(whole):
 
 def test_the_folder_holds_the_result_and_the_checkpoint_and_no_state(whole):
     names = {path.name for path in whole.folder.iterdir()}
-    assert names == {"model.safetensors", "recipe.toml", "towers.json", "tokenizer", "result.json"}
+    assert names == {
+        "model.safetensors",
+        "recipe.toml",
+        "towers.json",
+        "tokenizer",
+        "result.json",
+        "train_images.safetensors",
+    }
     assert Run.load_json(whole.folder / train.RESULT) == whole.run
 
 
@@ -146,14 +156,13 @@ def stopped(tmp_path_factory, repo) -> dict[str, Stopped]:
 
 
 @pytest.mark.parametrize(("name", "code", "step"), [("SIGKILL", -signal.SIGKILL, 4), ("SIGINT", 130, 6)])
-def test_a_stopped_run_goes_on_to_the_same_result_to_the_bit(name, code, step, stopped, deep, tmp_path):
+def test_a_stopped_run_goes_on_to_the_same_result_to_the_bit(name, code, step, stopped, deep, tmp_path, caplog):
     run = stopped[name]
     assert run.code == code, run.said
     assert [path.name for path in run.folder.iterdir()] == [train.STATE]
     folder = shutil.copytree(run.folder, tmp_path / "run")
-    told = []
     found = runs.train_into(folder, tiny.resolved("lilt-deep"), resume=True, overwrite=False)
-    assert told == [f"going on after step {step} of {STEPS}"]
+    assert f"continuing after step {step} of {STEPS}" in caplog.messages
     assert measured(found) == measured(deep.run)
     assert tiny.same(tiny.weights(folder), tiny.weights(deep.folder))
     assert not (folder / train.STATE).exists()
@@ -163,7 +172,7 @@ def test_ctrl_c_says_how_to_go_on_in_one_line_and_shows_no_traceback(stopped):
     run = stopped["SIGINT"]
     assert "Traceback" not in run.said
     assert run.said.splitlines()[-1] == (
-        f"interrupted; go on with the same command and --resume (the state is in {run.folder})"
+        f"interrupted; continue with the same command and --resume (the state is in {run.folder})"
     )
 
 
@@ -257,7 +266,7 @@ def test_what_is_kept_is_the_best_look_not_the_last(tmp_path, monkeypatch):
         return whole(aligner)
 
     loop = loop_for(tiny.resolved("projection", train={"evals": 4, "patience": 2}))
-    monkeypatch.setattr(train.metrics, "recalls", lambda hits: np.array([next(recalls)]))
+    monkeypatch.setattr(metrics, "recalls", lambda hits: np.array([next(recalls)]))
     monkeypatch.setattr(train.checkpoint, "trained_state", noted)
     state = loop.run(tmp_path / "state", resume=False)
     assert state.best_dev_evaluation == 1
@@ -394,7 +403,7 @@ def test_parts_drop_out_the_same_both_times():
     loop = loop_for(tiny.resolved("full", optim={"micro_batch": 8}))
     loop.aligner.train()
     pairs = loop.batch(0)
-    value = loop.backward(pairs, seed=3)
+    value = loop.backward(pairs, seed=3).item()
     cached = {name: p.grad.clone() for name, p in loop.aligner.trainable().items()}
     loop.aligner.zero_grad()
     made = [loop._encode(part, 3 + number, 0) for number, part in enumerate(np.array_split(pairs, 4))]
@@ -484,3 +493,63 @@ def test_two_processes_print_one_result_and_say_everything_once(pair):
     assert Run.model_validate_json((pair / "stdout").read_text()) == Run.load_json(pair / "run" / train.RESULT)
     told = [line for line in (pair / "stderr").read_text().splitlines() if line.startswith("training: 12 of 12")]
     assert len(told) == 1
+
+
+# What a loop decides
+
+
+def test_an_epoch_is_permuted_once_and_every_step_gets_its_place(monkeypatch):
+    loop = loop_for(tiny.resolved())
+    drawn, whole = [], np.random.default_rng
+    monkeypatch.setattr(np.random, "default_rng", lambda seed: drawn.append(seed) or whole(seed))
+    steps = [loop.batch(step) for step in (*range(STEPS), 1, 0)]
+    assert drawn == [(0, 0), (0, 1), (0, 2), (0, 0)]
+    expected = whole((0, 0)).permutation(len(loop.features.captions))[32:64]
+    np.testing.assert_array_equal(steps[1], expected)
+    np.testing.assert_array_equal(steps[-2], expected)
+
+
+def test_a_batch_that_processes_cannot_share_evenly_is_refused(monkeypatch):
+    whole = loop_for(tiny.resolved())
+    several = SimpleNamespace(num_processes=3, process_index=0, device=torch.device("cpu"))
+    with pytest.raises(UserError, match="a batch of 32 pairs cannot be divided among 3 processes"):
+        Loop(whole.recipe, whole.aligner, whole.features, whole.dev, several)
+
+
+def test_a_shortened_warm_up_is_reported(caplog):
+    loop_for(tiny.resolved(optim={"warmup_steps": 50}))
+    assert "warm-up shortened from 50 to 1 steps, a tenth of the run" in caplog.messages
+    caplog.clear()
+    loop_for(tiny.resolved(optim={"warmup_steps": 1}))
+    assert not caplog.messages
+
+
+def test_a_loss_that_is_not_finite_is_found_with_its_step_before_anything_is_saved(monkeypatch, tmp_path):
+    loop = loop_for(tiny.resolved(train={"evals": 1}))
+    whole = loop.backward
+    losses = iter([1.0, 2.0, float("nan")])
+    monkeypatch.setattr(loop, "backward", lambda *given: whole(*given) * 0 + next(losses, 1.0))
+    with pytest.raises(UserError, match="the loss is nan at step 3: lower the learning rate"):
+        loop.run(tmp_path / "state", resume=False)
+    assert not (tmp_path / "state").exists()
+
+
+def test_only_patience_stops_a_run_early(tmp_path):
+    assert not run_in(tmp_path / "whole").stopped_early
+    stuck = run_in(tmp_path / "stuck", optim={"lr": 1e-12, "epochs": 9}, train={"evals": 9, "patience": 1})
+    assert stuck.stopped_early
+    timed = run_in(tmp_path / "timed", train={"max_seconds": 3.0, "evals": 2, "patience": 9}, optim={"epochs": 4000})
+    assert timed.steps < 4000
+    assert not timed.stopped_early
+
+
+def test_one_process_measures_dev_and_all_decide_alike(monkeypatch, tmp_path):
+    """A process that is not the main one takes the main one's result, and never measures."""
+    loop = loop_for(tiny.resolved(train={"evals": 2, "patience": 1}))
+    monkeypatch.setattr(type(loop.accelerator), "is_main_process", property(lambda _: False))
+    monkeypatch.setattr(loop, "_dev_mean_recall", lambda: pytest.fail("measured by itself"))
+    results = iter([0.5, 0.25])
+    monkeypatch.setattr(loop_module, "from_main_process", lambda value: next(results))
+    state = loop.run(tmp_path / "state", resume=False)
+    assert [one.dev_mean_recall for one in state.dev_evaluations] == [0.5, 0.25]
+    assert state.finished

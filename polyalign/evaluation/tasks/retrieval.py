@@ -6,36 +6,39 @@ import hashlib
 from collections.abc import Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
+from rich.table import Table
 
 from polyalign.data.pairs import PairTable
-from polyalign.evaluation import metrics
+from polyalign.evaluation import metrics, tables
+from polyalign.evaluation.encoders import Encoder
 from polyalign.evaluation.results import Direction, DirectionName, Retrieval, Score, recall_scores
-from polyalign.models.aligner import Aligner
-from polyalign.models.embed import embed
 from polyalign.utils.errors import UserError
 
 
 class Config(BaseModel):
-    """How to embed."""
+    """No settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    batch_size: int = Field(default=256, ge=1)
 
-
-def evaluate(aligner: Aligner, gallery: PairTable, config: Config) -> Retrieval:
+def score(encoder: Encoder, gallery: PairTable, config: Config) -> Retrieval:
     """Embed the gallery and measure retrieval in it.
 
     Raises:
         UserError: the gallery is empty, or has images without a caption.
     """
     check_gallery(gallery)
-    embedded = embed(aligner, gallery, batch_size=config.batch_size)
-    return score(embedded.images, embedded.captions, gallery)
+    images, captions = encoder.encode_image(gallery.images), encoder.encode_text(gallery.captions)
+    return measure(images, captions, gallery)
 
 
-def score(image_emb: metrics.Floats, caption_emb: metrics.Floats, gallery: PairTable) -> Retrieval:
+def render(results: Sequence[Retrieval]) -> Table:
+    """Show one gallery a row."""
+    return tables.retrieval_overview(results)
+
+
+def measure(image_emb: metrics.Floats, caption_emb: metrics.Floats, gallery: PairTable) -> Retrieval:
     """Measure retrieval from embeddings; the intervals cover test images only.
 
     Args:

@@ -9,38 +9,42 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
+from rich.table import Table
 from sacrebleu.metrics.chrf import CHRF
 
 from polyalign.data.pairs import PairTable
-from polyalign.evaluation import metrics
+from polyalign.evaluation import metrics, tables
+from polyalign.evaluation.encoders import Encoder
 from polyalign.evaluation.results import TextByRetrieval
-from polyalign.models.aligner import Aligner
-from polyalign.models.embed import embed
 from polyalign.utils.errors import UserError
 
 
 class Config(BaseModel):
-    """How to embed; ``seed`` draws the captions of the random baseline."""
+    """``seed`` draws the captions of the random baseline."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    batch_size: int = Field(default=256, ge=1)
     seed: int = 0
 
 
-def evaluate(aligner: Aligner, gallery: PairTable, config: Config) -> TextByRetrieval:
+def score(encoder: Encoder, gallery: PairTable, config: Config) -> TextByRetrieval:
     """Embed the gallery and score the captions that its images retrieve.
 
     Raises:
         UserError: an image has fewer than two captions.
     """
     check_gallery(gallery)
-    embedded = embed(aligner, gallery, batch_size=config.batch_size)
-    return score(embedded.images, embedded.captions, gallery, seed=config.seed)
+    images, captions = encoder.encode_image(gallery.images), encoder.encode_text(gallery.captions)
+    return measure(images, captions, gallery, seed=config.seed)
 
 
-def score(
+def render(results: Sequence[TextByRetrieval]) -> Table:
+    """Show one gallery a row."""
+    return tables.text_by_retrieval_table(results)
+
+
+def measure(
     image_emb: metrics.Floats, caption_emb: metrics.Floats, gallery: PairTable, *, seed: int = 0
 ) -> TextByRetrieval:
     """Score from embeddings: the nearest caption, a random one of another image, and one of the image's own.

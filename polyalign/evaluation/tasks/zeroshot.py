@@ -2,65 +2,80 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
+from rich.table import Table
 
-from polyalign.config import language as languages
-from polyalign.data.labelled import Labelled
+from polyalign.config import language
+from polyalign.data import class_names
+from polyalign.data.image_check import check_images
+from polyalign.data.labelled import Labelled, load
 from polyalign.data.pairs import PairTable
-from polyalign.evaluation import metrics
+from polyalign.evaluation import metrics, tables
+from polyalign.evaluation.encoders import Encoder
 from polyalign.evaluation.results import Score, ZeroShot
-from polyalign.models.aligner import Aligner
-from polyalign.models.embed import embed
 from polyalign.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from polyalign.evaluation.evaluate import Request
+
+logger = logging.getLogger(__name__)
 
 
 class Config(BaseModel):
-    """``prompts`` are templates with ``{}`` for the class's name; the language's own when none is given."""
+    """What to classify, and how the classes are named.
+
+    ``images`` is a folder with a folder for each class, a known dataset (``labelled_sets``) or another Hugging Face
+    dataset, of which ``split`` is used (default: its own test split). ``names`` is a file of class names (see
+    ``class_names.read``); by default the data names them, in English. ``prompts`` are templates with ``{}`` for the
+    name; default: the language's own; ``openai``: those of CLIP's authors.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    images: str
+    names: str | None = None
+    split: str | None = None
     prompts: tuple[str, ...] = ()
-    batch_size: int = Field(default=256, ge=1)
 
 
-def evaluate(aligner: Aligner, gallery: Labelled, config: Config) -> ZeroShot:
+def galleries(request: Request, config: Config) -> Iterator[Labelled]:
+    """Yield the labelled images with the names of the classes in each language; ``all`` is every language named.
+
+    Raises:
+        UserError: no labelled images, more than one in a hundred unreadable, or no names in a language.
+    """
+    found = load(config.images, config.split)
+    wanted = list(_named(found, config, request.codes()))
+    bad = _unreadable(found)
+    yield from (one.without(bad) for one in wanted)
+
+
+def score(encoder: Encoder, gallery: Labelled, config: Config) -> ZeroShot:
     """Embed images and prompts, and classify.
 
-    A class is the mean of its names' prompts, each of unit length, as CLIP does it.
+    The embedding of a class is the mean over the prompts of its names, each of unit length, as in CLIP.
 
     Raises:
         UserError: a template has no ``{}``.
     """
     templates, texts, class_of = prompts(gallery, config)
-    # A prompt belongs to no image in particular; the table only carries both to the towers.
-    table = PairTable(
-        name=gallery.name,
-        lang=gallery.lang,
-        origin="generated",
-        image_ids=tuple(map(str, range(len(gallery.images)))),
-        images=gallery.images,
-        captions=tuple(texts),
-        image_of=np.zeros(len(texts), dtype=np.int64),
-    )
-    embedded = embed(aligner, table, batch_size=config.batch_size)
-    return score(embedded.images, centres(embedded.captions, class_of), gallery, templates)
+    images = encoder.encode_image(gallery.images)
+    return measure(images, centres(encoder.encode_text(texts), class_of), gallery, templates)
 
 
-def prompts(gallery: Labelled, config: Config) -> tuple[tuple[str, ...], list[str], metrics.Ints]:
-    """Give the templates, the prompts (P,) that they make of every name, and the class of each prompt (P,).
-
-    Raises:
-        UserError: a template has no ``{}``.
-    """
-    templates = _templates(gallery.lang, config)
-    texts = [template.replace("{}", name) for names in gallery.names for name in names for template in templates]
-    counts = [len(names) * len(templates) for names in gallery.names]
-    return templates, texts, np.repeat(np.arange(len(gallery.names)), counts)
+def render(results: Sequence[ZeroShot]) -> Table:
+    """Show one language a row."""
+    return tables.zeroshot_table(results)
 
 
-def score(
+def measure(
     image_emb: metrics.Floats, class_emb: metrics.Floats, gallery: Labelled, templates: tuple[str, ...]
 ) -> ZeroShot:
     """Classify from embeddings; equal scores rank ahead of the right class.
@@ -86,9 +101,54 @@ def score(
     )
 
 
+def prompts(gallery: Labelled, config: Config) -> tuple[tuple[str, ...], list[str], metrics.Ints]:
+    """Return the templates, the prompts (P,) for every name, and the class of each prompt (P,).
+
+    Raises:
+        UserError: a template has no ``{}``.
+    """
+    templates = _templates(gallery.lang, config)
+    texts = [template.replace("{}", name) for names in gallery.names for name in names for template in templates]
+    counts = [len(names) * len(templates) for names in gallery.names]
+    return templates, texts, np.repeat(np.arange(len(gallery.names)), counts)
+
+
+def _named(found: Labelled, config: Config, langs: Sequence[str]) -> Iterator[Labelled]:
+    """Name the classes in each language."""
+    if list(langs) == ["all"]:
+        langs = class_names.languages(config.names or "", map(language.load, language.names()))
+    for lang in map(language.load, langs):
+        if config.names is not None:
+            table = class_names.read(config.names, lang, found.classes)
+            yield found.named(lang.code, table, Path(config.names).name)
+        elif lang.code != found.lang:
+            raise UserError(
+                f"the classes of {config.images} are named in {found.lang}: give names in {lang.code} with --names"
+            )
+        elif not all(found.names):
+            raise UserError(f"the classes of {config.images} are numbers: give their names with --names")
+        else:
+            yield found
+
+
+def _unreadable(found: Labelled) -> frozenset[str]:
+    """Return the keys of images that cannot be opened.
+
+    Raises:
+        UserError: they are more than one in a hundred.
+    """
+    ids = tuple(map(str, range(len(found.images))))
+    table = PairTable(found.name, found.lang, "human", ids, found.images, ids, np.arange(len(ids)))
+    _, checked = check_images(table, max_corrupt=0.01)
+    if checked.bad:
+        logger.info(f"{found.name}: left out {checked.describe()}")
+    return frozenset(found.images[int(one.image_id)].key() for one in checked.bad)
+
+
 def _templates(lang: str, config: Config) -> tuple[str, ...]:
-    own = languages.load(lang).prompts if lang in languages.names() else ()
-    templates = config.prompts or own or ("{}",)
+    given = class_names.openai_templates() if config.prompts == (class_names.OPENAI,) else config.prompts
+    own = language.load(lang).prompts if lang in language.names() else ()
+    templates = given or own or ("{}",)
     for template in templates:
         if "{}" not in template:
             raise UserError(f'the prompt "{template}" has no {{}} for the name of the class')
@@ -104,7 +164,7 @@ def centres(prompts: npt.NDArray[np.float32], class_of: metrics.Ints) -> metrics
 
 
 def _share(right: npt.NDArray[np.bool_]) -> Score:
-    """Give a share with its Wilson interval."""
+    """Return a share with its Wilson interval."""
     from scipy.stats import binomtest  # slow to import, and training measures no such share
 
     bounds = binomtest(int(right.sum()), len(right)).proportion_ci(0.95, method="wilson")

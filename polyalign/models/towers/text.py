@@ -47,6 +47,7 @@ class TextTower(nn.Module):
         self.model = _without_pooler(model)
         self.tokenizer = tokenizer
         self.pooling = spec.pooling
+        self.revision = spec.revision
         self.max_tokens = spec.max_tokens
         self.fingerprint: str | None = None
         self.is_random = False

@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from polyalign.cli.options import DataOption, Offline, Set, app, comma_separated, go_offline, overrides, say
+from polyalign.cli.options import EVALUATE, DataOption, Offline, Set, app, comma_separated, go_offline, overrides, say
 
 
-@app.command(epilog="Example: polyalign compare --lang sw --budget 1k-pairs,10k-pairs --seeds 3")
+@app.command(
+    rich_help_panel=EVALUATE, epilog="Example: polyalign compare --lang sw --budget 1k-pairs,10k-pairs --seeds 3"
+)
 def compare(
     lang: Annotated[
         str | None, typer.Option(help="Languages, separated by commas; the recipe's when not given.")
@@ -79,7 +81,7 @@ def compare(
         print(path)
 
 
-@app.command(epilog="Example: polyalign report --out eval")
+@app.command(rich_help_panel=EVALUATE, epilog="Example: polyalign report --out eval")
 def report(out: Annotated[Path, typer.Option(help="Folder with runs/*.json.")] = Path("eval")) -> None:
     """Make the tables and figures again from the JSON of the runs, without training.
 

@@ -1,4 +1,4 @@
-"""``polyalign strategies`` and ``data``: what one should know, and have, before training."""
+"""``polyalign data``, ``datasets`` and ``leakage``: get data, and check it before training."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from polyalign.cli.options import (
+    DATA,
     DataOption,
     Json,
     Lang,
@@ -17,29 +18,14 @@ from polyalign.cli.options import (
     app,
     console,
     go_offline,
-    overrides,
     print_json,
     resolve,
     say,
     source_table,
 )
 
-data_app = typer.Typer(
-    no_args_is_help=True, help="Get published datasets, and look at your data before you train on it."
-)
-app.add_typer(data_app, name="data")
-
-
-@app.command(epilog="Example: polyalign strategies --recipe lilt-bert")
-def strategies(recipe: Recipe = "starter", lang: Lang = "en", set_: Set = None, as_json: Json = False) -> None:
-    """Count what each strategy trains with a recipe's towers; needs no weights and no network."""
-    from polyalign.models import parameter_count as strategy_table
-
-    rows = strategy_table.count(recipe, lang, overrides(set_))
-    if as_json:
-        print_json([row.model_dump() for row in rows])
-    else:
-        console().print(strategy_table.render(rows, recipe))
+data_app = typer.Typer(no_args_is_help=True, help="Download published datasets, and check your own data.")
+app.add_typer(data_app, name="data", rich_help_panel=DATA)
 
 
 @data_app.command("get", epilog="Example: polyalign data get xtd --root data --photos test")
@@ -113,3 +99,51 @@ def audit(
         print_json(found.model_dump(mode="json"))
     else:
         console().print(data_audit.render(found))
+
+
+@app.command(rich_help_panel=DATA, epilog="Example: polyalign datasets xm3600")
+def datasets(
+    name: Annotated[str | None, typer.Argument(help="One of them, to be told in full.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the published datasets that can be read: languages, size, licence, where to get them."""
+    from polyalign.data import catalogue
+
+    if as_json:
+        known = catalogue.everything() if name is None else {name: catalogue.facts(name)}
+        print_json({key: info.model_dump() for key, info in known.items()})
+    elif name is None:
+        console().print(catalogue.render(catalogue.infos()), catalogue.render_labelled())
+    else:
+        print(catalogue.describe(name))
+
+
+@app.command(
+    rich_help_panel=DATA,
+    epilog="Example: polyalign leakage ./my-photos xtd --test-set root=./xtd10 --test-set images=./coco",
+)
+def leakage(
+    train: Annotated[str, typer.Argument(help="A source or a folder; NAME:SPLIT for another split than train.")],
+    test: Annotated[str, typer.Argument(help="A source or a folder; NAME:SPLIT for another split than test.")],
+    train_set: Annotated[list[str] | None, typer.Option(help="An option of the first: root=./flickr8k.")] = None,
+    test_set: Annotated[list[str] | None, typer.Option(help="An option of the second: root=./xtd10.")] = None,
+    train_lang: Annotated[str, typer.Option(help="Language whose captions say which images the first has.")] = "en",
+    test_lang: Annotated[str, typer.Option(help="The same of the second.")] = "en",
+    pixels: Annotated[bool, typer.Option(help="Compare what the images look like too, not their ids alone.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Find the images that two sources share, by their ids and by what they look like; exit code 1 if there are any."""
+    from polyalign.data import leakage as leaks
+
+    first = source_table(train, train_set, train_lang, "train")
+    second = source_table(test, test_set, test_lang, "test")
+    from polyalign.utils.progress import progress_bars
+
+    with progress_bars():
+        found = leaks.check(first, second, pixels=pixels)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        print(found.describe())
+    if found.leaks:
+        raise typer.Exit(1)

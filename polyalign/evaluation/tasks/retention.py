@@ -1,31 +1,33 @@
-"""Knowledge kept: what the towers could do before alignment, and can still do after it.
+"""Retention: what the towers could do before alignment, and can still do after it.
 
-Everything is measured on the towers' own features, before the projections. The remaining question, whether alignment
-carries over to languages never trained on, is answered by retrieval in them (``Run.test``).
+Everything is measured on the towers' own features, before the projections. Whether alignment transfers to languages
+that were not trained on is measured by retrieval in them (``Run.test``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
+from rich.console import Group
 from torch import nn
 from transformers import AutoModelForMaskedLM
 
-from polyalign.config import language as languages
+from polyalign.config.language import load as load_language
 from polyalign.config.recipe import Recipe, merge, validate
 from polyalign.config.tower import masked_pool
 from polyalign.data.labelled import Labelled, starter_objects
 from polyalign.data.load import load_table
 from polyalign.data.pairs import ImageRef, PairTable
-from polyalign.evaluation import metrics
+from polyalign.evaluation import metrics, tables
+from polyalign.evaluation.encoders import Encoder, aligner_of
 from polyalign.evaluation.results import Change, Retention
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
@@ -33,12 +35,15 @@ from polyalign.models.towers.text import TextTower, Tokens
 from polyalign.models.towers.vision import VisionTower
 from polyalign.utils.errors import UserError
 
+if TYPE_CHECKING:
+    from polyalign.evaluation.evaluate import Request
+
 Features = npt.NDArray[np.float32]
 T = TypeVar("T")
 
 
 class Config(BaseModel):
-    """How much is asked: the first so many sentences and labelled images, and fewer sentences for the slow perplexity.
+    """Numbers of sentences and labelled images; the pseudo-perplexity is slow and takes fewer sentences.
 
     ``neighbours`` is the k of the k-NN probe.
     """
@@ -54,10 +59,10 @@ class Config(BaseModel):
 
 @dataclass(frozen=True)
 class Probes:
-    """What is asked of the towers, before and after.
+    """What the towers are asked before and after alignment.
 
     ``before`` is an aligner whose towers are as pretrained. ``parallel`` are tables in several languages: the first
-    captions of an image that all of them have are translations. ``labelled`` may be none.
+    captions of an image that all of them have are translations. ``labelled`` are images with classes, or None.
     """
 
     before: Aligner
@@ -67,7 +72,7 @@ class Probes:
 
 @dataclass(frozen=True)
 class Answers:
-    """What an aligner's towers make of the questions.
+    """What the towers of an aligner answer.
 
     ``layers`` holds for each tower the features (N, W) of every stage, mean-pooled over tokens, its output last; for
     text in the first of the languages.
@@ -80,9 +85,9 @@ class Answers:
 
 
 def probes(recipe: Recipe) -> Probes:
-    """Put together what a recipe's own data lets one ask: its test captions in its language and those it is tested in.
+    """Return the probes that a recipe's data allows: its test captions in its own language and those it is tested in.
 
-    Labels are those of the starter world's objects where that is the source; other sources have none.
+    Labels exist only in the starter world, whose objects are known.
 
     Raises:
         UserError: a tower or the data cannot be loaded.
@@ -91,27 +96,56 @@ def probes(recipe: Recipe) -> Probes:
     return Probes(
         before=build_aligner(untouched),
         parallel=tuple(load_table(recipe, "test", lang) for lang in (recipe.lang, *recipe.test.languages)),
-        labelled=starter_objects(languages.load(recipe.lang)) if recipe.source["name"] == "starter" else None,
+        labelled=starter_objects(load_language(recipe.lang)) if recipe.source["name"] == "starter" else None,
     )
 
 
-def evaluate(aligner: Aligner, gallery: Probes, config: Config) -> Retention:
+def galleries(request: Request, config: Config) -> Iterator[Probes]:
+    """Yield what a run's towers are asked, in its language and others (default: those it was tested in).
+
+    Raises:
+        UserError: an external model, which has no towers of before, or a source without one of the languages.
+    """
+    own = request.recipe
+    if own is None:
+        raise UserError(f"{request.model} is not a run: retention compares the towers of a run before and after")
+    others = [code for code in request.langs or own.test.languages if code != own.lang]
+    table = merge(own.table(), merge(dict(request.overrides), {"test": {"languages": others}}))
+    yield probes(validate(table, f"{request.model} with --set"))
+
+
+def score(encoder: Encoder, gallery: Probes, config: Config) -> Retention:
     """Ask the towers before and after alignment, and compare.
+
+    Raises:
+        UserError: the tables of ``gallery`` share no images, or the encoder is an external model.
+    """
+    return measure(aligner_of(encoder), gallery, config)
+
+
+def render(results: Sequence[Retention]) -> Group:
+    """Show a table for each result."""
+    return Group(*map(tables.retention_table, results))
+
+
+def measure(aligner: Aligner, gallery: Probes, config: Config) -> Retention:
+    """Ask the towers of the aligner and those of ``gallery.before``, and compare.
 
     Raises:
         UserError: the tables of ``gallery`` share no images.
     """
-    return compare(ask(gallery.before, gallery, config), ask(aligner, gallery, config))
+    before = gallery.before.to(aligner.logit_scale.device)
+    return compare(ask(before, gallery, config), ask(aligner, gallery, config))
 
 
-def ask(aligner: Aligner, questions: Probes, config: Config) -> Answers:
-    """Answer the questions with one aligner's towers; one set of answers can be compared with many.
+def ask(aligner: Aligner, probes: Probes, config: Config) -> Answers:
+    """Answer the probes with the towers of one aligner; the answers can be compared with many others.
 
     Raises:
         UserError: the tables share no images.
     """
     aligner.eval()
-    spoken = _parallel(questions.parallel, config.sentences)
+    spoken = _parallel(probes.parallel, config.sentences)
     layers: dict[Literal["vision", "text"], list[Features]] = {}
     outputs = {}
     for lang, sentences in spoken.items():
@@ -119,12 +153,12 @@ def ask(aligner: Aligner, questions: Probes, config: Config) -> Answers:
         layers.setdefault("text", by_layer)
         outputs[lang] = _unit(by_layer[-1])
     probe = {}
-    if questions.labelled is not None:
-        rows = _spread(len(questions.labelled.images), config.images)
-        images = [questions.labelled.images[row] for row in rows]
+    if probes.labelled is not None:
+        rows = _spread(len(probes.labelled.images), config.images)
+        images = [probes.labelled.images[row] for row in rows]
         layers["vision"] = image_layers(aligner.vision, images, config.batch_size)
-        name = f"{config.neighbours}-nn {questions.labelled.name}"
-        probe[name] = knn_accuracy(_unit(layers["vision"][-1]), questions.labelled.labels[rows], config.neighbours)
+        name = f"{config.neighbours}-nn {probes.labelled.name}"
+        probe[name] = knn_accuracy(_unit(layers["vision"][-1]), probes.labelled.labels[rows], config.neighbours)
     return Answers(
         sentences={f"{a}-{b}": sentence_retrieval(outputs[a], outputs[b]) for a, b in combinations(outputs, 2)},
         perplexity=_perplexities(aligner.text, spoken, config),
@@ -134,7 +168,7 @@ def ask(aligner: Aligner, questions: Probes, config: Config) -> Answers:
 
 
 def compare(before: Answers, after: Answers) -> Retention:
-    """Set two answers to the same questions side by side."""
+    """Compare the answers of two aligners to the same probes."""
     # A tower may have grown a block: its layers are compared from below, and its output with the output.
     twins = {
         tower: [*zip(old[:-1], after.layers[tower], strict=False), (old[-1], after.layers[tower][-1])]
@@ -153,7 +187,7 @@ def compare(before: Answers, after: Answers) -> Retention:
 
 
 def sentence_retrieval(one: Features, other: Features) -> float:
-    """Give the share of sentences that find their translation, averaged over both directions.
+    """Return the share of sentences that find their translation, averaged over both directions.
 
     Args:
         one: (N, W) unit features of the sentences in one language.
@@ -184,7 +218,7 @@ def knn_accuracy(features: Features, labels: metrics.Ints, neighbours: int) -> f
 
 
 def cka(one: Features, other: Features) -> float:
-    """Give the linear centred kernel alignment of two sets of features of the same inputs (Kornblith et al., 2019).
+    """Return the linear centred kernel alignment of two sets of features of the same inputs (Kornblith et al., 2019).
 
     Args:
         one: (N, V).
@@ -197,7 +231,7 @@ def cka(one: Features, other: Features) -> float:
 
 @torch.no_grad()
 def text_layers(tower: TextTower, sentences: Sequence[str], batch_size: int = 128) -> list[Features]:
-    """Give the features (N, W) of every stage of the text tower, mean-pooled over real tokens, the output last."""
+    """Return the features (N, W) of every stage of the text tower, mean-pooled over real tokens, the output last."""
 
     def run(batch: Sequence[str]) -> list[torch.Tensor]:
         x: Tokens | torch.Tensor = tower.collate(tower.tokenize(list(batch))).to(_device(tower))
@@ -212,7 +246,7 @@ def text_layers(tower: TextTower, sentences: Sequence[str], batch_size: int = 12
 
 @torch.no_grad()
 def image_layers(tower: VisionTower, images: Sequence[ImageRef], batch_size: int = 128) -> list[Features]:
-    """Give the features (N, W) of every stage of the vision tower, averaged over positions, the output last."""
+    """Return the features (N, W) of every stage of the vision tower, averaged over positions, the output last."""
 
     def run(batch: Sequence[ImageRef]) -> list[torch.Tensor]:
         x = torch.stack([tower.transform(image.open()) for image in batch]).to(_device(tower))
@@ -232,7 +266,7 @@ def _by_layer(items: Sequence[T], size: int, run: Callable[[Sequence[T]], list[t
 
 @torch.no_grad()
 def pseudo_perplexity(tower: TextTower, sentences: Sequence[str], batch_size: int = 128) -> float | None:
-    """Mask every token in turn and give exp of its mean surprise (Salazar et al., 2020); none where there is no head.
+    """Mask every token in turn and give exp of its mean surprise (Salazar et al., 2020); None where there is no head.
 
     The head is the one of the tower's own pretrained model, on the tower as it is now.
     """
@@ -257,11 +291,13 @@ def pseudo_perplexity(tower: TextTower, sentences: Sequence[str], batch_size: in
 
 
 def _language_model(tower: TextTower) -> nn.Module | None:
-    """Put the pretrained language-model head on the tower's encoder; none if what was pretrained has no head."""
+    """Put the pretrained language-model head on the tower's encoder; None if the pretrained model has no head."""
     config = cast(Any, tower.model.config)
     if not any(name.endswith("ForMaskedLM") for name in config.architectures or ()):
         return None
-    model = AutoModelForMaskedLM.from_pretrained(config.name_or_path, dtype=torch.float32)
+    model = AutoModelForMaskedLM.from_pretrained(
+        config.name_or_path, revision=tower.revision, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+    )
     setattr(model, model.base_model_prefix, tower.model)
     return cast(nn.Module, model.eval().to(_device(tower)))
 
@@ -287,7 +323,7 @@ def _parallel(tables: Sequence[PairTable], count: int) -> dict[str, list[str]]:
 
 
 def _ids(table: PairTable) -> list[str]:
-    """Give the image id of every caption."""
+    """Return the image id of every caption."""
     return [table.image_ids[image] for image in table.image_of]
 
 

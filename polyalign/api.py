@@ -1,0 +1,169 @@
+"""The functions of ``import polyalign``: everything that the main commands do, from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import polyalign.experiments.compare as grids
+from polyalign.config.recipe import merge, overrides, resolve
+from polyalign.data.pairs import PairTable
+from polyalign.evaluation.evaluate import configure, open_model
+from polyalign.evaluation.evaluate import evaluate as evaluate_on
+from polyalign.evaluation.model import Model
+from polyalign.evaluation.results import Run
+from polyalign.experiments.run_folders import default_folder, train_into
+from polyalign.experiments.workers import Pool
+from polyalign.utils.progress import progress_bars
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Overrides = Mapping[str, Any]
+"""Keys of the recipe: nested (``{"optim": {"lr": 1e-3}}``) or dotted (``{"optim.lr": 1e-3}``)."""
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run: its folder, which ``polyalign.load`` opens, and its record."""
+
+    folder: Path
+    record: Run
+
+    @property
+    def mean_recall(self) -> float:
+        """Mean of the six recalls on the test split, as a fraction."""
+        return self.record.test[0].mean_recall.value
+
+
+def train(
+    recipe: str | Path = "starter",
+    *,
+    lang: str,
+    strategy: str | None = None,
+    data: str | Path | None = None,
+    budget: str | None = None,
+    out: str | Path | None = None,
+    overrides: Overrides | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> TrainedRun:
+    """Train one run, as ``polyalign train`` does. A finished run of the same settings is returned as it is.
+
+    Args:
+        recipe: a shipped recipe, one of ``./recipes``, or the path of a TOML file.
+        lang: language code, such as ``sw``.
+        strategy: what to train, such as ``lilt``; default: the recipe's own.
+        data: a folder with images and captions, or the name of a source; default: the recipe's own.
+        budget: ``1k-pairs``, ``20min``, ``4GiB``, or several joined by ``+``.
+        out: folder of the run; default: a folder in ``./runs`` named after the settings.
+        overrides: keys of the recipe to change.
+        resume: continue an interrupted run.
+        overwrite: delete an existing run in ``out`` and start over.
+
+    Raises:
+        UserError: bad settings or data, or ``out`` holds another run.
+    """
+    changes = _changes(overrides, data=data, budget=budget)
+    resolved = resolve(str(recipe), lang, strategy, changes)
+    folder = default_folder(resolved) if out is None else Path(out)
+    record = train_into(folder, resolved, resume=resume, overwrite=overwrite)
+    if record is None:
+        raise RuntimeError("polyalign.train was called in a process that is not the main one of several")
+    return TrainedRun(folder, record)
+
+
+def evaluate(
+    model: str | Path | Model,
+    data: str | Path | PairTable | None = None,
+    *,
+    task: str = "retrieval",
+    langs: Sequence[str] = (),
+    split: str = "test",
+    overrides: Overrides | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[Any]:
+    """Evaluate a model on a task, as ``polyalign eval`` does.
+
+    Args:
+        model: what ``polyalign.load`` returns or takes.
+        data: a folder, the name of a source, or a ``PairTable``; default: the run's own data.
+        task: ``retrieval``, ``text-by-retrieval``, ``zeroshot``, ``retention``, or a task of your own.
+        langs: language codes; default: the run's own.
+        split: ``train``, ``dev`` or ``test``.
+        overrides: keys of the run's recipe to change, such as ``{"source.root": "data/xtd10"}``.
+        options: settings of the task.
+
+    Returns:
+        One result for each gallery, usually one a language.
+
+    Raises:
+        UserError: no such model, task, data or setting.
+    """
+    encoder = model.encoder if isinstance(model, Model) else model
+    if not isinstance(data, PairTable):
+        changes = _changes(overrides, data=data)
+        return evaluate_on(encoder, task, langs=langs, split=split, overrides=changes, options=options)
+    from polyalign.config import plugins
+
+    module = plugins.load("tasks", task)
+    with progress_bars():
+        return [module.score(open_model(encoder), data, configure(module, task, options or {}))]
+
+
+def compare(
+    *,
+    langs: Sequence[str] = (),
+    budgets: Sequence[str] = (),
+    strategies: Sequence[str] = (),
+    recipes: Sequence[str | Path] = ("starter",),
+    seeds: int = 1,
+    data: str | Path | None = None,
+    out: str | Path = "eval",
+    tune: bool = False,
+    workers: int = 1,
+    on: Literal["local", "ray"] = "local",
+    overrides: Overrides | None = None,
+) -> pd.DataFrame:
+    """Train every strategy on the same pairs and write tables and figures, as ``polyalign compare`` does.
+
+    Runs that are finished are not trained again.
+
+    Returns:
+        The results in ``out``, as ``polyalign.results(out)``.
+
+    Raises:
+        UserError: bad settings, or some runs failed.
+    """
+    changes = _changes(overrides, data=data)
+    named = tuple(map(str, recipes))
+    grid = grids.Grid(
+        named, tuple(langs), tuple(budgets), tuple(strategies), seeds, changes, Path(out), Path("runs") / "compare"
+    )
+    with progress_bars():
+        grids.compare(grid, Pool(workers, on), tune=tune)
+    return results(out)
+
+
+def results(folder: str | Path = "eval") -> pd.DataFrame:
+    """Return the results in a folder written by ``compare``: one row a run, every setting and every metric.
+
+    Raises:
+        UserError: the folder has no results, or one cannot be read.
+    """
+    from polyalign.experiments.results_frame import results as read
+
+    return read(Path(folder))
+
+
+def _changes(given: Overrides | None, *, data: str | Path | None = None, budget: str | None = None) -> dict[str, Any]:
+    """Lay the given keys of the recipe over those that ``data`` and ``budget`` stand for."""
+    table = overrides([], data=None if data is None else str(data), budget=budget)
+    for key, value in (given or {}).items():
+        nested: Any = value
+        for part in reversed(key.split(".")):
+            nested = {part: nested}
+        table = merge(table, nested)
+    return table

@@ -1,0 +1,159 @@
+"""``polyalign eval``, ``zeroshot`` and ``retention``: what a trained run can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from polyalign.cli.options import (
+    EVALUATE,
+    AllowMissing,
+    DataOption,
+    Images,
+    Json,
+    Offline,
+    Set,
+    app,
+    comma_separated,
+    console,
+    go_offline,
+    overrides,
+    print_json,
+)
+from polyalign.utils.errors import UserError
+
+Model = Annotated[str, typer.Argument(help="Folder of a run; or open_clip:NAME/PRETRAINED, hf:NAME, mclip:NAME.")]
+
+
+@app.command(
+    "eval",
+    rich_help_panel=EVALUATE,
+    epilog="Example: polyalign eval runs/starter-sw-lilt-10k-pairs-s0 --lang sw,de,hi",
+)
+def evaluate(
+    run: Model,
+    lang: Annotated[
+        str | None,
+        typer.Option(help="Languages, separated by commas; all in a suite. Default: the run's own."),
+    ] = None,
+    task: Annotated[
+        str,
+        typer.Option(
+            help="What to measure: retrieval, text-by-retrieval (chrF of the retrieved caption), zeroshot, retention, "
+            "or one of your ./tasks. Settings of the task: --set task.NAME=VALUE."
+        ),
+    ] = "retrieval",
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="Several benchmarks in one table: translated-flickr, translated-coco, crossmodal-3600, karpathy, "
+            "one of your ./suites, or a path to a TOML file."
+        ),
+    ] = None,
+    root: Annotated[Path, typer.Option(help="Folder that contains the benchmarks of a suite.")] = Path(),
+    allow_absent: Annotated[
+        bool, typer.Option("--allow-absent", help="Leave out benchmarks of the suite whose files are missing.")
+    ] = False,
+    data: DataOption = None,
+    images: Images = None,
+    allow_missing: AllowMissing = False,
+    split: Annotated[str, typer.Option(help="Split to measure: test, dev or train.")] = "test",
+    set_: Set = None,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a trained run or another model, on its own data, other data or a suite of benchmarks."""
+    go_offline(offline)
+    langs = comma_separated(lang)
+    if suite is None:
+        changes = overrides(set_, data=data, images=images, allow_missing=allow_missing)
+        _measure(run, task, langs, split, changes, as_json=as_json)
+        return
+    if data is not None or set_ or split != "test" or task != "retrieval":
+        raise UserError("a suite defines its data and measures retrieval: leave out --data, --set, --split and --task")
+    from polyalign.evaluation import suites
+    from polyalign.evaluation.evaluate import evaluate_suite
+
+    chosen = suites.load(suite).within(root, images, allow_missing=allow_missing)
+    found = evaluate_suite(run, chosen, langs, allow_absent=allow_absent)
+    if as_json:
+        print_json(found.model_dump(mode="json"))
+    else:
+        console().print(suites.render(found))
+
+
+@app.command(
+    rich_help_panel=EVALUATE,
+    epilog="Example: polyalign zeroshot runs/my-run ./imagenet/val --lang sw,am --names babel_imagenet.json",
+)
+def zeroshot(
+    run: Model,
+    images: Annotated[
+        str,
+        typer.Argument(
+            help="A folder with a folder for each class; imagenet, cars, caltech101, food101, cub, aircraft or pets "
+            "(see `polyalign datasets NAME`); or another Hugging Face dataset."
+        ),
+    ],
+    lang: Annotated[
+        str | None,
+        typer.Option(
+            help="Languages of the prompts, separated by commas; all: every language that --names has. "
+            "Default: the run's own."
+        ),
+    ] = None,
+    names: Annotated[
+        str | None,
+        typer.Option(
+            help="Class names: a .tsv or .json file, or Babel-ImageNet's file; openai: CLIP's own for ImageNet."
+        ),
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(help="A template with {} for the class; openai: CLIP's 80. Default: those of the language."),
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of a Hugging Face dataset. Default: test, or its name for it.")
+    ] = None,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Classify images without training: top-1, top-5 and mean per-class accuracy."""
+    go_offline(offline)
+    options = {"images": images, "names": names, "split": split, "prompts": tuple(prompt or ())}
+    _measure(run, "zeroshot", comma_separated(lang), "test", {"task": options}, as_json=as_json)
+
+
+@app.command(rich_help_panel=EVALUATE, epilog="Example: polyalign retention runs/my-run --lang en,de")
+def retention(
+    run: Annotated[str, typer.Argument(help="Folder of a finished run.")],
+    lang: Annotated[
+        str | None,
+        typer.Option(help="Other languages to test, separated by commas. Default: those the run was tested in."),
+    ] = None,
+    data: DataOption = None,
+    images: Images = None,
+    allow_missing: AllowMissing = False,
+    set_: Set = None,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Measure what the towers of a run could do before training and still can: translations, a probe, distances."""
+    go_offline(offline)
+    changes = overrides(set_, data=data, images=images, allow_missing=allow_missing)
+    _measure(run, "retention", comma_separated(lang), "test", changes, as_json=as_json)
+
+
+def _measure(
+    run: str, task: str, langs: tuple[str, ...], split: str, changes: dict[str, Any], *, as_json: bool
+) -> None:
+    from polyalign.evaluation import evaluate as evaluation
+
+    options = changes.pop("task", {})
+    results = evaluation.evaluate(run, task, langs=langs, split=split, overrides=changes, options=options)
+    if as_json:
+        print_json([result.model_dump(mode="json") for result in results])
+    else:
+        console().print(evaluation.renderer(task)(results))

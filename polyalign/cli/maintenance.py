@@ -1,0 +1,67 @@
+"""``polyalign cache`` and ``memory``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from polyalign.cli.options import MAINTAIN, Json, Offline, app, go_offline, print_json
+
+cache_app = typer.Typer(no_args_is_help=True, help="Cached output of frozen layers, which is computed once.")
+app.add_typer(cache_app, name="cache", rich_help_panel=MAINTAIN)
+
+
+@cache_app.command("list", epilog="Example: polyalign cache list")
+def cache_list(as_json: Json = False) -> None:
+    """List cached features, with size and the time it took to compute them."""
+    from dataclasses import asdict
+
+    from polyalign.evaluation import tables
+    from polyalign.models import feature_cache as cache
+
+    found = cache.entries()
+    if as_json:
+        print_json([asdict(entry) for entry in found])
+        return
+    for entry in found:
+        cost = tables.duration(entry.seconds)
+        print(f"{tables.size(entry.bytes):>10}  {entry.rows:>8,} {entry.what:<9} {cost:>10}  {entry.name}")
+    print(f"{tables.size(sum(entry.bytes for entry in found)):>10}  in {cache.folder()}")
+
+
+@cache_app.command("clear", epilog="Example: polyalign cache clear")
+def cache_clear() -> None:
+    """Delete all cached features; they are computed again when needed."""
+    from polyalign.evaluation import tables
+    from polyalign.models import feature_cache as cache
+
+    print(f"{tables.size(cache.clear())} freed in {cache.folder()}")
+
+
+@app.command(rich_help_panel=MAINTAIN, epilog="Example: polyalign memory runs/starter-sw-lilt-10k-pairs-s0/recipe.toml")
+def memory(
+    recipe: Annotated[Path, typer.Argument(help="A resolved recipe: the recipe.toml in the folder of a run.")],
+    out: Annotated[Path | None, typer.Option(help="File to write the result to, as JSON.")] = None,
+    offline: Offline = False,
+    as_json: Json = False,
+) -> None:
+    """Measure the peak memory of training with a resolved recipe, in two steps."""
+    import json
+
+    go_offline(offline)
+    from polyalign.config import recipe as recipes
+    from polyalign.evaluation import tables
+    from polyalign.experiments import peak_memory as measuring
+    from polyalign.utils import storage
+    from polyalign.utils.progress import progress_bars
+
+    with progress_bars():
+        held = measuring.peak_of(recipes.from_toml(recipe))
+    if out is not None:
+        storage.write_text(out, json.dumps({"bytes": held}))
+    if as_json:
+        print_json({"bytes": held})
+    else:
+        print(tables.size(held))

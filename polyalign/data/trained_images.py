@@ -1,0 +1,90 @@
+"""The images a run was trained on, kept with its checkpoint: an evaluation can tell whether it has seen them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from polyalign.data import image_prints, leakage
+from polyalign.data.image_prints import Print
+from polyalign.data.pairs import EncodedImage, PairTable
+from polyalign.utils.storage import load_tensors, save_tensors
+
+TRAINED_IMAGES = "train_images.safetensors"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RememberedImage:
+    """A training image of which only the perceptual hash is left; its file may be gone."""
+
+    name: str
+
+    def open(self) -> Image.Image:
+        """Raise FileNotFoundError: there is no image to open."""
+        raise FileNotFoundError(f"{self.name}: only its hash was kept")
+
+    def open_small(self, px: int) -> Image.Image:
+        """Raise FileNotFoundError: there is no image to open."""
+        return self.open()
+
+    def key(self) -> str:
+        """Return a name that no image file has."""
+        return f"remembered:{self.name}"
+
+
+def save_trained_images(folder: Path, table: PairTable) -> None:
+    """Write ids and perceptual hashes of the training images into the folder of a run (776 bytes an image)."""
+    encoded = [(i, image) for i, image in enumerate(table.images) if isinstance(image, EncodedImage)]
+    found = image_prints.look([image for _, image in encoded])
+    kept = [(i, one) for (i, _), one in zip(encoded, found, strict=True) if one.problem is None]
+    bits = np.array([one.bits for _, one in kept], np.bool_).reshape(len(kept), 64)
+    thumbs = np.array([one.thumb for _, one in kept], np.uint8).reshape(len(kept), 768)
+    tensors = {
+        "index": torch.tensor([i for i, _ in kept], dtype=torch.int64),
+        "bits": torch.from_numpy(np.packbits(bits, axis=1)),
+        "thumbs": torch.from_numpy(thumbs),
+    }
+    facts = {"name": table.name, "lang": table.lang, "ids": json.dumps(table.image_ids, ensure_ascii=False)}
+    save_tensors(folder / TRAINED_IMAGES, tensors, facts)
+
+
+def load_trained_images(folder: Path) -> PairTable | None:
+    """Return the training images of a run as a table without captions, or None if the run did not keep them.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = folder / TRAINED_IMAGES
+    if not path.is_file():
+        return None
+    tensors, facts = load_tensors(path)
+    ids = tuple(json.loads(facts["ids"]))
+    # Image ids of two runs may be alike: the folder keeps them apart.
+    images = tuple(RememberedImage(f"{folder.resolve()}:{image_id}") for image_id in ids)
+    bits = np.unpackbits(tensors["bits"].numpy(), axis=1).astype(np.bool_)
+    for row, index in enumerate(tensors["index"].tolist()):
+        image_prints.remember(images[index].key(), Print(bits[row], tensors["thumbs"][row].numpy()))
+    return PairTable(facts["name"], facts["lang"], "human", ids, images, (), np.empty(0, np.int64))
+
+
+def warn_if_trained_on(folder: Path, gallery: PairTable) -> None:
+    """Log a warning if images of the gallery were in the training data of the run in ``folder``.
+
+    Raises:
+        UserError: the list of training images cannot be read.
+    """
+    trained = load_trained_images(folder)
+    if trained is None:
+        logger.info(f"{folder} was trained before training images were recorded: {gallery.name} cannot be compared")
+        return
+    found = leakage.check(trained, gallery)
+    if found.leaks:
+        logger.warning(f"warning: the model was trained on images of this gallery: {found.describe()}")

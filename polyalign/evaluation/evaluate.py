@@ -1,0 +1,208 @@
+"""Evaluating a finished run or an external model: on a task, in several languages, or on a suite of benchmarks."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from polyalign.config import language, plugins
+from polyalign.config.language import describe
+from polyalign.config.recipe import Recipe, from_toml, merge, resolve, validate
+from polyalign.data.load import load_split, load_table
+from polyalign.data.pairs import PairTable
+from polyalign.data.trained_images import warn_if_trained_on
+from polyalign.evaluation import external_models, suites
+from polyalign.evaluation.encoders import Aligned, Encoder, ImageMemory
+from polyalign.evaluation.results import Record
+from polyalign.evaluation.suites import Suite, SuiteResult
+from polyalign.models import checkpoint
+from polyalign.utils.errors import UserError, did_you_mean
+from polyalign.utils.progress import progress_bars
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to evaluate a model on.
+
+    ``recipe`` is the run's own, None for an external model. ``langs`` are language codes; none stands for the run's
+    own. ``overrides`` are keys of the recipe, such as another ``source``.
+    """
+
+    model: str
+    recipe: Recipe | None
+    langs: tuple[str, ...] = ()
+    split: str = "test"
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+
+    def codes(self) -> list[str]:
+        """Return the languages asked for, or the run's own.
+
+        Raises:
+            UserError: an external model has no language of its own.
+        """
+        if self.langs:
+            return list(self.langs)
+        if self.recipe is None:
+            raise UserError(f"{self.model} has no language of its own: name one with --lang")
+        return [self.recipe.lang]
+
+    def recipe_for(self, lang: str) -> Recipe:
+        """Return the recipe whose source holds the data in this language.
+
+        Raises:
+            UserError: an unknown language or setting, or an external model without data.
+        """
+        language.load(lang)
+        if self.recipe is not None:
+            table = merge(self.recipe.table(), {**self.overrides, "lang": lang})
+            return validate(table, f"{self.model} with --set")
+        if "name" not in self.overrides.get("source", {}):
+            raise UserError(f"name the data to evaluate {self.model} on with --data or --suite")
+        return resolve("starter", lang, "projection", {"source": self.overrides["source"]})
+
+    def tables(self) -> Iterator[PairTable]:
+        """Yield the split in each language, checked for unreadable images and empty captions.
+
+        Raises:
+            UserError: the source lacks a language or the split.
+        """
+        recipes = [self.recipe_for(code) for code in self.codes()]
+        for recipe in recipes if self.recipe is None else ():
+            load_table(recipe, self.split)  # what is wrong in any language is reported before a large model is loaded
+        for recipe in recipes:
+            yield load_split(recipe, self.split)
+
+
+def evaluate(
+    model: str | Path | Encoder,
+    task: str = "retrieval",
+    *,
+    langs: Sequence[str] = (),
+    split: str = "test",
+    overrides: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[Any]:
+    """Evaluate a finished run or an external model on a task.
+
+    Args:
+        model: folder of a run, name of an external model (``hf:NAME``, ``open_clip:NAME/PRETRAINED``, ``mclip:NAME``),
+            or an encoder that is loaded already.
+        task: name of a task: one of ``evaluation/tasks``, of the user's ``./tasks``, or of an installed package.
+        langs: language codes; default: the run's own language.
+        split: ``train``, ``dev`` or ``test``.
+        overrides: keys of the run's recipe to change, such as ``{"source": {...}}`` or ``{"cache": {...}}``.
+        options: settings of the task, checked by its ``Config``.
+
+    Returns:
+        One result for each gallery, usually one a language.
+
+    Raises:
+        UserError: no such model, task or setting, or data that cannot be evaluated on.
+    """
+    module = plugins.load("tasks", task)
+    config = configure(module, task, options or {})
+    request = Request(_name(model), _recipe(model), tuple(langs), split, overrides or {})
+    with progress_bars():
+        galleries: Iterator[Any] = getattr(module, "galleries", _pair_tables)(request, config)
+        first = next(galleries)  # wrong data is reported before a large model is loaded
+        encoder = ImageMemory(open_model(model, request.overrides.get("cache")))
+        results = []
+        for gallery in itertools.chain([first], galleries):
+            _check_training_images(encoder.encoder, gallery, request)
+            results.append(module.score(encoder, gallery, config))
+        return results
+
+
+def evaluate_suite(
+    model: str | Path | Encoder, suite: Suite, langs: Sequence[str] = (), *, allow_absent: bool = False
+) -> SuiteResult:
+    """Evaluate a finished run or an external model on a suite, in these languages or in ``("all",)``.
+
+    Raises:
+        UserError: no such model, or benchmarks of the suite are missing and ``allow_absent`` is false.
+    """
+    codes = Request(_name(model), _recipe(model), tuple(langs)).codes()
+    ready = suites.find(suite, codes, allow_absent=allow_absent)
+    with progress_bars():
+        return suites.run(open_model(model), ready)
+
+
+def _check_training_images(encoder: Encoder, gallery: Any, request: Request) -> None:
+    """Warn if a run is evaluated on images that it was trained on; its own test and dev splits were checked then."""
+    own = request.split != "train" and "source" not in request.overrides
+    if isinstance(encoder, Aligned) and isinstance(gallery, PairTable) and not own:
+        warn_if_trained_on(encoder.folder, gallery)
+
+
+def open_model(model: str | Path | Encoder, cache: Mapping[str, Any] | None = None) -> Encoder:
+    """Load a finished run, or an external model by its name, onto the GPU where there is one.
+
+    ``cache`` changes keys of the recipe's section of that name for this evaluation.
+
+    Raises:
+        UserError: there is no finished run and no such external model, or no such key.
+    """
+    if not isinstance(model, str | Path):
+        return model
+    if external_models.is_external(str(model)):
+        return external_models.load(str(model))
+    folder = Path(model)
+    aligner, recipe = checkpoint.load(folder)
+    changed = validate(merge(recipe.table(), {"cache": dict(cache or {})}), f"{model} with --set")
+    return Aligned(str(model), aligner.to(device()), recipe, changed.cache, folder)
+
+
+def device() -> torch.device:
+    """Return the accelerator where there is one, else the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
+
+
+def configure(module: ModuleType, task: str, options: Mapping[str, Any]) -> Any:
+    """Check the settings of a task.
+
+    Raises:
+        UserError: an unknown setting, or a value out of its range.
+    """
+    try:
+        return module.Config(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        unknown = first["type"] == "extra_forbidden"
+        hint = f"; {did_you_mean(str(first['loc'][-1]), module.Config.model_fields)}" if unknown else ""
+        raise UserError(f"task {task}: {describe(error)}{hint}") from error
+
+
+def renderer(task: str) -> Callable[[Sequence[Any]], Any]:
+    """Return the function that shows the results of a task on the terminal, the task's own ``render`` if it has one."""
+    return getattr(plugins.load("tasks", task), "render", _as_json)
+
+
+def _pair_tables(request: Request, config: Any) -> Iterator[PairTable]:
+    return request.tables()
+
+
+def _as_json(results: Sequence[Record]) -> str:
+    return "\n".join(result.model_dump_json(indent=2) for result in results)
+
+
+def _name(model: str | Path | Encoder) -> str:
+    return str(model) if isinstance(model, str | Path) else model.name
+
+
+def _recipe(model: str | Path | Encoder) -> Recipe | None:
+    """Read the recipe of a run without loading its towers."""
+    if not isinstance(model, str | Path):
+        return model.recipe if isinstance(model, Aligned) else None
+    if external_models.is_external(str(model)):
+        return None
+    folder = Path(model)
+    checkpoint.check_finished(folder)
+    return from_toml(folder / checkpoint.RECIPE)

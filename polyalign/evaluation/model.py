@@ -1,0 +1,162 @@
+"""A trained model to use from Python: images and sentences to unit vectors of one space."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from polyalign.data.pairs import FileImage, ImageRef
+from polyalign.evaluation.encoders import Aligned, Encoder, Vectors
+from polyalign.evaluation.evaluate import open_model
+from polyalign.utils.errors import UserError
+from polyalign.utils.progress import progress
+
+Picture = str | Path | Image.Image | npt.NDArray[np.uint8]
+"""What ``Model.encode_image`` takes: a path, a PIL image, or an array ``(H, W, 3)`` or ``(H, W)`` of uint8."""
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class MemoryImage:
+    """A PIL image as an ``ImageRef``."""
+
+    image: Image.Image
+
+    def open(self) -> Image.Image:
+        """Return the image in RGB."""
+        return self.image.convert("RGB")
+
+    def key(self) -> str:
+        """Return a hash of size, mode and pixels."""
+        pixels = io.BytesIO()
+        self.image.convert("RGB").save(pixels, "BMP")
+        return hashlib.sha256(pixels.getbuffer()).hexdigest()
+
+
+class Model:
+    """An aligned model: a finished run, or an external model such as CLIP.
+
+    >>> model = polyalign.load("runs/starter-sw-lilt-10k-pairs-s0")
+    >>> photos = model.encode_image(["a.jpg", "b.jpg"])
+    >>> model.similarity(photos, model.encode_text(["mbwa mweusi"]))  # (2, 1)
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        """Wrap an encoder; use ``polyalign.load`` to get one by name."""
+        self.encoder = encoder
+
+    @property
+    def name(self) -> str:
+        """Folder of the run, or name of the external model."""
+        return self.encoder.name
+
+    @property
+    def lang(self) -> str | None:
+        """Language the run was trained in; None for an external model."""
+        return self.encoder.recipe.lang if isinstance(self.encoder, Aligned) else None
+
+    def encode_image(self, images: Sequence[Picture]) -> Vectors:
+        """Embed images.
+
+        Args:
+            images: paths, PIL images or uint8 arrays ``(H, W, 3)`` or ``(H, W)``, in any mix.
+
+        Returns:
+            ``(N, D)`` float32, rows of unit length.
+
+        Raises:
+            UserError: a file is missing or is not an image, or an array has another shape or type.
+        """
+        if isinstance(images, str | Path | Image.Image):
+            raise UserError("encode_image takes a list of images: put brackets around a single one")
+        refs = [_reference(image) for image in images]
+        if not isinstance(self.encoder, Aligned):
+            return self.encoder.encode_image(refs) if refs else self._nothing()
+        tower, aligner = self.encoder.aligner.vision, self.encoder.aligner
+        place = aligner.logit_scale.device
+        parts = [
+            aligner.encode_image(torch.stack([tower.transform(_open(ref)) for ref in batch]).to(place))
+            for batch in _batches(refs, "embedding images")
+        ]
+        return torch.cat(parts).float().cpu().numpy() if parts else self._nothing()
+
+    def encode_text(self, texts: Sequence[str]) -> Vectors:
+        """Embed sentences.
+
+        Returns:
+            ``(N, D)`` float32, rows of unit length.
+
+        Raises:
+            UserError: ``texts`` is a single string.
+        """
+        if isinstance(texts, str):
+            raise UserError("encode_text takes a list of sentences: put brackets around a single one")
+        if not isinstance(self.encoder, Aligned):
+            return self.encoder.encode_text(list(texts)) if len(texts) else self._nothing()
+        aligner = self.encoder.aligner
+        tower, place = aligner.text, aligner.logit_scale.device
+        parts = [
+            aligner.encode_text(tower.collate(tower.tokenize(list(batch))).to(place))
+            for batch in _batches(texts, "embedding sentences")
+        ]
+        return torch.cat(parts).float().cpu().numpy() if parts else self._nothing()
+
+    def similarity(self, images: Vectors, texts: Vectors) -> Vectors:
+        """Return the cosine similarity ``(N, M)`` of image vectors ``(N, D)`` and text vectors ``(M, D)``."""
+        found: Vectors = np.asarray(images, np.float32) @ np.asarray(texts, np.float32).T
+        return found
+
+    def __repr__(self) -> str:
+        return f"polyalign.Model({self.name!r})"
+
+    def _nothing(self) -> Vectors:
+        width = self.encode_text(["."]).shape[1]
+        return np.empty((0, width), np.float32)
+
+
+def load(model: str | Path) -> Model:
+    """Load a finished run, or an external model, onto the GPU where there is one.
+
+    Args:
+        model: folder of a run; or ``hf:NAME``, ``open_clip:NAME/PRETRAINED`` or ``mclip:NAME``.
+
+    Raises:
+        UserError: there is no finished run in the folder, or no such external model.
+    """
+    return Model(open_model(model))
+
+
+def _reference(image: Any) -> ImageRef:
+    if isinstance(image, str | Path):
+        return FileImage(Path(image))
+    if isinstance(image, Image.Image):
+        return MemoryImage(image)
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and (image.ndim == 2 or image.shape[2:] == (3,)):
+        return MemoryImage(Image.fromarray(image))
+    what = f"an array of {image.dtype} {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
+    raise UserError(f"not an image: {what}; give a path, a PIL image, or uint8 (H, W, 3) or (H, W)")
+
+
+def _open(image: ImageRef) -> Image.Image:
+    try:
+        return image.open()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise UserError(f"cannot read the image {getattr(image, 'path', '')}: {reason}") from error
+
+
+def _batches(items: Sequence[Any], task: str) -> Iterator[Sequence[Any]]:
+    with torch.inference_mode():
+        for start in range(0, len(items), _BATCH):
+            yield items[start : start + _BATCH]
+            progress(task, min(start + _BATCH, len(items)), len(items))

@@ -1,0 +1,315 @@
+"""The training loop: batches, gradients, dev evaluations, and when to stop."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from polyalign.config.recipe import Recipe
+from polyalign.evaluation import metrics
+from polyalign.evaluation.results import DevEvaluation
+from polyalign.models import checkpoint
+from polyalign.models.aligner import Aligner
+from polyalign.models.embed import PairFeatures, embed_features, encode_captions
+from polyalign.training import state as training_state
+from polyalign.training.loss import gather, info_nce, sigmoid
+from polyalign.training.optim import adamw, learning_rate, warmup_steps
+from polyalign.training.recompute import compile_blocks, recompute_blocks
+from polyalign.training.state import State
+from polyalign.utils.errors import UserError
+from polyalign.utils.precision import trains_in_bf16
+from polyalign.utils.process import Spent, ctrl_c_held_back, from_main_process, peak_memory
+from polyalign.utils.progress import progress
+
+logger = logging.getLogger(__name__)
+
+_LOSSES_READ_EVERY = 50
+"""Steps between two readings of the loss: each reading waits for the GPU."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Length of a run: all steps, steps per epoch, and the steps after which the dev split is evaluated."""
+
+    steps: int
+    steps_per_epoch: int
+    dev_evaluations: frozenset[int]
+
+    @staticmethod
+    def of(recipe: Recipe, pairs: int) -> Plan:
+        """Count the steps. The last batch of an epoch is dropped if it is not full, unless it is the only one."""
+        per_epoch = max(1, pairs // recipe.optim.batch_size)
+        steps = max(recipe.optim.epochs * per_epoch, recipe.optim.min_steps)
+        dev_evaluations = frozenset(
+            max(1, round(steps * k / recipe.train.evals)) for k in range(1, recipe.train.evals + 1)
+        )
+        return Plan(steps, per_epoch, dev_evaluations)
+
+
+class Loop:
+    """The training loop. Batch and random numbers of a step depend on (seed, step) alone: a run can be resumed."""
+
+    def __init__(
+        self, recipe: Recipe, aligner: Aligner, features: PairFeatures, dev: PairFeatures, accelerator: Accelerator
+    ) -> None:
+        """Take a built aligner and the features that its trainable part takes, for train and dev.
+
+        Raises:
+            UserError: the batch cannot be divided among the processes.
+        """
+        self.recipe = recipe
+        self.aligner = aligner
+        self.features = features
+        self.dev = dev
+        self.accelerator = accelerator
+        self.dev_images = len(dev.images)
+        self.plan = Plan.of(recipe, len(features.captions))
+        self._order: tuple[int, npt.NDArray[np.int64]] | None = None
+        self._unread: list[torch.Tensor] = []
+        batch = min(recipe.optim.batch_size, len(features.captions))
+        if batch % accelerator.num_processes:
+            raise UserError(
+                f"a batch of {batch} pairs cannot be divided among {accelerator.num_processes} processes: "
+                "set optim.batch_size (and the budget) to a multiple of them"
+            )
+        shortened = warmup_steps(recipe.optim, self.plan.steps)
+        if shortened < recipe.optim.warmup_steps:
+            logger.info(f"warm-up shortened from {recipe.optim.warmup_steps} to {shortened} steps, a tenth of the run")
+        if recipe.train.recompute:
+            recompute_blocks(aligner)
+        if recipe.train.compile:
+            compile_blocks(aligner)
+        self.optimiser = adamw(aligner.trainable(), recipe.optim)
+        allowed = recipe.train.max_seconds
+        self.seconds = None if allowed is None else allowed - (features.spent + dev.spent).seconds
+
+    def run(self, path: Path, *, resume: bool) -> State:
+        """Train to the end, until dev has stopped improving, or until the time is over.
+
+        Raises:
+            UserError: the loss is not finite, there is no time to train in, or memory exceeds its bound.
+        """
+        if self.seconds is not None and self.seconds <= 0:
+            spent = self.features.spent + self.dev.spent
+            raise UserError(
+                f"computing the frozen part took {spent.seconds:.0f} s and leaves no time to train: allow more time"
+            )
+        settings = self.recipe.to_toml()
+        state = self._resumed(path, settings) if resume else State()
+        began = Spent.until_now() - state.spent
+        self.aligner.train()
+        with ctrl_c_held_back() as pressed:
+            while (before := self.place(state)) < self.plan.steps and not state.finished:
+                for group in self.optimiser.param_groups:
+                    group["lr"] = learning_rate(self.recipe.optim, before, self.plan.steps)
+                self._unread.append(self._step(state.step))
+                state.step += 1
+                state.spent = self._clock(began)
+                place = self.place(state)
+                due = any(before < step <= place for step in self.plan.dev_evaluations)
+                if due or pressed or len(self._unread) == _LOSSES_READ_EVERY:
+                    self._read_losses(state)
+                if due:
+                    self._evaluate_dev(state)
+                self._check_memory()
+                if due or pressed:
+                    self._save(path, state, settings)
+                progress("training", place, self.plan.steps, _note(state))
+                if pressed:
+                    raise KeyboardInterrupt
+        spent = Spent.until_now() - began
+        state.spent = replace(spent, cpu_seconds=self._over_processes(spent.cpu_seconds, "sum"))
+        return state
+
+    def _resumed(self, path: Path, settings: str) -> State:
+        """Load the state to continue from; the main process decides whether there is one.
+
+        Raises:
+            UserError: the state belongs to other settings, or a process cannot see the file.
+        """
+        if not from_main_process(path.is_file()):
+            return State()
+        if self._over_processes(float(path.is_file()), "min") < 1:
+            raise UserError(f"{path} is not visible to all processes: put --out on a file system they share")
+        state = training_state.load(path, self.aligner, self.optimiser, settings)
+        logger.info(f"continuing after step {state.step:,} of {self.plan.steps:,}")
+        return state
+
+    def place(self, state: State) -> int:
+        """Return the progress of training in steps: the steps done, or more where a time budget is nearer its end."""
+        if self.seconds is None:
+            return state.step
+        return max(state.step, min(self.plan.steps, int(self.plan.steps * state.spent.seconds / self.seconds)))
+
+    def batch(self, step: int) -> npt.NDArray[np.int64]:
+        """Return this process's pairs of a step: its share of the batch, from the epoch's seeded permutation."""
+        epoch, place = divmod(step, self.plan.steps_per_epoch)
+        if self._order is None or self._order[0] != epoch:
+            rng = np.random.default_rng((self.recipe.train.seed, epoch))
+            self._order = epoch, rng.permutation(len(self.features.captions))
+        size = self.recipe.optim.batch_size
+        whole = self._order[1][place * size : (place + 1) * size]
+        share = len(whole) // self.accelerator.num_processes
+        return whole[self.accelerator.process_index * share :][:share]
+
+    def backward(self, pairs: npt.NDArray[np.int64], seed: int, epoch: int = 0) -> torch.Tensor:
+        """Add the gradients of the global batch's loss, and return it; ``pairs`` is this process's share of the batch.
+
+        With ``optim.micro_batch`` the embeddings are first computed without gradients, the loss gives the gradient of
+        each embedding, and then each part of the batch is run again to propagate its own (GradCache, Gao et al.
+        2021). Each part is seeded, so that dropout is the same both times.
+        """
+        parts = np.array_split(pairs, math.ceil(len(pairs) / (self.recipe.optim.micro_batch or len(pairs))))
+        if len(parts) == 1:
+            loss = self.loss(*self._encode(pairs, seed, epoch), pairs)
+            self.accelerator.backward(loss)
+            return loss.detach()
+        with torch.no_grad():
+            made = [self._encode(part, seed + number, epoch) for number, part in enumerate(parts)]
+        image, text = (torch.cat(embeddings).requires_grad_() for embeddings in zip(*made, strict=True))
+        loss = self.loss(image, text, pairs)
+        self.accelerator.backward(loss)
+        assert image.grad is not None
+        assert text.grad is not None
+        start = 0
+        for number, part in enumerate(parts):
+            rows = slice(start, start + len(part))
+            torch.autograd.backward(self._encode(part, seed + number, epoch), (image.grad[rows], text.grad[rows]))
+            start += len(part)
+        return loss.detach()
+
+    def loss(self, image: torch.Tensor, text: torch.Tensor, pairs: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Compute the global batch's loss from this process's ``(B, D)`` embeddings of ``pairs``."""
+        image, text = gather(image), gather(text)
+        image_of = gather(torch.from_numpy(self.features.image_of[pairs]).to(self.accelerator.device))
+        if self.aligner.logit_bias is not None:
+            return sigmoid(image, text, self.aligner.scale, self.aligner.logit_bias, image_of)
+        return info_nce(image, text, self.aligner.scale, image_of)
+
+    def _encode(self, pairs: npt.NDArray[np.int64], seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(seed)
+        device, images = self.accelerator.device, self.features.images
+        with torch.autocast(device.type, torch.bfloat16, enabled=trains_in_bf16(self.recipe.train.precision)):
+            image = self.aligner.encode_image(images.batch(self.features.image_rows(pairs, epoch), device), images.cut)
+            text = encode_captions(self.aligner, self.features.captions, pairs)
+        return image.float(), text.float()
+
+    def _step(self, step: int) -> torch.Tensor:
+        self.optimiser.zero_grad(set_to_none=True)
+        rng = np.random.default_rng((self.recipe.train.seed, step, self.accelerator.process_index))
+        epoch = step // self.plan.steps_per_epoch
+        loss = self.backward(self.batch(step), int(rng.integers(2**62)), epoch)
+        average_gradients(self.aligner, self.accelerator)
+        nn.utils.clip_grad_norm_(self.aligner.trainable().values(), self.recipe.optim.grad_clip)
+        self.optimiser.step()
+        return loss
+
+    def _read_losses(self, state: State) -> None:
+        """Move the losses of the last steps into the state. They stay on the GPU until then: reading waits for it.
+
+        Raises:
+            UserError: one of them is not finite.
+        """
+        losses = torch.stack(self._unread).tolist()
+        for step, loss in enumerate(losses, start=state.step - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise UserError(f"the loss is {loss} at step {step}: lower the learning rate (--set optim.lr=...)")
+        state.losses += losses
+        self._unread = []
+
+    def _evaluate_dev(self, state: State) -> None:
+        """Evaluate on dev, keep the best state, and stop after ``patience`` evaluations without improvement.
+
+        The main process measures; the others take its result, so that all stop at the same step.
+        """
+        mean_recall = from_main_process(self._dev_mean_recall() if self.accelerator.is_main_process else None)
+        self.aligner.train()
+        loss = float(np.mean(state.losses))
+        seconds = state.spent.seconds
+        state.dev_evaluations.append(
+            DevEvaluation(step=state.step, seconds=seconds, loss=loss, dev_mean_recall=mean_recall)
+        )
+        state.losses = []
+        if state.best_dev_evaluation == len(state.dev_evaluations) - 1:
+            state.best = {
+                name: tensor.detach().cpu().clone() for name, tensor in checkpoint.trained_state(self.aligner).items()
+            }
+        if (alarm := collapse_alarm(state.dev_evaluations, self.dev_images)) is not None:
+            logger.warning(alarm)
+        since_best = len(state.dev_evaluations) - 1 - state.best_dev_evaluation
+        state.finished = since_best >= self.recipe.train.patience
+
+    def _dev_mean_recall(self) -> float:
+        embedded = embed_features(self.aligner, self.dev, rows_at_a_time(self.recipe))
+        ranked = metrics.both_directions(embedded.images, embedded.captions, embedded.image_of)
+        hits = metrics.gather_hits(ranked[0].rank, ranked[1].rank, embedded.image_of)
+        return float(metrics.recalls([hits])[-1])
+
+    def _clock(self, began: Spent) -> Spent:
+        """Read the time spent; under a time budget that of the slowest process, so that all end at the same step."""
+        spent = Spent.until_now() - began
+        return spent if self.seconds is None else replace(spent, seconds=self._over_processes(spent.seconds, "max"))
+
+    def _over_processes(self, value: float, how: Literal["sum", "max", "min"]) -> float:
+        """Reduce a number over all processes."""
+        if self.accelerator.num_processes == 1:
+            return value
+        values: torch.Tensor = self.accelerator.gather(torch.tensor([value], device=self.accelerator.device))
+        return float(getattr(values, how)())
+
+    def _check_memory(self) -> None:
+        allowed = self.recipe.train.max_memory_bytes
+        if allowed is not None and (held := peak_memory(self.accelerator.device)) > allowed:
+            raise UserError(
+                f"training holds {held / 2**30:.2f} GiB, over its bound of {allowed / 2**30:.2f} GiB: "
+                "lower optim.micro_batch, or allow more memory"
+            )
+
+    def _save(self, path: Path, state: State, settings: str) -> None:
+        if self.accelerator.is_main_process:
+            training_state.save(path, state, self.aligner, self.optimiser, settings)
+
+
+def average_gradients(aligner: Aligner, accelerator: Accelerator) -> None:
+    """Average every trainable parameter's gradient over processes, in one message."""
+    if accelerator.num_processes == 1:
+        return
+    gradients = [parameter.grad for parameter in aligner.trainable().values() if parameter.grad is not None]
+    flat = torch.cat([gradient.flatten() for gradient in gradients])
+    flat = accelerator.reduce(flat, "mean")
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def collapse_alarm(dev_evaluations: list[DevEvaluation], dev_images: int) -> str | None:
+    """Return a warning if the last dev evaluation shows a collapse: recall at chance, or under half of the best."""
+    chance = sum(min(k / dev_images, 1) for k in metrics.RECALL_AT) / len(metrics.RECALL_AT)
+    last, best = dev_evaluations[-1].dev_mean_recall, max(look.dev_mean_recall for look in dev_evaluations)
+    advice = "lower the learning rate (--set optim.lr=...); the best state so far is kept"
+    if len(dev_evaluations) > 2 and last <= 1.25 * chance:
+        return f"collapse: dev recall {100 * last:.1f} % is at chance after step {dev_evaluations[-1].step:,}; {advice}"
+    if last < best / 2:
+        fall = f"fell from {100 * best:.1f} to {100 * last:.1f} %"
+        return f"collapse: dev recall {fall} by step {dev_evaluations[-1].step:,}; {advice}"
+    return None
+
+
+def _note(state: State) -> str:
+    if not state.dev_evaluations:
+        return f"loss {state.losses[-1]:.2f}" if state.losses else ""
+    last, best = state.dev_evaluations[-1], state.dev_evaluations[state.best_dev_evaluation].dev_mean_recall
+    return f"loss {last.loss:.2f}, dev mean recall {100 * last.dev_mean_recall:.1f} (best {100 * best:.1f})"
+
+
+def rows_at_a_time(recipe: Recipe) -> int:
+    """Return the number of images or captions that are embedded at a time in an evaluation."""
+    return min(256, recipe.optim.micro_batch or 256)

@@ -1,0 +1,349 @@
+"""Continued masked-language-model training of a Hugging Face encoder on a user's own text.
+
+The loop is transformers' ``Trainer``; this module says what it is given, where it may write, and what is reported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from safetensors import SafetensorError
+from transformers import (
+    AutoModelForMaskedLM,
+    DataCollatorForLanguageModeling,
+    PreTrainedModel,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+from transformers.utils import logging
+
+from polyalign.config.tower import TextSpec
+from polyalign.models.towers.text import load_tokenizer
+from polyalign.models.vocabulary import read
+from polyalign.utils import storage
+from polyalign.utils.errors import UserError
+from polyalign.utils.progress import progress
+
+RECORD = "pretrained.json"
+
+_WORK = "checkpoints"
+_SETTINGS = "settings.json"
+_DEV_MOST = 2000
+_IGNORED = -100
+# A checkpoint holds the weights and Adam's two moments; a new one is written before the old one is removed.
+_ROOM = 6
+
+
+class Config(BaseModel):
+    """What decides the weights, but for ``save_minutes``, the time between two checkpoints.
+
+    ``texts`` are files of one sentence a line; a sentence that is given twice counts once. ``dev_share`` of them, 2,000
+    at most, are not trained on but measured. ``max_steps`` overrides ``epochs``. Sentences longer than ``max_tokens``,
+    or than the encoder takes, are truncated. ``new_head`` accepts an encoder without a masked-language-model head.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(min_length=1)
+    revision: str | None = None
+    texts: tuple[Path, ...] = Field(min_length=1)
+    epochs: int = Field(3, gt=0)
+    max_steps: int | None = Field(None, gt=0)
+    batch_size: int = Field(32, gt=0)
+    lr: float = Field(5e-5, gt=0)
+    warmup_share: float = Field(0.06, ge=0, lt=1)
+    weight_decay: float = Field(0.01, ge=0)
+    mask_probability: float = Field(0.15, gt=0, lt=1)
+    max_tokens: int = Field(128, gt=2)
+    dev_share: float = Field(0.05, gt=0, lt=1)
+    new_head: bool = False
+    save_minutes: float = Field(10, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
+class Pretrained(BaseModel):
+    """What training did; ``sentences`` are those trained on and held out, ``loss`` is on the latter, before and after.
+
+    ``settings`` are the configuration's, with a hash of the text in place of the names of its files.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    sentences: tuple[int, int]
+    steps: int
+    loss: tuple[float, float]
+    settings: dict[str, Any]
+
+    @property
+    def perplexity(self) -> tuple[float, float]:
+        """The exponential of each loss."""
+        return math.exp(self.loss[0]), math.exp(self.loss[1])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' own messages and progress bars."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+
+
+@_quiet()
+def pretrain_text(config: Config, out: Path, *, resume: bool = False) -> Pretrained:
+    """Train the encoder on the texts and write it to ``out``: weights with their head, tokenizer and model card.
+
+    An interrupted run continues with ``resume`` from its last checkpoint, to the weights of an uninterrupted one; for a
+    finished run that does nothing.
+
+    Raises:
+        UserError: a text or the encoder cannot be read, the encoder has no masked-language-model head, the loss is no
+            longer finite, or ``out`` holds something other than this very run.
+    """
+    storage.check_writable(out)
+    train, dev = _split(read(config.texts), config)
+    digest = hashlib.sha256("\n".join(train + dev).encode()).hexdigest()[:16]
+    settings = {**config.model_dump(mode="json", exclude={"texts", "save_minutes"}), "text": digest}
+    if (done := _claimed(out, settings, resume=resume)) is not None:
+        return done
+    model, tokenizer = _load(config)
+    work = out / _WORK
+    if not (work / _SETTINGS).exists():
+        storage.check_room(out, _ROOM * sum(p.numel() * 4 for p in model.parameters()), "the checkpoints of a run")
+        _write_json(work / _SETTINGS, settings)
+    masking = Masking(tokenizer, config.mask_probability, _longest(config, model, tokenizer), config.seed)
+    reporter = Reporter(config.save_minutes)
+    trainer = Trainer(model, _arguments(config, work), masking, train, dev, callbacks=[reporter])
+    trainer.remove_callback(PrinterCallback)
+    before = trainer.evaluate()["eval_loss"]
+    # Trainer reads the optimiser's state and the random states with ``torch.load(weights_only=True)``, which builds
+    # tensors and plain values and runs no code; the files are this run's own. The weights are safetensors.
+    trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+    after = trainer.evaluate()["eval_loss"]
+    model.save_pretrained(out)
+    for weights in out.glob("*.safetensors"):
+        weights.chmod(0o644)
+    tokenizer.save_pretrained(out)
+    steps = trainer.state.global_step
+    done = Pretrained(sentences=(len(train), len(dev)), steps=steps, loss=(before, after), settings=settings)
+    storage.write_text(out / "README.md", _card(done, [path.name for path in config.texts]))
+    _write_json(out / RECORD, done.model_dump(mode="json"))
+    shutil.rmtree(work)
+    return done
+
+
+class Masking(DataCollatorForLanguageModeling):
+    """Tokenises a batch of sentences and masks it, 80 % hidden, 10 % replaced, 10 % kept (Devlin et al. 2019).
+
+    What is masked follows from the sentences and the seed alone: dev is masked alike before and after training, and a
+    resumed run is given what an uninterrupted one is.
+    """
+
+    def __init__(self, tokenizer: Any, probability: float, max_tokens: int, seed: int) -> None:
+        """Mask each token with ``probability``, in sentences truncated to ``max_tokens``."""
+        super().__init__(tokenizer, mlm_probability=probability)
+        self._max_tokens, self._first = max_tokens, seed
+
+    def torch_call(self, examples: list[Any]) -> dict[str, torch.Tensor]:
+        """Return ``input_ids``, ``attention_mask`` and ``labels``, each ``(B, L)``; at least one token is masked."""
+        cut = {"truncation": True, "max_length": self._max_tokens, "padding": True}
+        batch = self.tokenizer(examples, **cut, return_special_tokens_mask=True, return_tensors="pt")
+        special = batch["special_tokens_mask"].bool()
+        self.generator = torch.Generator().manual_seed(zlib.crc32("\n".join(examples).encode(), self._first))
+        ids, labels = self.torch_mask_tokens(batch["input_ids"], special)
+        if bool((labels == _IGNORED).all()):  # the loss of no token at all is not a number
+            place = special.flatten().long().argmin()
+            labels.view(-1)[place] = ids.view(-1)[place]
+            ids.view(-1)[place] = self.tokenizer.mask_token_id
+        return {"input_ids": ids, "attention_mask": batch["attention_mask"], "labels": labels}
+
+
+class Reporter(TrainerCallback):
+    """Reports progress, has checkpoints written by the clock, and stops a run whose loss is lost."""
+
+    def __init__(self, save_minutes: float) -> None:
+        """Ask for a checkpoint every ``save_minutes``."""
+        self._seconds = 60 * save_minutes
+        self._saved, self._measured, self._note = time.monotonic(), 0, ""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+        """Take the loss."""
+        loss = (logs or {}).get("loss")
+        if loss is None:
+            return
+        if not math.isfinite(loss):
+            raise UserError(f"the loss is {loss} by step {state.global_step}: lower the learning rate (--set lr=...)")
+        self._note = f"loss {loss:.3f}"
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Report the step, and ask for a checkpoint where it is time."""
+        progress("masked language modelling", state.global_step, state.max_steps, self._note)
+        if time.monotonic() - self._saved >= self._seconds:
+            control.should_save, self._saved = True, time.monotonic()
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **_: Any) -> None:
+        """Report a batch that was measured."""
+        self._measured = self._measured % len(eval_dataloader) + 1
+        progress("measuring on held-out sentences", self._measured, len(eval_dataloader))
+
+
+def _split(sentences: Sequence[str], config: Config) -> tuple[list[str], list[str]]:
+    unique = list(dict.fromkeys(sentence.strip() for sentence in sentences))
+    if len(unique) < 2:
+        names = ", ".join(map(str, config.texts))
+        raise UserError(f"too little text in {names}: at least two different sentences are needed, one a line")
+    order = np.random.default_rng(config.seed).permutation(len(unique))
+    shuffled = [unique[i] for i in order]
+    held_out = min(max(1, round(config.dev_share * len(unique))), _DEV_MOST, len(unique) - 1)
+    return shuffled[held_out:], shuffled[:held_out]
+
+
+def _claimed(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Pretrained | None:
+    """Return what a finished run of the same settings left in ``out``; None where there is training to be done.
+
+    Raises:
+        UserError: ``out`` holds something else, or another run, or one that ``resume`` does not ask for.
+    """
+    record, started = out / RECORD, out / _WORK / _SETTINGS
+    if record.is_file() and resume:
+        done = Pretrained.model_validate_json(record.read_text(encoding="utf-8"))
+        _check_same(out, done.settings, settings)
+        shutil.rmtree(out / _WORK, ignore_errors=True)
+        return done
+    if started.is_file() and not record.is_file():
+        if not resume:
+            raise UserError(f"{out} holds an interrupted run: continue it with --resume, or give another --out")
+        _check_same(out, json.loads(started.read_text(encoding="utf-8")), settings)
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there already: give another --out")
+    return None
+
+
+def _check_same(out: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    changed = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
+    if changed:
+        what = ", ".join(f"{key} was {theirs.get(key)}, is {ours.get(key)}" for key in changed)
+        raise UserError(f"{out} holds a run with other settings ({what}): give the same ones, or another --out")
+
+
+def _load(config: Config) -> tuple[PreTrainedModel, Any]:
+    """Load the encoder with its masked-language-model head, and its tokenizer.
+
+    Raises:
+        UserError: they cannot be loaded, or weights are missing, which transformers would draw at random.
+    """
+    tokenizer = load_tokenizer(TextSpec(model=config.model, revision=config.revision))
+    how: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    torch.manual_seed(config.seed)  # for a new head
+    try:
+        model, info = AutoModelForMaskedLM.from_pretrained(
+            tokenizer.name_or_path, revision=config.revision, dtype=torch.float32, **how
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        line = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"cannot load {config.model} as a masked language model: {line}") from error
+    if tokenizer.mask_token is None:
+        raise UserError(f"{config.model} has no mask token: it is not a masked language model")
+    missing = sorted(info["missing_keys"])
+    inside = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
+    if inside:
+        raise UserError(f"{config.model} lacks {len(inside)} of the encoder's weights, {inside[0]} among them")
+    if missing and not config.new_head:
+        raise UserError(
+            f"{config.model} has no masked-language-model head in its weights ({missing[0]} is missing): "
+            "to train a new head from random weights, add --set new_head=true"
+        )
+    return model, tokenizer
+
+
+def _longest(config: Config, model: PreTrainedModel, tokenizer: Any) -> int:
+    """Return how many tokens a sentence may have; XLM-R numbers positions from two on, so two are left out."""
+    positions = getattr(model.config, "max_position_embeddings", None) or config.max_tokens + 2
+    return min(config.max_tokens, int(tokenizer.model_max_length), positions - 2)
+
+
+def _arguments(config: Config, work: Path) -> TrainingArguments:
+    gpu = torch.cuda.is_available()
+    return TrainingArguments(
+        output_dir=str(work),
+        num_train_epochs=config.epochs,
+        max_steps=config.max_steps or -1,
+        per_device_train_batch_size=config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
+        learning_rate=config.lr,
+        warmup_steps=config.warmup_share,  # below one, a share of all steps
+        weight_decay=config.weight_decay,
+        bf16=gpu and torch.cuda.is_bf16_supported(),
+        seed=config.seed,
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        save_strategy="no",  # the callback asks for checkpoints
+        save_total_limit=1,
+        remove_unused_columns=False,
+        dataloader_pin_memory=gpu,
+        disable_tqdm=True,
+        log_level="error",
+        report_to=[],
+        push_to_hub=False,
+    )
+
+
+def _last_checkpoint(work: Path) -> str | None:
+    """Return the newest whole checkpoint: Trainer writes the file of its own state last."""
+    whole = [state.parent for state in work.glob("checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    storage.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _card(done: Pretrained, files: Sequence[str]) -> str:
+    settings = "\n".join(f"| `{key}` | {value} |" for key, value in done.settings.items())
+    return f"""---
+library_name: transformers
+pipeline_tag: fill-mask
+---
+
+# {done.settings["model"]}, trained further on text
+
+Made by `polyalign pretrain`: {done.steps:,} steps of masked language modelling from `{done.settings["model"]}`, on
+{done.sentences[0]:,} different sentences from {", ".join(files)}. No image was involved.
+
+`AutoModel`, `AutoModelForMaskedLM` and `AutoTokenizer` load this folder; in polyalign it is a text tower with
+`--set text.model=FOLDER`.
+
+## Measured
+
+On {done.sentences[1]:,} held-out sentences, masked alike before and after; perplexity is the exponential of the loss
+at the masked tokens.
+
+| | before | after |
+|---|---|---|
+| masked-LM loss | {done.loss[0]:.3f} | {done.loss[1]:.3f} |
+| perplexity | {done.perplexity[0]:.1f} | {done.perplexity[1]:.1f} |
+
+## Settings
+
+| setting | value |
+|---|---|
+{settings}
+"""
