@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, TypeVar
@@ -224,7 +224,7 @@ def _without_seed(recipe: dict[str, Any]) -> dict[str, Any]:
 
 def _options(groups: Sequence[Sequence[Run]]) -> list[str]:
     """Return the settings in which groups of the same strategy and towers differ, with the recipe if it varies."""
-    flat = [dict(_flatten(_without_seed(group[0].recipe))) for group in groups]
+    flat = [dict(flatten(_without_seed(group[0].recipe))) for group in groups]
     kinds = [(group[0].strategy, group[0].towers, _recipe_name(group[0])) for group in groups]
     several = len({recipe for _, _, recipe in kinds}) > 1
     labels = []
@@ -240,10 +240,11 @@ def _recipe_name(run: Run | LeftOut) -> str:
     return str(run.recipe.get("name"))
 
 
-def _flatten(table: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+def flatten(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Yield the values of a nested table by their dotted keys."""
     for key, value in table.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
 
