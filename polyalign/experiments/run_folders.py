@@ -1,4 +1,4 @@
-"""Folders of runs: where one goes, what may be written there, and evaluating one again."""
+"""Folders of runs: their names, and training into them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from polyalign.config.recipe import Recipe
 from polyalign.evaluation.results import Run
+from polyalign.models import checkpoint
 from polyalign.training import train
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
@@ -29,37 +30,59 @@ def default_folder(recipe: Recipe) -> Path:
 
 
 def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> Run | None:
-    """Train into a folder; a finished run of the same recipe is given back as it is. None in all but the main process.
+    """Train into a folder and return the run, or the finished run of the same recipe that the folder holds.
+
+    With ``overwrite`` an existing run is deleted first; other files in the folder are kept. In all but the main process
+    the result is None.
 
     Raises:
-        UserError: the folder holds another run, or an unfinished one and neither ``resume`` nor ``overwrite`` is given;
-            or it cannot be written to.
+        UserError: the folder holds a run with other settings, an unfinished run (without ``resume`` and ``overwrite``),
+            or a ``result.json`` that is not of a run; or it is not writable.
     """
     storage.check_writable(folder)
     every = processes()
     main = every.is_main_process
     finished, begun = folder / train.RESULT, folder / train.STATE
-    if overwrite and main and (finished.exists() or begun.exists()):
-        shutil.rmtree(folder)
-    every.wait_for_everyone()  # none may look into a folder that is being emptied
+    if overwrite and main:
+        _delete_run(folder)
+    every.wait_for_everyone()  # the main process may be deleting an old run
     if not main:
         logging.getLogger("polyalign").setLevel(logging.ERROR)
     if finished.exists():
         run = Run.load_json(finished)
         if not recipe.is_of(run.recipe):
-            raise UserError(f"{folder} holds a run with other settings: give another --out, or --overwrite")
-        logger.info(f"{folder} is finished already; --overwrite trains it again")
+            raise UserError(f"{folder} holds a run with other settings: use another --out, or --overwrite")
+        logger.info(f"the run in {folder} is already finished; train it again with --overwrite")
         return run if main else None
     if begun.exists() and not resume:
-        raise UserError(f"{folder} holds an unfinished run: go on with --resume, or begin again with --overwrite")
+        raise UserError(f"{folder} holds an unfinished run: continue it with --resume, or start over with --overwrite")
     if resume and not begun.exists():
-        logger.info(f"nothing to resume in {folder}: beginning anew")
+        logger.info(f"nothing to resume in {folder}: starting a new run")
     with progress_bars(enabled=main):
         return train.train(recipe, folder, resume=resume)
 
 
+def _delete_run(folder: Path) -> None:
+    """Delete what a run has written into its folder, and only that; symbolic links are removed, not followed.
+
+    Raises:
+        UserError: there is a ``result.json`` that is not of a run.
+    """
+    owned: tuple[str, ...] = (train.STATE,)  # an unfinished run has written nothing else
+    if (folder / checkpoint.TOWERS).is_file():
+        owned = train.FILES
+    elif (folder / train.RESULT).is_file():
+        Run.load_json(folder / train.RESULT)
+        owned += (train.RESULT,)
+    for path in [folder / name for name in owned]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def next_commands(folder: Path, run: Run) -> list[str]:
-    """Suggest what to try after training."""
+    """Return commands to try after training."""
     other = next((strategy for strategy in ("lilt", "projection", "lit") if strategy != run.strategy), "full")
     return [
         f"polyalign eval {folder} --lang {run.lang},en",

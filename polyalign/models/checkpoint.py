@@ -17,6 +17,8 @@ from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 
 WEIGHTS, RECIPE, TOWERS, TOKENIZER = "model.safetensors", "recipe.toml", "towers.json", "tokenizer"
+FILES = (WEIGHTS, RECIPE, TOWERS, TOKENIZER)
+"""All that ``save`` writes into a folder."""
 
 
 class Towers(BaseModel):

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from polyalign.config.recipe import Recipe
 from polyalign.data.load import load_split, load_tables
 from polyalign.data.pairs import PairTable
-from polyalign.data.trained_images import save_trained_images
+from polyalign.data.trained_images import TRAINED_IMAGES, save_trained_images
 from polyalign.evaluation.results import Retention, Retrieval, Run
 from polyalign.evaluation.tasks import retention, retrieval
 from polyalign.models import checkpoint
@@ -25,6 +25,8 @@ from polyalign.utils.process import one_first, peak_memory, processes
 from polyalign.utils.versions import versions
 
 RESULT, STATE = "result.json", "state.safetensors"
+FILES = (*checkpoint.FILES, TRAINED_IMAGES, RESULT, STATE)
+"""All that a run writes into its folder; ``--overwrite`` deletes these and nothing else."""
 
 
 def train(recipe: Recipe, out: Path, *, resume: bool) -> Run | None:

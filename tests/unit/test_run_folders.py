@@ -55,7 +55,7 @@ def test_a_finished_run_is_given_back_and_not_trained_again(finished, caplog):
     for resume in (False, True):
         assert train_into(finished, resume=resume) == Run.load_json(finished / train.RESULT)
     assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
-    assert caplog.messages == [f"{finished} is finished already; --overwrite trains it again"] * 2
+    assert caplog.messages == [f"the run in {finished} is already finished; train it again with --overwrite"] * 2
 
 
 def test_a_run_that_was_finished_before_a_setting_came_is_given_back(finished):
@@ -66,28 +66,65 @@ def test_a_run_that_was_finished_before_a_setting_came_is_given_back(finished):
 
 
 def test_a_finished_run_of_other_settings_is_not_given_back(finished):
-    with pytest.raises(UserError, match="holds a run with other settings: give another --out, or --overwrite"):
+    with pytest.raises(UserError, match="holds a run with other settings: use another --out, or --overwrite"):
         train_into(finished, train={"seed": 1})
 
 
-def test_overwriting_trains_again_and_leaves_nothing_of_the_old(finished):
+def test_overwriting_trains_again_and_keeps_what_is_not_of_the_run(finished):
+    assert {path.name for path in finished.iterdir()} <= set(train.FILES), "a run writes what is not listed"
     (finished / "state.safetensors").write_bytes(b"of another run")
-    (finished / "stray").touch()
+    (finished / "tokenizer" / "stale.json").touch()
+    (finished / "photos").mkdir()
+    (finished / "photos" / "001.jpg").touch()
+    (finished / "notes.txt").write_text("mine")
     run = train_into(finished, overwrite=True, train={"seed": 1})
     assert run.seed == 1
-    assert not (finished / "stray").exists()
+    assert not (finished / "tokenizer" / "stale.json").exists()
+    assert (finished / "photos" / "001.jpg").is_file()
+    assert (finished / "notes.txt").read_text() == "mine"
     assert Run.load_json(finished / train.RESULT) == run
+
+
+def test_overwriting_removes_a_link_and_not_what_it_points_to(finished, tmp_path):
+    shutil.move(finished / "tokenizer", tmp_path / "elsewhere")
+    (finished / "tokenizer").symlink_to(tmp_path / "elsewhere")
+    shutil.move(finished / "model.safetensors", tmp_path / "precious.safetensors")
+    (finished / "model.safetensors").symlink_to(tmp_path / "precious.safetensors")
+    before = (tmp_path / "precious.safetensors").read_bytes()
+    names = {path.name for path in (tmp_path / "elsewhere").iterdir()}
+    train_into(finished, overwrite=True, train={"seed": 1})
+    assert not (finished / "tokenizer").is_symlink()
+    assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == names
+    assert (tmp_path / "precious.safetensors").read_bytes() == before
+
+
+def test_overwriting_an_unfinished_run_keeps_a_tokenizer_that_it_has_not_written(tmp_path):
+    (tmp_path / "state.safetensors").write_bytes(b"of another run")
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "mine.txt").touch()
+    train_into(tmp_path, overwrite=True)
+    assert (tmp_path / "tokenizer" / "mine.txt").exists()
 
 
 def test_overwriting_spares_a_folder_that_holds_no_run(tmp_path):
     (tmp_path / "photo.jpg").touch()
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "mine.txt").touch()
     train_into(tmp_path, overwrite=True)
     assert (tmp_path / "photo.jpg").exists()
+    assert (tmp_path / "tokenizer" / "mine.txt").exists()
+
+
+def test_a_result_that_is_not_of_a_run_is_not_overwritten(tmp_path):
+    (tmp_path / "result.json").write_text('{"mine": 1}')
+    with pytest.raises(UserError, match=r"result\.json is not a run result"):
+        train_into(tmp_path, overwrite=True)
+    assert (tmp_path / "result.json").read_text() == '{"mine": 1}'
 
 
 def test_nothing_to_resume_is_said_and_begun(tmp_path, caplog):
     train_into(tmp_path / "new", resume=True)
-    assert caplog.messages[0] == f"nothing to resume in {tmp_path / 'new'}: beginning anew"
+    assert caplog.messages[0] == f"nothing to resume in {tmp_path / 'new'}: starting a new run"
 
 
 def test_evaluating_gives_what_training_measured(trained):

@@ -193,7 +193,7 @@ def test_an_unfinished_run_is_neither_gone_on_with_nor_thrown_away_unasked(stopp
     folder = shutil.copytree(stopped["SIGKILL"].folder, tmp_path / "run")
     state = (folder / train.STATE).read_bytes()
     with pytest.raises(
-        UserError, match="holds an unfinished run: go on with --resume, or begin again with --overwrite"
+        UserError, match="holds an unfinished run: continue it with --resume, or start over with --overwrite"
     ):
         runs.train_into(folder, tiny.resolved("lilt-deep"), resume=False, overwrite=False)
     assert (folder / train.STATE).read_bytes() == state
