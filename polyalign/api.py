@@ -68,7 +68,7 @@ def train(
     """
     changes = _changes(overrides, data=data, budget=budget)
     resolved = resolve(str(recipe), lang, strategy, changes)
-    folder = default_folder(resolved) if out is None else Path(out)
+    folder = default_folder(resolved, str(recipe)) if out is None else Path(out)
     record = train_into(folder, resolved, resume=resume, overwrite=overwrite)
     if record is None:
         raise RuntimeError("polyalign.train was called in a process that is not the main one of several")

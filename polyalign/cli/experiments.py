@@ -15,43 +15,44 @@ from polyalign.cli.options import EVALUATE, DataOption, Offline, Set, app, comma
 )
 def compare(
     lang: Annotated[
-        str | None, typer.Option(help="Languages, separated by commas; the recipe's when not given.")
+        str | None, typer.Option(help="Languages, separated by commas. Default: those of the recipe.")
     ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
-            help="Budgets, separated by commas: pairs (1k-pairs), time (20min, with what it cost to compute the frozen "
-            "part once) or peak memory (4GiB, kept to by smaller parts of the same batch); a plus joins them: "
-            "10k-pairs+20min. Without pairs, all are used. Within time or memory, recipes are compared with each other."
+            help="Budgets, separated by commas: number of pairs (1k-pairs), time (20min, including the computation of "
+            "frozen features) or peak memory (4GiB, by smaller micro-batches); combine them with a plus: "
+            "10k-pairs+20min. Default: that of the recipe. Under a budget of time or memory, recipes are compared too."
         ),
     ] = None,
     strategies: Annotated[
-        str | None, typer.Option(help="Strategies, separated by commas; those that answer the question when not given.")
+        str | None,
+        typer.Option(
+            help="Strategies, separated by commas. Default: projection, layernorm, lilt, lilt-deep, lit, full."
+        ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many seeds of each.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds. Significance tests need two or more.")] = 1,
     recipe: Annotated[
-        str, typer.Option(help="Recipes, separated by commas: shipped, of your ./recipes, or paths to TOML files.")
+        str, typer.Option(help="Recipes, separated by commas: shipped, in ./recipes, or paths to TOML files.")
     ] = "starter",
     towers: Annotated[str | None, typer.Option(help="Which towers to adapt: both, vision or text.")] = None,
     layers: Annotated[str | None, typer.Option(help="Which layers: all, or last:k.")] = None,
     data: DataOption = None,
-    tune: Annotated[bool, typer.Option("--tune", help="First choose each learning rate on dev.")] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Runs side by side; with ray, on each machine.")] = 1,
+    tune: Annotated[bool, typer.Option("--tune", help="First tune the learning rate of each strategy on dev.")] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Number of parallel runs; with ray, on each machine.")] = 1,
     on: Annotated[
         Literal["local", "ray"],
-        typer.Option(
-            help="Where the runs go: local, or ray (an extra): the cluster at $RAY_ADDRESS, else one made here."
-        ),
+        typer.Option(help="Where to run: local, or ray (an extra), the cluster at $RAY_ADDRESS or else a local one."),
     ] = "local",
     set_: Set = None,
-    out: Annotated[Path, typer.Option(help="Folder of the tables and of every run's JSON.")] = Path("eval"),
+    out: Annotated[Path, typer.Option(help="Folder of the tables, figures and JSON results.")] = Path("eval"),
     offline: Offline = False,
 ) -> None:
-    """Train every strategy on the same scarce pairs, and write which is worth it.
+    """Train several strategies on the same pairs, and compare them in tables and figures.
 
-    What is trained already is not trained again: the same command goes on where it stopped. Every run is also asked
-    what it kept of its towers' knowledge and what carries over to other languages (--set test.knowledge=false,
-    --set "test.languages=[]" not to ask).
+    Finished runs are not repeated: an interrupted comparison continues with the same command. Retention of the towers'
+    knowledge and recall in other languages are measured as well; to turn that off, use --set test.knowledge=false
+    --set "test.languages=[]".
     """
     go_offline(offline)
     from polyalign.experiments import compare as comparing
@@ -75,18 +76,18 @@ def compare(
             workshop = pool.Pool(workers, on)
             written = comparing.compare(grid, workshop, tune=tune)
     except KeyboardInterrupt:
-        say("interrupted; the same command goes on where it stopped")
+        say("interrupted; continue with the same command")
         raise typer.Exit(130) from None
     for path in written:
         print(path)
 
 
 @app.command(rich_help_panel=EVALUATE, epilog="Example: polyalign report --out eval")
-def report(out: Annotated[Path, typer.Option(help="Folder with runs/*.json.")] = Path("eval")) -> None:
-    """Make the tables and figures again from the JSON of the runs, without training.
+def report(out: Annotated[Path, typer.Option(help="Folder of the results, with runs/*.json.")] = Path("eval")) -> None:
+    """Write tables and figures again from the JSON files of the runs, without training.
 
-    Other pages of the folder may quote results, in tables whose columns begin with language, recipe, budget and
-    strategy: their figures are renewed.
+    Other Markdown pages of the folder can quote results, in tables whose first columns are language, recipe, budget and
+    strategy; these are updated.
     """
     from polyalign.experiments import report as reporting
 

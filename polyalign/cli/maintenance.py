@@ -53,7 +53,7 @@ def memory(
     go_offline(offline)
     from polyalign.config import recipe as recipes
     from polyalign.evaluation import tables
-    from polyalign.experiments import peak_memory as measuring
+    from polyalign.experiments import micro_batch as measuring
     from polyalign.utils import storage
     from polyalign.utils.progress import progress_bars
 

@@ -56,7 +56,7 @@ def train(
 
     options = {"budget": budget, "towers": towers, "layers": layers, "data": data, "seed": seed}
     resolved = resolve(recipe, lang, strategy, set_, **options, images=images, allow_missing=allow_missing)
-    _train(out or runs.default_folder(resolved), resolved, resume=resume, overwrite=overwrite, as_json=as_json)
+    _train(out or runs.default_folder(resolved, recipe), resolved, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
 @app.command(

@@ -1,4 +1,4 @@
-"""Compare: a grid of runs on the same pairs, each in a process of its own, resumable, into one folder of results."""
+"""Compare training strategies: a resumable grid of runs on the same pairs, each in its own process."""
 
 from __future__ import annotations
 
@@ -27,17 +27,22 @@ from polyalign.utils.errors import UserError
 logger = logging.getLogger(__name__)
 
 STRATEGIES = ("projection", "layernorm", "lilt", "lilt-deep", "lit", "full")
-"""Those that answer the question: few parameters, some, one tower, everything."""
+"""Strategies compared by default: few trainable parameters, some, one tower, everything."""
 
 LR_FACTORS = (0.3, 1.0, 3.0)
-"""Tuning tries each strategy's own learning rate times these."""
+"""Factors of the strategy's learning rate that tuning tries."""
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One run of the grid: where it trains, where its result goes, and which values its recipe was tuned over.
+    """One run of the grid.
 
-    ``left_out`` is the file that says why there is no result.
+    Attributes:
+        recipe: the resolved recipe.
+        folder: where it trains.
+        result: file of the result.
+        left_out: file with the reason if the run failed.
+        tuned: the values tried on dev, by key of the recipe.
     """
 
     recipe: Recipe
@@ -48,11 +53,11 @@ class Job:
 
     @property
     def command(self) -> tuple[str, ...]:
-        """Train, or go on where an earlier process stopped."""
+        """Arguments of polyalign: train, or resume an interrupted run."""
         return ("repeat", str(self.folder / pool.RECIPE), "--out", str(self.folder), "--resume")
 
     def is_done(self) -> bool:
-        """Whether the result is there, of this very recipe and this version of the code, and tells what was tuned."""
+        """Return whether there is a result of the same recipe, version of polyalign and tuning."""
         if not self.result.is_file():
             return False
         run = Run.load_json(self.result)
@@ -61,11 +66,11 @@ class Job:
         return same and told and run.versions.get("polyalign") == polyalign.__version__
 
     def is_trained(self) -> bool:
-        """Whether the run is finished in its own folder, which is of this recipe and this version alone."""
+        """Return whether the run is finished in its folder, whose name identifies recipe and version."""
         return (self.folder / train.RESULT).is_file()
 
     def collect(self) -> str:
-        """Copy the result to where the report finds it, with what only the comparison knows, and tell it in a line."""
+        """Copy the result to the report, with its restarts and tuning, and return it as a line of text."""
         run = Run.load_json(self.folder / train.RESULT)
         retries = pool.restarts(self.folder)
         run.model_copy(update={"retries": retries, "tuned": self.tuned}).save_json(self.result)
@@ -74,7 +79,7 @@ class Job:
         return f"{self.result.stem}: mean recall {found}, {tables.duration(run.seconds)}"
 
     def leave_out(self, why: str) -> None:
-        """Note for the report that there is no result, and why."""
+        """Record for the report why the run failed."""
         recipe = self.recipe.table()
         LeftOut(
             recipe=recipe,
@@ -87,7 +92,7 @@ class Job:
         ).save_json(self.left_out)
 
     def dev(self) -> float:
-        """Give the best mean recall on dev; minus one where the run could not be made."""
+        """Return the best mean recall on dev; -1 if the run failed."""
         return (
             max(look.dev_mean_recall for look in Run.load_json(self.result).dev_evaluations) if self.is_done() else -1.0
         )
@@ -95,9 +100,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Cell:
-    """A place in the grid: what is trained on what, before the seed is chosen.
+    """A cell of the grid: the runs that differ only in their seed.
 
-    ``micro_batch`` is what keeps it within a budget of memory; the recipe's own where it is none.
+    ``micro_batch`` is the size that fits the memory budget; None keeps that of the recipe.
     """
 
     recipe: str
@@ -109,9 +114,17 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """What is compared: everything named here with everything else named here, on the same pairs.
+    """The product of recipes, languages, budgets, strategies and seeds, trained on the same pairs.
 
-    ``overrides`` are keys of the recipe that hold for all. Results go to ``out``, trained folders to ``work``.
+    Attributes:
+        recipes: names or paths.
+        langs: default: the languages of each recipe.
+        budgets: default: the budget of the recipe.
+        strategies: default: ``STRATEGIES``.
+        seeds: number of seeds.
+        overrides: keys of the recipe to change in all runs.
+        out: folder of the results.
+        work: folder of the trained runs.
     """
 
     recipes: tuple[str, ...]
@@ -124,10 +137,10 @@ class Grid:
     work: Path
 
     def cells(self) -> list[Cell]:
-        """List the cells; without languages those of each recipe, without strategies those that answer the question.
+        """Return all cells.
 
         Raises:
-            UserError: two recipes have one name, by which their results could not be told apart.
+            UserError: two recipes have the same name.
         """
         twins = [name for name, count in Counter(Path(recipe).stem for recipe in self.recipes).items() if count > 1]
         if twins:
@@ -141,18 +154,22 @@ class Grid:
         ]
 
     def job(self, cell: Cell, seed: int, lr: float | None = None) -> Job:
-        """Resolve one run, which also measures what carries over to other languages and what knowledge is kept.
+        """Return the run of a cell with a seed; it also measures retention and recall in other languages.
 
         Raises:
-            UserError: an unknown name, or a setting that does not fit.
+            UserError: an unknown name, or an invalid setting.
         """
-        own: dict[str, Any] = {"train": {"seed": seed}, "optim": {"lr": lr, "micro_batch": cell.micro_batch}}
-        own["optim"] = {key: value for key, value in own["optim"].items() if value is not None}
+        usual: dict[str, Any] = {"test": self._test(cell)}
+        own: dict[str, Any] = {"train": {"seed": seed}}
         if cell.budget is not None:
             own = recipes.merge(own, recipes.within(cell.budget))
-        table = recipes.merge({"test": self._asked(cell)}, self.overrides)
-        recipe = recipes.resolve(cell.recipe, cell.lang, cell.strategy, recipes.merge(table, own))
-        name = "-".join([runs.default_folder(recipe).name, *self._source()])
+        if cell.micro_batch is not None:  # follows from the budget
+            usual["optim"] = own["optim"] = {"micro_batch": cell.micro_batch}
+        if lr is not None:
+            own = recipes.merge(own, {"optim": {"lr": lr}})
+        table = recipes.merge(recipes.merge({"test": usual["test"]}, self.overrides), own)
+        recipe = recipes.resolve(cell.recipe, cell.lang, cell.strategy, table)
+        name = "-".join([runs.run_name(recipe, cell.recipe, usual), *self._source()])
         return Job(
             recipe,
             (self.work / f"{name}-{_digest(recipe)}").resolve(),
@@ -160,51 +177,51 @@ class Grid:
             self.out / report.LEFT_OUT / f"{name}.json",
         )
 
-    def _asked(self, cell: Cell) -> dict[str, Any]:
-        """Ask for what was known; for other languages only in the recipe's own data, which is known to speak them."""
+    def _test(self, cell: Cell) -> dict[str, Any]:
+        """Return what is measured: retention, and other languages if the data is the recipe's own."""
         own_data = "source" not in self.overrides
         return {"knowledge": True} | (
             {"languages": recipes.transfer_languages(cell.recipe, cell.lang)} if own_data else {}
         )
 
     def _source(self) -> Iterator[str]:
-        """Name the data where it is not the recipe's own, so that results on other data stay apart."""
+        """Yield the name of the data if it is not the recipe's own."""
         source = self.overrides.get("source", {})
         if "name" in source:
             yield Path(source["root"]).resolve().stem if "root" in source else source["name"]
 
 
 def compare(grid: Grid, workers: Pool, *, tune: bool) -> list[Path]:
-    """Train what is not there yet, then write the tables and figures of all results in ``grid.out``.
+    """Train all runs without a result, write tables and figures of all results in ``grid.out``, return the paths.
 
-    With ``tune`` each strategy's learning rate is first chosen on dev, from an equal grid. What cannot keep to a
-    budget of memory is left out, and the tables say so.
+    With ``tune`` the learning rate of each strategy is first chosen on dev, from a grid of the same size. Runs that do
+    not fit a memory budget are skipped and listed in the tables.
 
     Raises:
-        UserError: bad settings; or, when all else is done and reported, that some runs could not be made.
+        UserError: invalid settings; or, once the others are trained and reported, some runs failed.
     """
     wanted = grid.cells()
     for folder in (grid.out, grid.work):
         storage.check_writable(folder)
     cells = _fitted(grid, wanted, workers)
     if not cells:
-        raise UserError(f"none of the {len(wanted)} settings can be trained within that memory: allow more")
-    # The first seed of all comes before the second of any, so that an early end leaves whole tables.
+        raise UserError(f"none of the {len(wanted)} settings fits the memory budget: increase it")
+    # The first seed of all cells comes first, so that an interrupted comparison has complete tables.
     jobs = _tuned(grid, cells, workers) if tune else [grid.job(c, s) for s in range(grid.seeds) for c in cells]
     failed = _run(jobs, "runs", workers)
     for job, outcome in failed.items():
         job.leave_out(outcome.problem)
     if len(failed) == len(jobs):
-        raise UserError(f"none of the {len(jobs)} runs could be made: {next(iter(failed.values())).problem}")
+        raise UserError(f"all {len(jobs)} runs failed: {next(iter(failed.values())).problem}")
     written = report.write(grid.out)
     if failed:
         names = "; ".join(f"{job.result.stem}: {outcome.problem}" for job, outcome in failed.items())
-        raise UserError(f"the tables are written, but {len(failed)} runs could not be made: {names}")
+        raise UserError(f"the tables are written, but {tables.counted(len(failed), 'run')} failed: {names}")
     return written
 
 
 def _fitted(grid: Grid, cells: Sequence[Cell], workers: Pool) -> list[Cell]:
-    """Give each cell of a bounded memory the micro-batch that keeps to it, and leave out those that none does."""
+    """Return the cells, with the largest micro-batch that fits a memory budget; record those that do not fit."""
     fits = fitting.fit({cell: grid.job(cell, seed=0).recipe for cell in cells}, grid.work / "memory", workers)
     kept = []
     for cell in cells:
@@ -212,14 +229,14 @@ def _fitted(grid: Grid, cells: Sequence[Cell], workers: Pool) -> list[Cell]:
         if found is not None and found.micro_batch is None and not found.bad_input:
             for seed in range(grid.seeds):
                 grid.job(cell, seed).leave_out(found.problem)
-            logger.info(f"left out: {grid.job(cell, seed=0).result.stem} {found.problem}")
+            logger.info(f"skipped: {grid.job(cell, seed=0).result.stem} {found.problem}")
         else:
             kept.append(cell if found is None else replace(cell, micro_batch=found.micro_batch))
     return kept
 
 
 def _tuned(grid: Grid, cells: Sequence[Cell], workers: Pool) -> list[Job]:
-    """Choose the learning rate of every cell on dev with the first seed, and give the jobs that use it."""
+    """Choose the learning rate of each cell on dev with the first seed, and return the jobs that use it."""
     trials = {cell: _trials(grid, cell) for cell in cells}
     every = [trial for tried in trials.values() for trial in tried]
     _run(every, "tuning on dev", workers)
@@ -231,7 +248,7 @@ def _tuned(grid: Grid, cells: Sequence[Cell], workers: Pool) -> list[Job]:
 
 
 def _trials(grid: Grid, cell: Cell) -> list[Job]:
-    """Give the runs that a cell's learning rate is chosen from; their results stay out of the tables."""
+    """Return the runs from which the learning rate of a cell is chosen; the tables do not include them."""
     preset = grid.job(cell, seed=0).recipe.optim.lr
     rates = [float(f"{preset * factor:.2g}") for factor in LR_FACTORS]
     jobs = [grid.job(cell, seed=0, lr=rate) for rate in rates]
@@ -240,7 +257,7 @@ def _trials(grid: Grid, cell: Cell) -> list[Job]:
 
 
 def _run(jobs: Sequence[Job], task: str, workers: Pool) -> dict[Job, Outcome]:
-    """Run what is not done yet; what only waits to be collected needs no process."""
+    """Run the jobs that have no result; finished runs are collected without a process. Return the failed jobs."""
     for job in jobs:
         if not job.is_done() and job.is_trained():
             job.collect()
@@ -249,5 +266,5 @@ def _run(jobs: Sequence[Job], task: str, workers: Pool) -> dict[Job, Outcome]:
 
 
 def _digest(recipe: Recipe) -> str:
-    """Name what decides a run, so that a folder never holds a run of other settings or of another version."""
+    """Hash the recipe and the version of polyalign, so that each folder holds one run."""
     return hashlib.sha256(f"{polyalign.__version__}\n{recipe.to_toml()}".encode()).hexdigest()[:8]

@@ -1,46 +1,53 @@
-"""Fitting training into a bounded memory: the largest micro-batch that keeps to it, found by measuring.
+"""Training within a memory budget: measure peak memory, and find the largest micro-batch that fits.
 
-The batch, and with it the loss, stays what it is (GradCache, see ``train.Loop.backward``).
+The batch, and with it the loss, stays the same (GradCache, see ``Loop.backward``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 import polyalign
 from polyalign.config.recipe import Recipe
 from polyalign.evaluation import tables
-from polyalign.experiments import peak_memory as memory
 from polyalign.experiments import workers as pool
 from polyalign.experiments.workers import Outcome, Pool
+from polyalign.models.embed import PairFeatures
+from polyalign.training import train
+from polyalign.utils.process import peak_memory
 
 K = TypeVar("K")
+_STEPS = 2  # the optimiser's state is allocated in the first step
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """A measurement of what training with a recipe holds, made once and kept in ``folder``."""
+    """A measurement of the peak memory of training with a recipe, saved in ``folder``."""
 
     recipe: Recipe
     folder: Path
 
     @property
     def command(self) -> tuple[str, ...]:
-        """Measure, and write the bytes down."""
+        """Arguments of polyalign: measure, and save the number of bytes."""
         return ("memory", str(self.folder / pool.RECIPE), "--out", str(self._kept))
 
     def told(self) -> str:
-        """Say in a line what was measured."""
+        """Return the measurement as a line of text."""
         at = f"a micro-batch of {self.recipe.optim.micro_batch}"
         return f"{self.folder.name}: {tables.size(self.peak() or 0)} at {at}"
 
     def peak(self) -> int | None:
-        """Give the peak in bytes, or none where it was not measured."""
+        """Return the peak in bytes; None if it has not been measured."""
         return int(json.loads(self._kept.read_text(encoding="utf-8"))["bytes"]) if self._kept.is_file() else None
 
     @property
@@ -49,13 +56,13 @@ class Probe:
 
 
 class Fit:
-    """The search for the largest micro-batch, a power of two unless it is the whole batch, that keeps to the memory.
+    """Search for the largest micro-batch within the memory budget: a power of two, or the whole batch.
 
-    The largest is tried first, then halves between what is known to fit and what is known not to.
+    Tries the largest first, then bisects.
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        """Begin; the recipe's own micro-batch, or its whole batch, is the largest."""
+        """Set the range: up to the micro-batch of the recipe, or else its batch."""
         optim = recipe.optim
         self._recipe = recipe
         self._allowed = recipe.train.max_memory_bytes or 0
@@ -67,17 +74,17 @@ class Fit:
 
     @property
     def micro_batch(self) -> int | None:
-        """The largest that was found to fit; none where none did."""
+        """The largest size found to fit; None if there is none."""
         return self._sizes[self._fits] if self._fits >= 0 else None
 
     def probe(self, work: Path) -> Probe | None:
-        """Give what to measure next, in a folder inside ``work``; none when the search is at its end."""
+        """Return the next measurement, with a folder inside ``work``; None when the search is finished."""
         if self._over - self._fits == 1:
             return None
         recipe = self._recipe.model_copy(
             update={"optim": self._recipe.optim.model_copy(update={"micro_batch": self._sizes[self._index]})}
         )
-        recipe = memory.unbound(recipe)
+        recipe = unbound(recipe)
         digest = hashlib.sha256(f"{polyalign.__version__}\n{recipe.to_toml()}".encode()).hexdigest()[:8]
         return Probe(recipe, work / f"{recipe.name}-{recipe.lang}-{recipe.strategy['name']}-{digest}")
 
@@ -86,23 +93,23 @@ class Fit:
         return len(self._sizes) - 1 if self._over == len(self._sizes) else (self._fits + self._over) // 2
 
     def learn(self, peak: int | None, outcome: Outcome | None) -> None:
-        """Take in what came of the probe: the bytes it measured, or how it failed."""
+        """Update the range with the result of the probe: the bytes measured, or how it failed."""
         if peak is not None and peak <= self._allowed:
             self._fits = self._index
             return
         if peak is not None:
             at = f"{tables.size(peak)} at a micro-batch of {self._sizes[self._index]}"
-            self.problem = f"holds {at}, more than the {tables.size(self._allowed)} allowed"
+            self.problem = f"needs {at}, more than the {tables.size(self._allowed)} allowed"
         elif outcome is not None:
             self.problem, self.bad_input = outcome.problem, outcome.bad_input
         self._over = 0 if self.bad_input else self._index
 
 
 def fit(wanted: Mapping[K, Recipe], work: Path, workers: Pool) -> dict[K, Fit]:
-    """Search for each recipe with a bound on its memory how it keeps to that; the others are not in the answer."""
+    """Search for each recipe that has a memory budget; the others are not in the result."""
     fits = {key: Fit(recipe) for key, recipe in wanted.items() if recipe.train.max_memory_bytes is not None}
     while probes := {search: probe for search in fits.values() if (probe := search.probe(work)) is not None}:
-        # Budgets that differ in their size alone ask for the same measurement.
+        # Recipes that differ only in the size of the budget share measurements.
         by_folder = {probe.folder: probe for probe in probes.values()}
         open_probes = [probe for probe in by_folder.values() if probe.peak() is None]
         known = len(by_folder) - len(open_probes)
@@ -111,3 +118,36 @@ def fit(wanted: Mapping[K, Recipe], work: Path, workers: Pool) -> dict[K, Fit]:
         for search, probe in probes.items():
             search.learn(probe.peak(), outcome.get(probe.folder))
     return fits
+
+
+def peak_of(recipe: Recipe) -> int:
+    """Run two steps on the longest captions and a dev evaluation, and return the peak memory in bytes.
+
+    Budgets of the recipe are ignored. The peak is that of the whole process, so measure one recipe per process. The
+    memory-mapped cache is counted in full, as in training.
+
+    Raises:
+        UserError: as in training.
+    """
+    loop = train.set_up(unbound(recipe)).loop
+    for store in (loop.features.images, loop.features.captions):
+        store.values.max()  # reads every page
+    longest = _longest(loop.features, recipe.optim.batch_size)
+    loop.batch = lambda step: longest  # type: ignore[method-assign]
+    loop.plan = replace(loop.plan, steps=_STEPS, dev_evaluations=frozenset({_STEPS}))
+    with tempfile.TemporaryDirectory() as folder:
+        loop.run(Path(folder) / train.STATE, resume=False)
+    return peak_memory(loop.accelerator.device)
+
+
+def unbound(recipe: Recipe) -> Recipe:
+    """Return the recipe without its budgets of time and memory."""
+    free = recipe.train.model_copy(update={"max_memory_bytes": None, "max_seconds": None})
+    return recipe.model_copy(update={"train": free})
+
+
+def _longest(features: PairFeatures, count: int) -> npt.NDArray[np.int64]:
+    """Return the indices of the pairs with the longest captions; a batch is padded to its longest."""
+    offsets = features.captions.offsets
+    lengths = np.ones(len(features.captions)) if offsets is None else np.diff(offsets)
+    return np.argsort(-lengths, kind="stable")[:count]

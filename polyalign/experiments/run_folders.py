@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
+from polyalign.config import recipe as recipes
 from polyalign.config.recipe import Recipe
 from polyalign.evaluation.results import Run
 from polyalign.models import checkpoint
@@ -18,15 +21,51 @@ from polyalign.utils.progress import progress_bars
 logger = logging.getLogger(__name__)
 
 
-def default_folder(recipe: Recipe) -> Path:
-    """Name a run after what it is: recipe, language, strategy, what differs from the default, budget, seed."""
+def default_folder(recipe: Recipe, recipe_file: str) -> Path:
+    """Return the folder in ``./runs`` that a run is trained into by default (see ``run_name``)."""
+    return Path("runs") / run_name(recipe, recipe_file)
+
+
+def run_name(recipe: Recipe, recipe_file: str, usual: dict[str, Any] | None = None) -> str:
+    """Name a run after recipe, language, strategy, budget and seed.
+
+    If other settings differ from the recipe file, the name ends with a digest of the resolved recipe without its seed,
+    so that runs with different settings have different names.
+
+    Args:
+        recipe: resolved recipe of the run.
+        recipe_file: the name or path that it was resolved from.
+        usual: settings that differ from the recipe file without being part of the name.
+    """
     strategy = recipe.strategy
     _, config = recipe.plugin("strategy")
     plain = type(config)()
     parts = [recipe.name, recipe.lang, strategy["name"]]
     parts += [str(strategy[key]) for key in ("towers", "layers") if strategy[key] != getattr(plain, key)]
     parts += [recipe.budget, f"s{recipe.train.seed}"]
-    return Path("runs") / "-".join(parts).replace(":", "")
+    if _plain(recipe, recipe_file, usual or {}) != recipe:
+        parts.append(_digest(recipe))
+    return "-".join(parts).replace(":", "")
+
+
+def _plain(recipe: Recipe, recipe_file: str, usual: dict[str, Any]) -> Recipe | None:
+    """Resolve the recipe file with no settings but those in the name of a run; None if it needs others."""
+    named: dict[str, Any] = {
+        "strategy": {key: recipe.strategy[key] for key in ("towers", "layers")},
+        "data": {"budget": None},
+        "train": {"seed": recipe.train.seed, "max_seconds": None, "max_memory_bytes": None},
+    }
+    if recipe.budget != "all":
+        named = recipes.merge(named, recipes.within(recipe.budget))
+    try:
+        return recipes.resolve(recipe_file, recipe.lang, recipe.strategy["name"], recipes.merge(named, usual))
+    except UserError:  # such as a source without its root: every run of the recipe has a digest
+        return None
+
+
+def _digest(recipe: Recipe) -> str:
+    unseeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": 0})})
+    return hashlib.sha256(unseeded.to_toml().encode()).hexdigest()[:6]
 
 
 def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> Run | None:

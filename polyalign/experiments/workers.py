@@ -1,4 +1,4 @@
-"""Running jobs side by side, here or on a Ray cluster: each in a process of its own, begun again when it dies."""
+"""Run jobs in parallel, on this machine or a Ray cluster, each in its own process, restarted if it dies."""
 
 from __future__ import annotations
 
@@ -26,31 +26,29 @@ MAX_RETRIES = 2
 BAD_INPUT, INTERRUPTED = 2, 130
 RECIPE, LOG, RESTARTS = "job.toml", "log.txt", "restarts.txt"
 _GRACE_SECONDS = 10
-# What a machine of a cluster must be told, for it shares folders with this one and not the environment.
+# Passed on to the machines of a cluster, which share folders with this one but not the environment.
 _TOLD = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HOME", "POLYALIGN_CACHE")
-
-Say = Callable[[str], None]
 
 
 class Job(Protocol):
-    """What the pool needs to know of a run."""
+    """The part of a run that the pool uses."""
 
     @property
     def recipe(self) -> Recipe:
-        """The resolved recipe, to be written into ``folder / RECIPE``."""
+        """The resolved recipe, written to ``folder / RECIPE``."""
 
     @property
     def folder(self) -> Path:
-        """Where it works."""
+        """The folder of the job."""
 
     @property
     def command(self) -> tuple[str, ...]:
-        """The command of polyalign with its arguments."""
+        """The arguments of polyalign."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job outcome: what was wrong, nothing where it was done, and whether that was bad input."""
+    """How a job ended: the problem, empty on success, and whether it was bad input."""
 
     problem: str = ""
     bad_input: bool = False
@@ -61,24 +59,30 @@ Submit = Callable[[Job], "Future[Outcome]"]
 
 
 class Pool:
-    """Runs jobs, ``workers`` at a time on a machine, its threads shared among them.
+    """Runs ``workers`` jobs at a time on each machine, which share its threads.
 
-    ``on="ray"`` hands them to the Ray cluster that ``RAY_ADDRESS`` names (one on this machine where it names
-    none); its machines must share the folders.
+    With ``on="ray"`` jobs run on the Ray cluster at ``RAY_ADDRESS``, or on a local one if that is not set. The machines
+    of a cluster must share the folders of the jobs.
     """
 
     def __init__(self, workers: int, on: Literal["local", "ray"]) -> None:
-        """Only remember; nothing starts yet."""
+        """Store the settings; nothing is started."""
         self._workers = workers
         self._on = on
 
     def run(self, jobs: Sequence[J], task: str, *, already: int, done: Callable[[J], str]) -> dict[J, Outcome]:
-        """Run the jobs to their end, say what ``done`` tells of each that was, and give those that could not be made.
+        """Run the jobs and return those that failed.
 
-        ``already`` more are done and counted. Interrupted, it waits until the running ones have saved where they are.
+        When interrupted, waits until the running jobs have saved their state.
+
+        Args:
+            jobs: jobs to run.
+            task: name of the progress bar.
+            already: number of jobs finished before, counted in the bar.
+            done: called for each finished job; returns a line to log.
 
         Raises:
-            UserError: Ray is asked for and not installed.
+            UserError: Ray is not installed.
         """
         total = already + len(jobs)
         progress(task, already, total)
@@ -110,9 +114,9 @@ def run_job(
     cwd: Path,
     stop: threading.Event | None = None,
 ) -> Outcome:
-    """Run a command in a fresh process, and begin it again, twice at the most, where it dies of anything but bad input.
+    """Run a command in a new process, and restart it up to twice unless it ends with bad input.
 
-    How often that was is kept in ``folder / RESTARTS``, for also the one who would count may die.
+    The number of restarts is kept in ``folder / RESTARTS``, as this process may die too.
     """
     storage.write_text(folder / RECIPE, recipe_toml)
     stop = stop or threading.Event()
@@ -135,18 +139,18 @@ def run_job(
             return Outcome("interrupted")
         if code == BAD_INPUT:
             return Outcome(_last_line(folder / LOG, "error: "), bad_input=True)
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"outcome with code {code}"
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
     return Outcome(f"its process {how}: {_last_line(folder / LOG)}")
 
 
 def restarts(folder: Path) -> int:
-    """Count how often the job of this folder was begun and came to no end."""
+    """Return how many times the job of this folder died."""
     path = folder / RESTARTS
     return int(path.read_text(encoding="utf-8")) if path.is_file() else 0
 
 
 def _end(process: subprocess.Popen[bytes], stop: threading.Event) -> int:
-    """Wait for a process; told to stop, give it time to save where it is, as Ctrl-C in a terminal has told it too."""
+    """Wait for a process; on ``stop`` give it time to save its state, as Ctrl-C in a terminal reaches it too."""
     while process.poll() is None:
         if stop.wait(0.1):
             try:
@@ -160,7 +164,7 @@ def _end(process: subprocess.Popen[bytes], stop: threading.Event) -> int:
 def _last_line(log: Path, prefix: str = "") -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     found = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
-    return found[-1] if found else "it said nothing"
+    return found[-1] if found else "no output"
 
 
 @contextmanager
@@ -169,7 +173,7 @@ def _here(workers: int) -> Iterator[Submit]:
     stop = threading.Event()
     executor = ThreadPoolExecutor(workers)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the processes would train on alone
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # otherwise the processes would continue alone
     try:
         yield lambda job: executor.submit(
             run_job, job.command, job.recipe.to_toml(), job.folder, environment, Path.cwd(), stop
@@ -181,7 +185,7 @@ def _here(workers: int) -> Iterator[Submit]:
 
 @contextmanager
 def _on_ray(workers: int) -> Iterator[Submit]:
-    """Let Ray place the jobs; with ``workers`` on the smallest of its machines, and as many as fit on the others."""
+    """Run jobs on Ray: ``workers`` on its smallest machine, and as many as fit on the others."""
     try:
         import ray
     except ImportError as error:

@@ -13,12 +13,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
 import polyalign
 from polyalign import cli
+from polyalign.cli.experiments import compare as compare_command
 from polyalign.data.load import load_tables
 from polyalign.evaluation.results import DevEvaluation, Run
 from polyalign.experiments import compare, report
@@ -151,19 +152,19 @@ def test_one_strategy_that_cannot_be_made_leaves_the_others(whole):
     code, said = whole
     assert code == 2
     last = said.splitlines()[-1]
-    assert last.startswith("error: the tables are written, but 2 runs could not be made: tiny-en-lilt-all-s0: ")
+    assert last.startswith("error: the tables are written, but 2 runs failed: tiny-en-lilt-all-s0: ")
     assert "use --towers text" in last
     assert "Traceback" not in said
     assert set(results()) == {f"tiny-en-{name}-all-s{seed}" for name in ("projection", "lit") for seed in (0, 1)}
     assert "| **lit**" in page() or "| **projection**" in page()
-    assert "- Left out: lilt: " in page()
+    assert "- Failed: lilt: " in page()
     assert "(seed 0, 1)." in page()
 
 
 @pytest.mark.slow
 def test_a_killed_worker_goes_on_from_its_state_and_the_table_says_so(whole):
     assert {name: run.retries for name, run in results().items() if run.retries} == {"tiny-en-lit-all-s0": 1}
-    assert "- Begun again because a worker died: lit, text tower 1." in page()
+    assert "- Restarts after a worker died: lit, text tower 1." in page()
     (folder,) = Path("runs/compare").glob("tiny-en-lit-all-s0-*")
     assert "continuing after step 4 of 12" in (folder / pool.LOG).read_text()
 
@@ -197,7 +198,7 @@ def test_ctrl_c_then_the_same_command_goes_on(tmp_path, monkeypatch, repo, caplo
     os.killpg(process.pid, signal.SIGINT)
     said = process.communicate(timeout=120)[1]
     assert process.returncode == 130
-    assert said.splitlines()[-1] == "interrupted; the same command goes on where it stopped"
+    assert said.splitlines()[-1] == "interrupted; continue with the same command"
     assert "Traceback" not in said
     assert not Path("eval").exists()
     (folder,) = Path("runs/compare").iterdir()
@@ -208,8 +209,8 @@ def test_ctrl_c_then_the_same_command_goes_on(tmp_path, monkeypatch, repo, caplo
     monkeypatch.setattr(runs, "train_into", lambda *a, train=runs.train_into, **k: train(*a, **k))
     compared(grid(path, "lilt", overrides={"test": {"knowledge": False}}), Here())
     assert any(line.startswith("continuing after step ") for line in caplog.messages)
-    assert results()["tiny-en-lilt-all-s0"].steps == 800
-    assert results()["tiny-en-lilt-all-s0"].retries == 0
+    (run,) = results().values()
+    assert (run.steps, run.retries) == (800, 0)
 
 
 # What is made, and what is made again
@@ -231,10 +232,12 @@ def test_what_is_done_is_skipped_and_made_again_when_the_recipe_or_the_version_c
     assert names(compared(grid(recipe, "projection", "lora"))) == ["tiny-en-lora-all-s0"]
     shorter = grid(recipe, "projection", "bitfit", overrides={"optim": {"epochs": 2}})
     assert len(compared(shorter).made) == 2
-    assert results()["tiny-en-bitfit-all-s0"].recipe["optim"]["epochs"] == 2
+    epochs = {run.recipe["optim"]["epochs"] for run in results().values() if run.strategy == "bitfit"}
+    assert epochs == {2, 3}, "the results of other settings are not overwritten"
     monkeypatch.setattr(polyalign, "__version__", "9.9.9")
     assert len(compared(shorter).made) == 2
-    assert results()["tiny-en-bitfit-all-s0"].versions["polyalign"] == "9.9.9"
+    found = {run.recipe["optim"]["epochs"]: run.versions["polyalign"] for run in results().values()}
+    assert found[2] == "9.9.9"
 
 
 def test_a_result_from_before_an_option_was_added_is_still_of_the_same_recipe(recipe):
@@ -259,19 +262,19 @@ def test_results_that_are_gone_are_collected_again_without_training(recipe):
 
 
 def test_where_nothing_can_be_made_there_are_no_tables(recipe):
-    with pytest.raises(UserError, match="none of the 2 runs could be made: lilt cannot"):
+    with pytest.raises(UserError, match="all 2 runs failed: lilt cannot"):
         compared(grid(recipe, "lilt", seeds=2), Told(cannot=["lilt"]))
     assert not Path("eval/README.md").exists()
 
 
 def test_a_reason_is_forgotten_when_the_run_is_made_after_all(recipe):
-    with pytest.raises(UserError, match=r"1 runs could not be made: tiny-en-lilt-all-s0: lilt cannot$"):
+    with pytest.raises(UserError, match=r"1 run failed: tiny-en-lilt-all-s0: lilt cannot$"):
         compared(grid(recipe, "projection", "lilt"), Told(cannot=["lilt"]))
-    assert "- Left out: lilt: lilt cannot (seed 0)." in page()
+    assert "- Failed: lilt: lilt cannot (seed 0)." in page()
     report.write(Path("eval"))
-    assert "- Left out: lilt: lilt cannot (seed 0)." in page()
+    assert "- Failed: lilt: lilt cannot (seed 0)." in page()
     compared(grid(recipe, "projection", "lilt"))
-    assert "Left out" not in page()
+    assert "Failed" not in page()
 
 
 # What is in the grid
@@ -301,6 +304,14 @@ def test_without_names_the_recipes_languages_and_the_strategies_that_answer_are_
     assert set(recipe.test.languages) >= {"en", "de"}
 
 
+def test_the_help_names_the_strategies_compared_by_default():
+    help_text = " ".join(
+        str(getattr(one, "help", ""))
+        for one in get_type_hints(compare_command, include_extras=True)["strategies"].__metadata__
+    )
+    assert f"Default: {', '.join(compare.STRATEGIES)}." in help_text
+
+
 def only(wide: Grid) -> Job:
     (cell,) = wide.cells()
     return wide.job(cell, seed=0)
@@ -316,15 +327,32 @@ def test_other_data_is_asked_for_no_language_it_may_not_speak_and_has_results_of
     own = only(grid("starter"))
     other = only(grid("starter", overrides={"source": {"name": "folder", "root": str(tiny.data())}}))
     assert own.result.stem == "starter-en-projection-10k-pairs-s0"
-    assert other.result.stem == "starter-en-projection-10k-pairs-s0-quarters"
+    assert re.fullmatch("starter-en-projection-10k-pairs-s0-[0-9a-f]{6}-quarters", other.result.stem)
     assert other.recipe.test.languages == ()
     assert other.recipe.test.knowledge
+
+
+def test_two_data_folders_of_one_name_have_results_of_their_own(tmp_path):
+    folders = [tmp_path / one / "photos" for one in ("mine", "yours")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    jobs = [only(grid("starter", overrides={"source": {"name": "folder", "root": str(one)}})) for one in folders]
+    assert len({job.result for job in jobs}) == 2
+
+
+def test_results_of_other_settings_are_kept_beside_each_other(recipe):
+    compared(grid(recipe))
+    for lr in (0.25, 0.5):
+        compared(grid(recipe, overrides={"optim": {"lr": lr}}))
+    assert len(results()) == 3
+    assert {run.recipe["optim"]["lr"] for run in results().values()} >= {0.25, 0.5}
+    assert "projection (optim.lr=0.25)" in page()
 
 
 def test_what_the_user_sets_wins():
     wide = grid("starter", overrides={"test": {"languages": ["am"], "knowledge": False}})
     found = only(wide).recipe.test
-    assert (found.languages, found.retention) == (("am",), False)
+    assert (found.languages, found.knowledge) == (("am",), False)
 
 
 @pytest.mark.parametrize(
@@ -356,10 +384,11 @@ def test_the_learning_rate_is_chosen_on_dev_and_never_on_test(recipe):
     compared(grid(recipe, "bitfit", seeds=2), workers, tune=True)
     assert workers.tasks == ["tuning on dev", "runs"]
     found = results()
-    assert set(found) == {"tiny-en-bitfit-all-s0", "tiny-en-bitfit-all-s1"}
+    assert [re.sub("-[0-9a-f]{6}$", "", name) for name in found] == ["tiny-en-bitfit-all-s0", "tiny-en-bitfit-all-s1"]
+    assert len({name[-6:] for name in found}) == 1, "seeds have one digest"
     assert {run.recipe["optim"]["lr"] for run in found.values()} == {0.0009}
     assert {run.tuned["optim.lr"] for run in found.values()} == {(0.0009, 0.003, 0.009)}
-    assert "Tuned on dev, never on test: `optim.lr` from 0.0009, 0.003, 0.009; chosen: 0.0009." in page()
+    assert "Tuned on dev: `optim.lr` from 0.0009, 0.003, 0.009; chosen: 0.0009." in page()
 
 
 def test_every_strategy_is_tuned_over_as_many_values(recipe):
@@ -423,10 +452,10 @@ def test_memory_is_kept_to_by_the_largest_power_of_two_and_the_batch_stays(recip
     assert {name: one["optim"]["micro_batch"] for name, one in found.items()} == {"projection": 32, "lilt": 16}
     assert {one["optim"]["batch_size"] for one in found.values()} == {32}
     assert {one["train"]["max_memory_bytes"] for one in found.values()} == {1024}
-    why = "holds 1.1 KiB at a micro-batch of 1, more than the 1.0 KiB allowed"
-    assert caplog.messages == [f"left out: tiny-en-full-1KiB-s0 {why}"]
-    assert f"- Left out: full, recipe tiny: {why} (seed 0)." in page()
-    assert "Pairs in the towers at a time: lilt 16; projection 32; the loss is of the whole batch." in page()
+    why = "needs 1.1 KiB at a micro-batch of 1, more than the 1.0 KiB allowed"
+    assert caplog.messages == [f"skipped: tiny-en-full-1KiB-s0 {why}"]
+    assert f"- Failed: full, recipe tiny: {why} (seed 0)." in page()
+    assert "Micro-batch: lilt 16; projection 32; the loss is that of the whole batch." in page()
 
 
 def test_memory_is_measured_once_for_all_budgets_and_seeds(recipe):
@@ -439,13 +468,13 @@ def test_memory_is_measured_once_for_all_budgets_and_seeds(recipe):
 
 
 def test_memory_that_nothing_keeps_to_is_an_error(recipe):
-    with pytest.raises(UserError, match="none of the 2 settings can be trained within that memory: allow more"):
+    with pytest.raises(UserError, match="none of the 2 settings fits the memory budget: increase it"):
         compared(grid(recipe, "lilt", "full", budgets=("1KiB",)), Measured({"lilt": 5000, "full": 5000}))
 
 
 def test_bad_input_is_told_as_such_under_a_budget_of_memory_too(recipe):
     workers = Measured({"projection": 10}, cannot=["lilt"])
-    with pytest.raises(UserError, match=r"1 runs could not be made: tiny-en-lilt-1KiB-s0: lilt cannot$"):
+    with pytest.raises(UserError, match=r"1 run failed: tiny-en-lilt-1KiB-s0: lilt cannot$"):
         compared(grid(recipe, "projection", "lilt", budgets=("1KiB",)), workers)
     assert [type(job).__name__ for job in workers.made] == ["Probe", "Probe", "Job", "Job"]
 

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from polyalign.config import recipe
 from polyalign.evaluation import evaluate as evaluation
 from polyalign.evaluation.evaluate import evaluate
 from polyalign.evaluation.results import Run
@@ -33,6 +35,12 @@ def finished(trained, tmp_path) -> Path:
     return shutil.copytree(trained, tmp_path / "run")
 
 
+def named(tmp_path: Path, name: str, sections: dict[str, Any]) -> str:
+    """The name of a run of the tiny recipe with these settings."""
+    path = str(tiny.write(tmp_path / "tiny.toml"))
+    return runs.default_folder(recipe.resolve(path, "en", name, sections), path).as_posix()
+
+
 @pytest.mark.parametrize(
     ("name", "sections", "folder"),
     [
@@ -44,10 +52,40 @@ def finished(trained, tmp_path) -> Path:
             {"strategy": {"towers": "text", "layers": "last:2"}, "data": {"budget": "1k-pairs"}, "train": {"seed": 7}},
             "runs/tiny-en-bitfit-text-last2-1k-pairs-s7",
         ),
+        ("lilt", recipe.within("20min+1GiB"), "runs/tiny-en-lilt-20min+1GiB-s0"),
     ],
 )
-def test_a_run_is_named_after_what_it_is(name, sections, folder):
-    assert runs.default_folder(tiny.resolved(name, **sections)) == Path(folder)
+def test_a_run_is_named_after_what_it_is(name, sections, folder, tmp_path):
+    assert named(tmp_path, name, sections) == folder
+
+
+def test_runs_of_other_settings_have_other_names_and_seeds_share_theirs(tmp_path):
+    plain = named(tmp_path, "lilt", {})
+    changed: list[dict[str, Any]] = [
+        {"optim": {"lr": 0.5}},
+        {"optim": {"lr": 0.25}},
+        {"strategy": {"reduction": 3}},
+        {"source": {"root": str(tmp_path / "one" / "photos")}},
+        {"source": {"root": str(tmp_path / "two" / "photos")}},
+        {"train": {"max_seconds": 0.1234567890123456}},
+    ]
+    names = [named(tmp_path, "lilt", one) for one in changed]
+    assert len({plain, *names}) == len(changed) + 1
+    assert named(tmp_path, "lilt", {"optim": {"lr": 0.5}, "train": {"seed": 1}}) == names[0].replace("-s0-", "-s1-")
+    preset = tiny.resolved("lilt").optim.lr
+    assert named(tmp_path, "lilt", {"optim": {"lr": preset}}) == plain, "a setting that is the recipe's own"
+
+
+def test_a_recipe_that_needs_settings_has_names_too(tmp_path):
+    path = tiny.write(tmp_path / "bare.toml", source={"name": "folder"})
+    raw = path.read_text(encoding="utf-8")
+    path.write_text("\n".join(line for line in raw.splitlines() if not line.startswith("root")), encoding="utf-8")
+    found = [
+        runs.default_folder(recipe.resolve(str(path), "en", "lilt", {"source": {"root": root}}), str(path)).name
+        for root in ("one", "two")
+    ]
+    assert all(name.startswith("bare-en-lilt-all-s0-") for name in found)
+    assert found[0] != found[1]
 
 
 def test_a_finished_run_is_given_back_and_not_trained_again(finished, caplog):

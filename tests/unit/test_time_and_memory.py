@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from polyalign.config import recipe
 from polyalign.config.recipe import Recipe
-from polyalign.experiments import peak_memory as memory
+from polyalign.experiments import micro_batch as memory
 from polyalign.models.embed import prepare
 from polyalign.training import optim as schedule
 from polyalign.training import train

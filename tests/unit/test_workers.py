@@ -127,7 +127,7 @@ def test_one_that_is_killed_each_time_is_given_up_and_the_others_go_on(here, cap
 
 def test_a_crash_is_told_with_its_last_line(here):
     _, failed = run(Job("a", "crash"))
-    assert failed["a"] == Outcome("its process outcome with code 1: Traceback of a mistake")
+    assert failed["a"] == Outcome("its process ended with code 1: Traceback of a mistake")
     assert starts(here) == ["a"] * 3
 
 
