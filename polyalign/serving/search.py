@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from polyalign.data import image_check
-from polyalign.data.pairs import FileImage, PairTable
+from polyalign.data.pairs import IMAGE_SUFFIXES, FileImage, PairTable
 from polyalign.models import checkpoint
 from polyalign.models.embed import embed
 from polyalign.utils.errors import UserError
-
-_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ def search(run: Path, folder: Path, query: str, top: int) -> list[Found]:
     """
     if not query.strip():
         raise UserError("the query is empty: say what the photo should show")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise UserError(f"there are no images under {folder}" if folder.is_dir() else f"no such folder: {folder}")
     aligner, recipe = checkpoint.load(run)
