@@ -28,7 +28,7 @@ class _StandardError(logging.Handler):
 def main() -> None:
     """Run the command line; bad input is one line on standard error and exit code 2."""
     messages = logging.getLogger("polyalign")
-    messages.addHandler(_StandardError())
+    messages.handlers[:] = [_StandardError()]  # once, however often it is called
     messages.setLevel(logging.INFO)
     try:
         sys.exit(app(prog_name="polyalign", standalone_mode=False))
