@@ -324,7 +324,7 @@ def test_other_data_is_asked_for_no_language_it_may_not_speak_and_has_results_of
 def test_what_the_user_sets_wins():
     wide = grid("starter", overrides={"test": {"languages": ["am"], "knowledge": False}})
     found = only(wide).recipe.test
-    assert (found.languages, found.retention) == (("am",), False)
+    assert (found.languages, found.knowledge) == (("am",), False)
 
 
 @pytest.mark.parametrize(
