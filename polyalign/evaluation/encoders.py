@@ -50,7 +50,7 @@ class Aligned:
             UserError: the cache would grow over its limit.
         """
         cut, _ = self.aligner.cuts()
-        return embed_images(self.aligner, cache.images(self.aligner.vision, images, cut, self.cache))
+        return embed_images(self.aligner, cache.image_features(self.aligner.vision, images, cut, self.cache))
 
     def encode_text(self, captions: Sequence[str]) -> Vectors:
         """Give unit vectors ``(C, D)``.
@@ -59,7 +59,7 @@ class Aligned:
             UserError: the cache would grow over its limit.
         """
         _, cut = self.aligner.cuts()
-        return embed_captions(self.aligner, cache.captions(self.aligner.text, captions, cut, self.cache))
+        return embed_captions(self.aligner, cache.caption_features(self.aligner.text, captions, cut, self.cache))
 
 
 class Gallery:

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from polyalign.config.tower import masked_pool
 from polyalign.data.pairs import ImageRef
+from polyalign.models.towers.common import masked_pool
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError, did_you_mean
 from polyalign.utils.progress import progress

@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaForMaskedLM
 
 from polyalign.config import language as langs
+from polyalign.models.towers.common import masked_pool
 from polyalign.pretrain import text_corpus, text_vocab
 from polyalign.pretrain.loop import Stage, discard, run_stages, save_atomically
 from polyalign.pretrain.text_card import write_card
@@ -198,7 +199,7 @@ class Learner:
         drawn = self._draw(self.paired, self.config.batch_size, rng)
         pairs = [self._two(line, rng) for line in drawn]
         batch = self._pad([one for one, _ in pairs] + [two for _, two in pairs])
-        one, two = F.normalize(mean_pool(self._hidden(batch), batch.mask), dim=-1).chunk(2)
+        one, two = F.normalize(masked_pool(self._hidden(batch), batch.mask, "mean"), dim=-1).chunk(2)
         scale = torch.tensor(1 / self.config.temperature)
         return info_nce(one, two, scale, torch.from_numpy(drawn)) + self._mlm_loss(
             # A quarter of the batch is enough to keep what stage one taught.
@@ -233,12 +234,6 @@ class Learner:
 
     def _hidden(self, batch: _Batch) -> Tensor:
         return cast(Tensor, self.model.roberta(batch.ids, attention_mask=batch.mask.long()).last_hidden_state)
-
-
-def mean_pool(hidden: Tensor, mask: Tensor) -> Tensor:
-    """Average ``(B, L, W)`` over the places where ``mask`` ``(B, L)`` is true."""
-    real = mask.unsqueeze(-1)
-    return (hidden * real).sum(1) / real.sum(1)
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, sentences: list[str]) -> list[Ids]:

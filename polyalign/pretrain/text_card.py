@@ -17,8 +17,8 @@ import transformers
 from transformers import PreTrainedTokenizerFast, XLMRobertaForMaskedLM
 
 from polyalign.config import language as langs
-from polyalign.config.tower import masked_pool
 from polyalign.evaluation.metrics import both_directions
+from polyalign.models.towers.common import masked_pool
 from polyalign.pretrain.text_corpus import Corpus
 from polyalign.utils.progress import Progress
 

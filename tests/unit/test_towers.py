@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from polyalign.config.tower import TextSpec, VisionSpec, fingerprint, masked_pool
+from polyalign.config.tower import TextSpec, VisionSpec
+from polyalign.models.towers.common import fingerprint, masked_pool, structure
 from polyalign.models.towers.text import TextTower, Tokens, build_text
 from polyalign.models.towers.vision import VisionTower, build_vision
 from polyalign.utils.errors import UserError
@@ -362,3 +363,13 @@ def test_reinitialising_changes_every_matrix_and_no_shape(tower):
     after = dict(built.named_parameters())
     assert {name: p.shape for name, p in before.items()} == {name: p.shape for name, p in after.items()}
     assert not [name for name, p in before.items() if torch.equal(p, after[name])]
+
+
+def test_the_structure_tells_apart_what_the_weights_do_not():
+    def network(**args: object) -> torch.nn.Module:
+        return timm.create_model("vit_tiny_patch16_224", num_classes=0, **{**tiny.VIT, **args})
+
+    plain = structure(network())
+    assert structure(network().eval()) == plain
+    others = [network(num_heads=4), network(act_layer="relu"), network(global_pool="avg"), network(pre_norm=True)]
+    assert len({plain, *map(structure, others)}) == 5

@@ -21,7 +21,6 @@ from transformers import AutoModelForMaskedLM
 
 from polyalign.config import language as languages
 from polyalign.config.recipe import Recipe, merge, validate
-from polyalign.config.tower import masked_pool
 from polyalign.data.labelled import Labelled, starter_objects
 from polyalign.data.load import load_table
 from polyalign.data.pairs import ImageRef, PairTable
@@ -29,6 +28,7 @@ from polyalign.evaluation import metrics
 from polyalign.evaluation.results import Change, Retention
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
+from polyalign.models.towers.common import masked_pool
 from polyalign.models.towers.text import TextTower, Tokens
 from polyalign.models.towers.vision import VisionTower
 from polyalign.utils.errors import UserError

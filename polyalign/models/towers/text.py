@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from polyalign.config.tower import STARTER, TextSpec, fingerprint, masked_pool
+from polyalign.config.tower import STARTER, TextSpec
+from polyalign.models.towers.common import fingerprint, masked_pool
 from polyalign.utils.errors import UserError
 
 
@@ -49,6 +51,7 @@ class TextTower(nn.Module):
         self.pooling = spec.pooling
         self.max_tokens = spec.max_tokens
         self.fingerprint: str | None = None
+        self.variant = f"{spec.pooling} {_facts(cast(Any, model.config))}"
         self.is_random = False
         self.width = int(cast(Any, model.config).hidden_size)
         self.name = f"text tower ({type(model).__name__})"
@@ -123,6 +126,14 @@ class TextTower(nn.Module):
     def forward(self, x: Tokens) -> torch.Tensor:
         """Give ``(B, width)`` features for a batch of token ids."""
         return cast(torch.Tensor, self.run(x, 0, len(self.stages())))
+
+
+def _facts(config: PretrainedConfig) -> str:
+    """Return the configuration as JSON with sorted keys, without the model's path and the version that wrote it."""
+    facts = config.to_dict()
+    for key in ("_name_or_path", "transformers_version"):
+        facts.pop(key, None)
+    return json.dumps(facts, sort_keys=True, default=str)
 
 
 def _without_pooler(model: nn.Module) -> nn.Module:
