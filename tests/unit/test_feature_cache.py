@@ -340,7 +340,7 @@ def test_what_was_computed_in_bf16_is_kept_apart(frozen, table, folder, monkeypa
     prepare(frozen, table, FULL)
     plain = stores_in(folder)
     for gains, kept in ((False, 2), (True, 4)):
-        monkeypatch.setattr(cache.precision, "_processor_gains", lambda gains=gains: gains)
+        monkeypatch.setattr(cache.precision, "_cpu_gains", lambda gains=gains: gains)
         prepare(frozen, table, FULL.model_copy(update={"precision": "auto"}))
         assert len(stores_in(folder)) == kept
     prepare(frozen, table, BF16)
