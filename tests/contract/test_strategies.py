@@ -16,6 +16,7 @@ from polyalign.config import plugins
 from polyalign.config.recipe import Optim, Recipe
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
+from polyalign.models.strategies.lilt import Adapter
 from polyalign.training.loss import info_nce
 from polyalign.training.optim import adamw
 from polyalign.utils.errors import UserError
@@ -224,9 +225,7 @@ def test_a_convolutional_tower_has_no_last_layer(name):
 @every_strategy
 def test_an_encoder_of_another_make_carries_a_strategy_or_says_why_not(name):
     if name == "lilt":
-        said = (
-            r"lilt knows BERT-like layers .* and the text tower \(DistilBertModel\) has others: use lora, or --towers v"
-        )
+        said = r"lilt supports BERT-like layers .* and the text tower \(DistilBertModel\) has others: use lora"
         with pytest.raises(UserError, match=said):
             build(name, "text", "distilbert")
         return
@@ -284,6 +283,24 @@ def test_frozen_layers_drop_nothing_out(name):
     (_, first), (_, second) = encode(aligner), encode(aligner)
     # The new block of lilt-deep drops out, but nothing comes through it before its branches open.
     assert torch.equal(first, second) == (name not in ("full", "lit", "scratch"))
+
+
+@pytest.mark.parametrize("identity", [False, True])
+def test_adapters_start_as_the_published_ones_or_as_the_identity(identity):
+    aligner = tiny.aligner("lilt", strategy={"identity": identity, "reduction": 1})
+    adapters = [module for module in aligner.modules() if isinstance(module, Adapter)]
+    assert len(adapters) == 12  # two in each of three layers of two towers
+    down, up = (torch.cat([getattr(one, part).weight.flatten() for one in adapters]) for part in ("down", "up"))
+    biases = torch.cat([torch.cat([one.down.bias, one.up.bias]) for one in adapters])
+    if identity:
+        assert down.any()
+        assert not up.any()
+        return
+    for weights in (down, up):
+        assert weights.std().item() == pytest.approx(0.02, rel=0.05)
+        assert weights.mean().item() == pytest.approx(0, abs=0.001)
+        assert weights.abs().max() > 0.05  # a normal distribution's tail: a uniform one of this std ends at 0.035
+    assert not biases.any()
 
 
 @every_strategy
