@@ -203,7 +203,12 @@ def load_encoder(spec: TextSpec) -> PreTrainedModel:
     logging.disable_progress_bar()
     try:
         model, info = AutoModel.from_pretrained(
-            source, revision=spec.revision, dtype=torch.float32, output_loading_info=True
+            source,
+            revision=spec.revision,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _cannot_load(spec.model, error) from error
@@ -227,8 +232,8 @@ def load_tokenizer(spec: TextSpec, folder: Path | None = None) -> Any:
     """
     try:
         if folder is not None:
-            return AutoTokenizer.from_pretrained(str(folder))
-        return AutoTokenizer.from_pretrained(_source(spec), revision=spec.revision)
+            return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(_source(spec), revision=spec.revision, trust_remote_code=False)
     except UserError:
         raise
     except Exception as error:  # a file that is no tokenizer's raises whatever reading it came upon
@@ -251,14 +256,15 @@ def _cannot_load(what: str, error: Exception) -> UserError:
 
 
 def _config(spec: TextSpec, source: str) -> PretrainedConfig:
-    if spec.architecture:
-        stated: PretrainedConfig = AutoConfig.for_model(**spec.architecture)
-        return stated
     try:
-        found: PretrainedConfig = AutoConfig.from_pretrained(source, revision=spec.revision)
-    except OSError as error:
+        config: PretrainedConfig = (
+            AutoConfig.for_model(**spec.architecture)
+            if spec.architecture
+            else AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=False)
+        )
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"cannot read the configuration of {spec.model}: {str(error).splitlines()[0]}") from error
-    return found
+    return config
 
 
 def _check_architecture(spec: TextSpec, config: PretrainedConfig) -> None:
