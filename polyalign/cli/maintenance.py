@@ -21,7 +21,7 @@ def cache_list(as_json: Json = False) -> None:
     from polyalign.evaluation import tables
     from polyalign.models import feature_cache as cache
 
-    found = cache.entries()
+    found = cache.list_entries()
     if as_json:
         print_json([asdict(entry) for entry in found])
         return

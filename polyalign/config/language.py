@@ -9,6 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from polyalign.config import shipped
 from polyalign.utils.errors import UserError
 
+_WITHOUT_SPACES = ("Hani", "Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt")
+
 
 class Lang(BaseModel):
     """What polyalign knows of one language.
@@ -29,6 +31,11 @@ class Lang(BaseModel):
     recipe: dict[str, Any] = {}
     prompts: tuple[str, ...] = ()
     starter: dict[str, Any] = {}
+
+    @property
+    def has_spaces(self) -> bool:
+        """Whether the script separates words by spaces."""
+        return self.script not in _WITHOUT_SPACES
 
 
 def names() -> list[str]:

@@ -1,17 +1,14 @@
-"""What a recipe says about a tower, and the preprocessing that goes with its weights."""
+"""Settings of a tower in a recipe, and the image preprocessing that belongs to its weights."""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import nn
 
 STARTER = Path(__file__).parent.parent / "data" / "starter" / "weights"
-"""Where the weights of the starter towers lie; a recipe names them ``model = "starter"``."""
+"""Folder with the weights of the starter towers, which a recipe names with ``model = "starter"``."""
 
 
 class VisionSpec(BaseModel):
@@ -55,30 +52,3 @@ class Preprocessing(BaseModel):
     std: tuple[float, float, float]
     crop_pct: float
     interpolation: str
-
-
-def fingerprint(module: nn.Module) -> str:
-    """Hash every parameter and buffer by name, dtype, shape and value (SHA-256, first 16 hex digits)."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
-
-
-def masked_pool(tokens: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """Pool ``(B, L, W)`` tokens to ``(B, W)``, looking only at positions where ``mask`` ``(B, L)`` is true."""
-    if pooling == "cls":
-        return tokens[:, 0]
-    real = mask.unsqueeze(-1)
-    if pooling == "max":
-        return tokens.masked_fill(~real, float("-inf")).amax(1)
-    return tokens.masked_fill(~real, 0).sum(1) / real.sum(1)
-
-
-def first_trainable(stages: list[list[nn.Parameter]]) -> int:
-    """Find the cut: the first stage in which something trains, or the number of stages when nothing does."""
-    for index, parameters in enumerate(stages):
-        if any(parameter.requires_grad for parameter in parameters):
-            return index
-    return len(stages)

@@ -21,10 +21,6 @@ from polyalign.data.pairs import Origin, PairTable
 from polyalign.utils.errors import UserError
 
 _BOOTSTRAP = 1000
-# sacrebleu's default tokenizer parts words at spaces; its Chinese one parts characters, and needs no dictionary.
-_BLEU_TOKENIZERS = {"Hani": "zh", "Hans": "zh", "Hant": "zh"} | dict.fromkeys(
-    ("Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt"), "char"
-)
 _FLORES_MODEL = Path(SACREBLEU_DIR) / "models" / "flores200sacrebleuspm"
 
 
@@ -88,7 +84,8 @@ def audit(candidate: PairTable, reference: PairTable, lang: Lang) -> AuditReport
     against = [references[keys[candidate.image_of[c]]] for c in kept]
     shared = {keys[candidate.image_of[c]] for c in kept}
     others = [(first, rest) for key in shared for first, *rest in [references[key]] if rest]
-    tokenizer = _BLEU_TOKENIZERS.get(lang.script, "13a")
+    # sacrebleu's default tokenizer splits words at spaces, its Chinese one splits characters without a dictionary.
+    tokenizer = "13a" if lang.has_spaces else "zh" if lang.script in ("Hani", "Hans", "Hant") else "char"
 
     def score(name: str, make: Callable[[], Metric]) -> AuditScore:
         return _score(name, make, texts, against, others)

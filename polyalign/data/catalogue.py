@@ -1,4 +1,4 @@
-"""The datasets that polyalign reads: what each is, its licence, and what the user has to place where."""
+"""The datasets that polyalign reads: facts, licences, and the files to place."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from polyalign.utils.errors import UserError, did_you_mean
 
 
 def infos() -> dict[str, Info]:
-    """Collect the facts of every source that is a published dataset, by its name."""
+    """Return the facts of all published datasets by source name."""
     modules = {name: plugins.load("sources", name) for name in plugins.names("sources")}
     return {name: module.INFO for name, module in modules.items() if hasattr(module, "INFO")}
 
 
 def info(name: str) -> Info:
-    """Give the facts of one dataset.
+    """Return the facts of one dataset for retrieval.
 
     Raises:
         UserError: there is no dataset of this name.
@@ -32,12 +32,12 @@ def info(name: str) -> Info:
 
 
 def everything() -> dict[str, Info | LabelledSet]:
-    """Give all datasets, those for retrieval and the labelled ones, by their names."""
+    """Return all datasets by name, for retrieval and labelled."""
     return {**infos(), **labelled_sets.KNOWN}
 
 
 def facts(name: str) -> Info | LabelledSet:
-    """Give the facts of one dataset of either kind.
+    """Return the facts of one dataset of either kind.
 
     Raises:
         UserError: there is no dataset of this name.
@@ -49,9 +49,9 @@ def facts(name: str) -> Info | LabelledSet:
 
 
 def render(known: dict[str, Info]) -> Table:
-    """Show all datasets, one a row."""
+    """Format all datasets as a table."""
     table = Table(title="Datasets, by the name that --data takes", title_justify="left", show_lines=True)
-    for column in ("name", "languages", "size", "captions by", "licence", "where from"):
+    for column in ("name", "languages", "size", "captions by", "licence", "home"):
         table.add_column(column, overflow="fold", no_wrap=column == "name")
     for name, one in known.items():
         table.add_row(name, one.languages, one.size, one.origin, one.licence, one.home)
@@ -59,7 +59,7 @@ def render(known: dict[str, Info]) -> Table:
 
 
 def render_labelled() -> Table:
-    """Show the labelled datasets, one a row."""
+    """Format the labelled datasets as a table."""
     table = Table(title="Labelled datasets, by the name that zeroshot takes", title_justify="left", show_lines=True)
     for column in ("name", "classes", "images", "on the hub", "or as folders"):
         table.add_column(column, overflow="fold", no_wrap=column == "name")
@@ -69,7 +69,7 @@ def render_labelled() -> Table:
 
 
 def describe(name: str) -> str:
-    """Say in full what a dataset is, where to get it and what to place where.
+    """Describe a dataset in full: what it is, where to get it and which files to place.
 
     Raises:
         UserError: there is no dataset of this name.

@@ -1,14 +1,14 @@
-"""What a careful reader would find in a user's data before training on it."""
+"""Check a user's data before training: images, duplicates, scripts and tokenization."""
 
 from __future__ import annotations
 
-import unicodedata
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import regex
 from pydantic import BaseModel, ConfigDict
 from rich.markup import escape
 from rich.table import Table
@@ -25,24 +25,14 @@ from polyalign.utils.progress import progress, progress_bars
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# What the Unicode names of a script's letters begin with, by its ISO 15924 code.
-_LETTERS: Final = {
-    "Adlm": ("ADLAM",), "Arab": ("ARABIC",), "Armn": ("ARMENIAN",), "Beng": ("BENGALI",), "Cans": ("CANADIAN",),
-    "Cher": ("CHEROKEE",), "Cyrl": ("CYRILLIC",), "Deva": ("DEVANAGARI",), "Ethi": ("ETHIOPIC",), "Geor": ("GEORGIAN",),
-    "Grek": ("GREEK",), "Gujr": ("GUJARATI",), "Guru": ("GURMUKHI",), "Hang": ("HANGUL",), "Hani": ("CJK",),
-    "Hans": ("CJK",), "Hant": ("CJK",), "Hebr": ("HEBREW",), "Jpan": ("CJK", "HIRAGANA", "KATAKANA"),
-    "Khmr": ("KHMER",), "Knda": ("KANNADA",), "Kore": ("HANGUL", "CJK"), "Laoo": ("LAO",), "Latn": ("LATIN",),
-    "Mlym": ("MALAYALAM",), "Mong": ("MONGOLIAN",), "Mymr": ("MYANMAR",), "Nkoo": ("NKO",), "Olck": ("OL CHIKI",),
-    "Orya": ("ORIYA",), "Sinh": ("SINHALA",), "Syrc": ("SYRIAC",), "Taml": ("TAMIL",), "Telu": ("TELUGU",),
-    "Tfng": ("TIFINAGH",), "Thaa": ("THAANA",), "Thai": ("THAI",), "Tibt": ("TIBETAN",), "Vaii": ("VAI",),
-}  # fmt: skip
-_WITHOUT_SPACES: Final = ("Hani", "Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt")
+# ISO 15924 codes of writing systems that mix Unicode scripts; every other code is that of one script.
+_MIXED: Final = {"Hans": ("Hani",), "Hant": ("Hani",), "Jpan": ("Hani", "Hira", "Kana"), "Kore": ("Hang", "Hani")}
 _EXAMPLES: Final = 3
 _BATCH: Final = 1000
 
 
 class Finding(BaseModel):
-    """How many captions something is the case for, and the first few as ``image id: caption``."""
+    """Number of captions with a property, and the first few as ``image id: caption``."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -51,10 +41,10 @@ class Finding(BaseModel):
 
 
 class TokenReport(BaseModel):
-    """What the text tower's tokenizer makes of the captions.
+    """Statistics of the text tower's tokenizer over all captions.
 
-    Rates are over all captions. ``unknown_rate`` is the share of subwords that are the unknown token. A word is what
-    stands between spaces, so a script that has none gets no ``subwords_per_word``.
+    ``unknown_rate`` is the share of subwords that are the unknown token. Words are split at spaces, so a script
+    without spaces has no ``subwords_per_word``.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -68,11 +58,11 @@ class TokenReport(BaseModel):
 
 
 class DataReport(BaseModel):
-    """What was found in one table.
+    """Results for one table.
 
-    ``repeated`` captions stand with their image already, ``shared`` ones with another image too (white space and case
-    apart): nothing can tell those images apart by them. ``other_script`` captions have fewer than half of their
-    letters in the language's script, or no letters at all; it is none where the script is not known here.
+    ``repeated`` captions duplicate another caption of the same image; ``shared`` captions also belong to another image
+    (ignoring case and white space), so retrieval cannot tell the images apart. ``other_script`` captions have fewer
+    than half of their letters in the language's script, or no letters; it is None if the script is not in Unicode.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -108,10 +98,10 @@ def check_recipe(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[Dat
 def check(
     table: PairTable, lang: Lang, tokenizer: PreTrainedTokenizerBase | None = None, max_tokens: int = 64
 ) -> DataReport:
-    """Open every image and read every caption; without a tokenizer nothing is said of tokens."""
+    """Open every image and read every caption; ``tokens`` is None without a tokenizer."""
     each = np.bincount(table.image_of, minlength=len(table.images)) if table.images else np.zeros(1, dtype=np.int64)
     repeated, shared = _duplicates(table)
-    letters = _LETTERS.get(lang.script)
+    letters = _letters(lang.script)
     return DataReport(
         name=table.name,
         lang=lang.code,
@@ -135,7 +125,7 @@ def _finding(table: PairTable, captions: Iterable[int]) -> Finding:
 
 
 def _duplicates(table: PairTable) -> tuple[list[int], list[int]]:
-    """Give the captions that repeat one of the same image, and those that another image has too; empty ones aside."""
+    """Return captions repeated at one image and captions shared by several images, without empty captions."""
     texts = [" ".join(caption.casefold().split()) for caption in table.captions]
     images_with: dict[str, set[int]] = {}
     repeated = []
@@ -147,21 +137,30 @@ def _duplicates(table: PairTable) -> tuple[list[int], list[int]]:
     return repeated, [c for c, text in enumerate(texts) if text and len(images_with[text]) > 1]
 
 
-def _in_other_script(captions: Iterable[str], letters: tuple[str, ...]) -> Iterator[int]:
+def _letters(script: str) -> re.Pattern[str] | None:
+    """Return a pattern of one letter of a script (ISO 15924 code), or None if Unicode has no such script.
+
+    Script extensions count: the Japanese prolonged sound mark is a letter of both Hiragana and Katakana.
+    """
+    if script in ("Zinh", "Zyyy", "Zzzz"):  # inherited, common, unknown
+        return None
+    scripts = "".join(rf"\p{{scx={one}}}" for one in _MIXED.get(script, (script,)))
+    try:
+        pattern: re.Pattern[str] = regex.compile(rf"[\p{{L}}&&[{scripts}]]", regex.V1)
+    except regex.error:
+        return None
+    return pattern
+
+
+def _in_other_script(captions: Iterable[str], own: re.Pattern[str]) -> Iterator[int]:
     for c, caption in enumerate(captions):
-        names = [_letter_name(character) for character in caption if character.isalpha()]
-        own = sum(name.startswith(letters) for name in names)
-        if caption.strip() and (not names or own < len(names) / 2):
+        letters = len(regex.findall(r"\p{L}", caption))
+        if caption.strip() and (not letters or len(own.findall(caption)) < letters / 2):
             yield c
 
 
-@cache
-def _letter_name(character: str) -> str:
-    return unicodedata.name(character, "")
-
-
 def _tokens(table: PairTable, lang: Lang, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> TokenReport:
-    """Tokenize all captions, cutting none."""
+    """Tokenize all captions without truncation."""
     special = tokenizer.num_special_tokens_to_add()
     lengths: list[int] = []
     unknown = 0
@@ -179,26 +178,26 @@ def _tokens(table: PairTable, lang: Lang, tokenizer: PreTrainedTokenizerBase, ma
         longest=max(lengths, default=0),
         too_long=_finding(table, (c for c, length in enumerate(lengths) if length > max_tokens)),
         unknown_rate=unknown / subwords,
-        subwords_per_word=None if lang.script in _WITHOUT_SPACES else subwords / max(1, words),
+        subwords_per_word=None if not lang.has_spaces else subwords / max(1, words),
         subwords_per_character=subwords / max(1, characters),
     )
 
 
 def render(report: DataReport) -> Table:
-    """Show a report as a table: what, how many, and the first few."""
+    """Format a report as a table of counts and examples."""
     table = Table(title=f"{report.name} ({report.lang}, {report.origin} captions)", title_justify="left")
     table.add_column("", no_wrap=True)
     table.add_column("", no_wrap=True, justify="right")
-    table.add_column("such as", overflow="fold")
+    table.add_column("examples", overflow="fold")
     low, mean, high = report.captions_per_image
     table.add_row("images", f"{report.images.images:,}", "")
     table.add_row("captions", f"{report.captions:,}", "")
-    table.add_row("captions an image", f"{mean:.2f}", f"{low} to {high}")
+    table.add_row("captions per image", f"{mean:.2f}", f"{low} to {high}")
     table.add_row("missing images", *_bad_cells(report.images.missing, reason=False))
     table.add_row("corrupt images", *_bad_cells(report.images.corrupt, reason=True))
     table.add_row("empty captions", *_cells(report.empty, report.captions))
-    table.add_row("captions repeated at their image", *_cells(report.repeated, report.captions))
-    table.add_row("captions shared by several images", *_cells(report.shared, report.captions))
+    table.add_row("duplicate captions of one image", *_cells(report.repeated, report.captions))
+    table.add_row("captions shared by images", *_cells(report.shared, report.captions))
     script = f"captions not in {report.script} script"
     table.add_row(
         script, *(_cells(report.other_script, report.captions) if report.other_script else ("not checked", ""))
@@ -216,8 +215,8 @@ def _token_rows(report: DataReport) -> Iterator[tuple[str, str, str]]:
     yield "longest caption", f"{tokens.longest} tokens", ""
     yield "unknown tokens", f"{tokens.unknown_rate:.2%}", ""
     if tokens.subwords_per_word is not None:
-        yield "subwords a word", f"{tokens.subwords_per_word:.2f}", ""
-    yield "subwords a character", f"{tokens.subwords_per_character:.2f}", ""
+        yield "subwords per word", f"{tokens.subwords_per_word:.2f}", ""
+    yield "subwords per character", f"{tokens.subwords_per_character:.2f}", ""
 
 
 def _cells(finding: Finding, captions: int) -> tuple[str, str]:
@@ -231,6 +230,6 @@ def _bad_cells(bad: tuple[image_check.BadImage, ...], *, reason: bool) -> tuple[
 
 
 def _short(text: str) -> str:
-    """Put it on one line, and keep rich from reading brackets as markup."""
+    """Return text on one line, shortened, with rich markup escaped."""
     line = " ".join(text.split())
     return escape(line if len(line) <= 60 else f"{line[:59]}…")

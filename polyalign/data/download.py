@@ -1,4 +1,4 @@
-"""Getting a dataset: what anyone may download is downloaded, and of the rest it is said what to place where."""
+"""Download a dataset as far as its terms allow, and report what has to be placed by hand."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ _ROOM = {True: 2, False: 6}
 
 @dataclass
 class Got:
-    """How many files were downloaded, and how many were there already."""
+    """Number of files downloaded (``new``) and already present (``old``)."""
 
     new: int = 0
     old: int = 0
 
 
 def get(name: str, root: Path, photos: Photos) -> str:
-    """Download a dataset into its folder below ``root``, and tell what there is now and what is still to be placed.
+    """Download a dataset into its folder below ``root``; return a report of what is there and what is missing.
 
-    A file that is there is left alone; one that has the wrong content is an error.
+    Existing files are kept; one with the wrong content is an error.
 
     Raises:
-        UserError: there is no such dataset, nothing of what is asked for may be downloaded, or a download fails.
+        UserError: the dataset is unknown, nothing requested may be downloaded, or a download fails.
     """
     info = catalogue.info(name)
     folder = root / info.folder
     if photos != "none":
         _check_photos(name, info, photos)
     if not info.downloads and photos == "none":
-        raise UserError(f"{name} may not be downloaded by a program. {_by_hand(info, folder)}")
+        raise UserError(f"{name} cannot be downloaded automatically. {_by_hand(info, folder)}")
     logger.info(f"{info.title}, licence: {info.licence}")
     got = Got()
     for one in info.downloads:
@@ -64,13 +64,13 @@ def get(name: str, root: Path, photos: Photos) -> str:
 
 def _check_photos(name: str, info: Info, photos: Photos) -> None:
     if not info.photos and info.single is None:
-        raise UserError(f"the photos of {name} may not be downloaded by a program: {info.images or info.captions}")
+        raise UserError(f"the photos of {name} cannot be downloaded automatically: {info.images or info.captions}")
     if photos == "all" and not info.photos:
-        raise UserError(f"only the photos of {name}'s test set can be had: --photos test")
+        raise UserError(f"only the photos of {name}'s test set can be downloaded: use --photos test")
 
 
 def _fetch(one: Download, name: str, folder: Path, got: Got) -> None:
-    """Get a file, the files of a folder, or an archive and what is in it."""
+    """Download a file, the files of a folder, or an archive, which is unpacked."""
     if one.url.endswith("/"):
         files = list(listed(name))
         for done, (sha256, path) in enumerate(files, start=1):
@@ -95,7 +95,7 @@ def _fetch_file(url: str, path: Path, sha256: str, got: Got) -> None:
         download.fetch(url, path, sha256=sha256)
         got.new += 1
     elif sha256 and download.digest(path) != sha256:
-        raise UserError(f"{path} is there and is not the published file: move it away, then {url} is downloaded")
+        raise UserError(f"{path} differs from the published file: move it away to download {url}")
     else:
         got.old += 1
 
@@ -119,11 +119,11 @@ def _fetch_archive(one: Download, folder: Path, got: Got) -> None:
 
 
 def _fetch_single(name: str, single: Single, folder: Path, photos: Path, got: Got) -> None:
-    """Get each photo of the test set that has an address of its own."""
+    """Download the photos of the test set one by one."""
     spec = SourceSpec(name=name, options={"root": str(folder), **single.options})
     known = spec.languages()
     if not known:
-        raise UserError(f"{folder} has no captions of {name} to say which photos are wanted")
+        raise UserError(f"{folder} has no captions of {name}, which list the photos to download")
     wanted = [image_id for image_id in load_source(spec, known[0], "test").image_ids if _url(single, image_id)]
     for done, image_id in enumerate(wanted, start=1):
         _fetch_file(_url(single, image_id), photos / single.to / image_id, "", got)
@@ -136,7 +136,7 @@ def _url(single: Single, image_id: str) -> str:
 
 def _report(name: str, info: Info, root: Path, photos: Photos, got: Got) -> str:
     folder = root / info.folder
-    lines = [f"{folder}: {got.new:,} downloaded, {got.old:,} there already"]
+    lines = [f"{folder}: {got.new:,} downloaded, {got.old:,} already present"]
     known = SourceSpec(name=name, options={"root": str(folder)}).languages()
     if known:
         lines.append(f"captions in: {' '.join(known)}")
@@ -148,7 +148,7 @@ def _report(name: str, info: Info, root: Path, photos: Photos, got: Got) -> str:
         ways = [
             f"polyalign data get {name} --root {root} --photos {way} ({what})" for way, what, there in offers if there
         ]
-        lines.append(f"photos wanted: {info.images}" + (f"; {' or '.join(ways)}" if ways else ""))
+        lines.append(f"photos needed: {info.images}" + (f"; {' or '.join(ways)}" if ways else ""))
     images = f" --images {root / PHOTOS}" if info.images else ""
     lines.append(f"use it: polyalign eval RUN --data {name} --set source.root={folder}{images}")
     return "\n".join(lines)

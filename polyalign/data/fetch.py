@@ -78,6 +78,7 @@ def _persist(url: str, part: Path, copies: int, wait: Wait) -> None:
         try:
             return _receive(url, part, copies)
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code not in _PASSING:
                 raise UserError(f"{url} cannot be downloaded: the server says {error.code} {error.reason}") from error
             reason, pause = f"the server says {error.code} {error.reason}", _asked_pause(error)

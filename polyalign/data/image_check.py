@@ -70,12 +70,21 @@ def check_images(table: PairTable, *, max_corrupt: float = 0.01) -> tuple[PairTa
         UserError: more than that share is missing or corrupt.
     """
     report = inspect_images(table)
+    refuse_corrupt(table.name, report, max_corrupt)
+    return (table.without_images(bad.image_id for bad in report.bad) if report.bad else table), report
+
+
+def refuse_corrupt(name: str, report: ImageReport, max_corrupt: float) -> None:
+    """Check that no more than a share of the images is missing or corrupt.
+
+    Raises:
+        UserError: there are more.
+    """
     if len(report.bad) > max_corrupt * report.images:
         raise UserError(
-            f"{table.name}: {report.describe()}; that is {len(report.bad) / report.images:.1%}, more than "
+            f"{name}: {report.describe()}; that is {len(report.bad) / report.images:.1%}, more than "
             f"data.max_corrupt = {max_corrupt:g} allows: {_remedy(report)}, or leave them out by raising that share"
         )
-    return (table.without_images(bad.image_id for bad in report.bad) if report.bad else table), report
 
 
 def _remedy(report: ImageReport) -> str:

@@ -1,22 +1,22 @@
-"""The three splits of a recipe, checked: nothing corrupt, nothing of train in dev or test, no more than the budget."""
+"""The three splits of a recipe, checked: nothing corrupt, no image in two of them, no more pairs than the budget."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 
-from polyalign.config import budget, source_spec
 from polyalign.config import language as languages
+from polyalign.config import source_spec
+from polyalign.config.budget import PairBudget, parse
 from polyalign.config.recipe import Recipe
 from polyalign.config.source_spec import SourceSpec
-from polyalign.data import image_check, leakage, subset
+from polyalign.data import leakage
+from polyalign.data.image_check import ImageReport, check_images, refuse_corrupt
 from polyalign.data.pairs import PairTable
+from polyalign.data.subset import draw
 from polyalign.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
-
-Say = Callable[[str], None]
-"""Called with a line the user should read."""
 
 
 def load_source(spec: SourceSpec, lang: str, split: str) -> PairTable:
@@ -40,30 +40,23 @@ def load_table(recipe: Recipe, split: str, lang: str | None = None) -> PairTable
 
 
 def load_tables(recipe: Recipe) -> dict[str, PairTable]:
-    """Load train, dev and test; leave corrupt images out, refuse leakage, draw the budget.
+    """Load train, dev and test without corrupt images, empty captions and leakage, with the budget drawn from train.
+
+    All three splits are compared: no training image may be in dev or test, and no dev image in test, since dev chooses
+    the state that is tested. Images of other test sets (``data.keep_out``) are kept out of train and dev.
 
     Raises:
-        UserError: too many corrupt images, leakage where it is refused, fewer pairs than the budget.
+        UserError: too many corrupt images, leakage where it is refused, or fewer pairs than the budget.
     """
-    tables = {split: load_split(recipe, split) for split in ("train", "dev", "test")}
+    test = load_split(recipe, "test")
     others = [_kept_out(SourceSpec.flat(one), recipe.lang) for one in recipe.data.keep_out]
-    checks = [("train", tables["dev"]), ("train", tables["test"])]
-    # Dev chooses which state of the run is kept: it must not hold what is tested on either.
-    checks += [(split, other) for other in others for split in ("train", "dev")]
-    for split, table in checks if recipe.data.leakage != "allow" else []:
-        found = leakage.check(tables[split], table)
-        if recipe.data.leakage == "exclude" and found.leaks:
-            logger.info(f"left out of {'training' if split == 'train' else split}: {found.describe()}")
-            tables[split] = leakage.exclude(tables[split], found)
-            _not_empty(tables[split], "that are in no set to be tested on")
-        else:
-            leakage.refuse(found)
-    if recipe.data.budget is not None:
-        wanted = budget.parse(recipe.data.budget)
-        if not isinstance(wanted, budget.PairBudget):
-            raise UserError(f"data.budget counts pairs, as in 10k-pairs: give {recipe.data.budget} as --budget")
-        tables["train"] = subset.draw(tables["train"], wanted, recipe.data.data_seed)
-    return tables
+    dev = _without_leaks(load_split(recipe, "dev"), "dev", [test, *others], recipe)
+    budget = _pair_budget(recipe)
+    if budget is None:
+        train = _without_leaks(load_split(recipe, "train"), "train", [dev, test, *others], recipe)
+    else:
+        train = _drawn(recipe, budget, [dev, test, *others])
+    return {"train": train, "dev": dev, "test": test}
 
 
 def load_split(recipe: Recipe, split: str, lang: str | None = None) -> PairTable:
@@ -72,26 +65,85 @@ def load_split(recipe: Recipe, split: str, lang: str | None = None) -> PairTable
     Raises:
         UserError: the source does not have it, too many images are corrupt, or nothing is left.
     """
-    if source_spec.takes_images(recipe.source["name"]) and "images" not in recipe.source:
-        raise UserError(f"{recipe.source['name']}: say which folder its photos are in with --images FOLDER")
-    table = load_table(recipe, split, lang)
-    table, report = image_check.check_images(table, max_corrupt=recipe.data.max_corrupt)
+    table, report = check_images(_load_captions(recipe, split, lang), max_corrupt=recipe.data.max_corrupt)
     if report.bad:
         logger.info(f"{split}: left out {report.describe()}")
+    return _not_empty(table, "with a caption that is not blank")
+
+
+def _load_captions(recipe: Recipe, split: str, lang: str | None = None) -> PairTable:
+    """Load one split without empty captions; no image is opened."""
+    if source_spec.takes_images(recipe.source["name"]) and "images" not in recipe.source:
+        raise UserError(f"{recipe.source['name']}: name the folder of its photos with --images FOLDER")
+    table = load_table(recipe, split, lang)
     spoken = table.without_empty_captions()
     if len(spoken) < len(table):
         logger.info(f"{split}: left out {len(table) - len(spoken):,} empty captions of {len(table):,}")
-    table = spoken
-    _not_empty(table, "with a caption that is not blank")
-    return table
+    return _not_empty(spoken, "with a caption that is not blank")
+
+
+def _drawn(recipe: Recipe, budget: PairBudget, others: Sequence[PairTable]) -> PairTable:
+    """Draw the budget, check only what was drawn, and draw further for images that are left out.
+
+    The result is what would be drawn if the whole split were checked first: leaving out an image changes no other
+    choice (see ``subset.draw``).
+
+    Raises:
+        UserError: more than ``data.max_corrupt`` of the images looked at are corrupt, leakage where it is refused, or
+            fewer pairs than the budget.
+    """
+    table = _load_captions(recipe, "train")
+    looked_at: set[str] = set()
+    report = ImageReport(images=0, missing=(), corrupt=())
+    while True:
+        drawn = draw(table, budget, recipe.data.data_seed)
+        new = drawn.without_images(looked_at)
+        if not len(new.images):
+            return drawn
+        looked_at |= set(new.image_ids)
+        readable, found = check_images(new, max_corrupt=1.0)
+        if found.bad:
+            logger.info(f"train: left out {found.describe()}")
+        report = ImageReport(
+            images=len(looked_at), missing=report.missing + found.missing, corrupt=report.corrupt + found.corrupt
+        )
+        refuse_corrupt(table.name, report, recipe.data.max_corrupt)
+        clean = _without_leaks(readable, "train", others, recipe, may_be_empty=True)
+        table = table.without_images(set(new.image_ids) - set(clean.image_ids))
+
+
+def _without_leaks(
+    table: PairTable, split: str, others: Sequence[PairTable], recipe: Recipe, *, may_be_empty: bool = False
+) -> PairTable:
+    """Leave out of a split the images that are in other tables, or refuse, or allow them, as the recipe says."""
+    for other in others if recipe.data.leakage != "allow" else ():
+        if not len(table.images):
+            break
+        found = leakage.check(table, other)
+        if recipe.data.leakage == "exclude" and found.leaks:
+            logger.info(f"left out of {'training' if split == 'train' else split}: {found.describe()}")
+            table = leakage.exclude(table, found)
+        else:
+            leakage.refuse(found)
+    return table if may_be_empty else _not_empty(table, "that are in no set to be tested on")
+
+
+def _pair_budget(recipe: Recipe) -> PairBudget | None:
+    if recipe.data.budget is None:
+        return None
+    budget = parse(recipe.data.budget)
+    if not isinstance(budget, PairBudget):
+        raise UserError(f"data.budget counts pairs, as in 10k-pairs: give {recipe.data.budget} as --budget")
+    return budget
 
 
 def _kept_out(spec: SourceSpec, lang: str) -> PairTable:
-    """Load another test set for the images in it; any language does where it lacks the recipe's."""
+    """Load another test set for its images, in any language if it lacks the recipe's."""
     known = spec.languages()
     return load_source(spec, lang if known is None or lang in known or not known else known[0], "test")
 
 
-def _not_empty(table: PairTable, what: str) -> None:
+def _not_empty(table: PairTable, what: str) -> PairTable:
     if not len(table):
         raise UserError(f"{table.name} has no images {what} ({table.lang})")
+    return table

@@ -1,4 +1,4 @@
-"""Images, captions and which belong together: the one form that every source gives and everything else takes."""
+"""Tables of image-caption pairs: the common form of all sources."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from PIL import Image, ImageOps
 Origin = Literal["human", "machine", "generated"]
 Split = Literal["train", "dev", "test"]
 
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+"""File name endings of images, in lower case."""
+
 # Pillow has no error of its own for bytes that are not the image they say they are: a broken PNG is a SyntaxError, a
 # broken AVIF a RuntimeError, others fail in the arithmetic of their headers.
 _DECODE_ERRORS = (
@@ -25,18 +28,18 @@ _DECODE_ERRORS = (
 
 
 class CorruptImageError(ValueError):
-    """Bytes that cannot be decoded as an image; the message is Pillow's reason."""
+    """Bytes that cannot be decoded as an image; the message is Pillow's."""
 
 
 class ImageRef(Protocol):
-    """Something that can be opened as an image, any number of times, with the same result."""
+    """An image that can be opened any number of times, with the same result."""
 
     def open(self) -> Image.Image:
         """Decode the image to RGB."""
         ...
 
     def key(self) -> str:
-        """Name the content for caches: equal keys mean equal pixels."""
+        """Return the content's cache key: equal keys mean equal pixels."""
         ...
 
 
@@ -45,14 +48,14 @@ class EncodedImage(ImageRef, Protocol):
     """An image decoded from bytes: it can be missing or corrupt, and a small version of it costs less."""
 
     def open_small(self, px: int) -> Image.Image:
-        """Decode to RGB at the smallest scale that the format offers with sides of at least ``px``."""
+        """Decode to RGB at the smallest scale of the format with sides of at least ``px``."""
         ...
 
 
 def decode(source: Path | BinaryIO, px: int | None = None) -> Image.Image:
-    """Decode to RGB, turned as its EXIF orientation says; with ``px`` as ``EncodedImage.open_small``.
+    """Decode to RGB, rotated by the EXIF orientation; with ``px`` see ``EncodedImage.open_small``.
 
-    Only JPEG has smaller scales. All of the file is read in any case, so that a truncated one is an error.
+    Only JPEG has smaller scales. The whole file is read in any case, so that a truncated one is an error.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -77,7 +80,7 @@ class FileImage:
     path: Path
 
     def open(self) -> Image.Image:
-        """Decode the file to RGB, turned as its EXIF orientation says."""
+        """Decode the file to RGB, rotated by the EXIF orientation."""
         return decode(self.path)
 
     def open_small(self, px: int) -> Image.Image:
@@ -85,7 +88,7 @@ class FileImage:
         return decode(self.path, px)
 
     def key(self) -> str:
-        """Name the file by its path, size and time of change."""
+        """Return path, size and modification time."""
         stat = self.path.stat()
         return f"{self.path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
 
@@ -122,8 +125,26 @@ class PairTable:
         if self.fold_of is not None and len(self.fold_of) != len(self.images):
             raise ValueError(f"{len(self.fold_of)} folds for {len(self.images)} images")
 
+    @classmethod
+    def from_pairs(cls, name: str, lang: str, origin: Origin, pairs: Iterable[tuple[str, str, ImageRef]]) -> PairTable:
+        """Make a table of ``(image id, caption, image)``, in order of appearance; the first image of an id counts."""
+        rows = list(pairs)
+        images: dict[str, ImageRef] = {}
+        for image_id, _, image in rows:
+            images.setdefault(image_id, image)
+        index = {image_id: place for place, image_id in enumerate(images)}
+        return cls(
+            name=name,
+            lang=lang,
+            origin=origin,
+            image_ids=tuple(images),
+            images=tuple(images.values()),
+            captions=tuple(caption for _, caption, _ in rows),
+            image_of=np.array([index[image_id] for image_id, _, _ in rows], dtype=np.int64),
+        )
+
     def __len__(self) -> int:
-        """Count the pairs, which is to say the captions."""
+        """Return the number of pairs, that is, of captions."""
         return len(self.captions)
 
     def take_pairs(self, pairs: Sequence[int] | npt.NDArray[np.int64]) -> PairTable:
@@ -144,16 +165,16 @@ class PairTable:
         return self.take_pairs(np.flatnonzero(np.isin(self.image_of, np.asarray(images, dtype=np.int64))))
 
     def without_images(self, ids: Iterable[str]) -> PairTable:
-        """Leave out these images with all their captions; ids that are not in the table are no matter."""
+        """Leave out these images with all their captions; unknown ids are ignored."""
         out = set(ids)
         return self.take_images([i for i, image_id in enumerate(self.image_ids) if image_id not in out])
 
     def without_empty_captions(self) -> PairTable:
-        """Leave out captions of white space alone, and images that have no others."""
+        """Leave out blank captions, and images without any other."""
         return self.take_pairs([c for c, caption in enumerate(self.captions) if caption.strip()])
 
     def caption_ranks(self) -> npt.NDArray[np.int64]:
-        """Give for every caption which of its image's captions it is, from 0: shape ``(C,)``."""
+        """Return each caption's position among the captions of its image, from 0: shape ``(C,)``."""
         order = np.argsort(self.image_of, kind="stable")
         grouped = self.image_of[order]
         ranks = np.empty(len(order), dtype=np.int64)

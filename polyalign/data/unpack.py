@@ -1,4 +1,4 @@
-"""Taking files out of an archive, so that none is ever seen half written."""
+"""Unpack archives atomically: no file is ever half written."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def named(archive: Path, names: tuple[str, ...], folder: Path) -> None:
                 partial.replace(folder / name)
                 missing.discard(name)
     if missing:
-        raise UserError(f"{archive} does not hold {', '.join(sorted(missing))}: it is not what it was")
+        raise UserError(f"{archive} does not hold {', '.join(sorted(missing))}: it has changed since")
 
 
 def everything(archive: Path, folder: Path) -> None:

@@ -54,7 +54,7 @@ class Aligned:
             UserError: the cache would exceed its limit.
         """
         cut, _ = self.aligner.cuts()
-        return embed_images(self.aligner, feature_cache.images(self.aligner.vision, images, cut, self.cache))
+        return embed_images(self.aligner, feature_cache.image_features(self.aligner.vision, images, cut, self.cache))
 
     def encode_text(self, texts: Sequence[str]) -> Vectors:
         """Return unit vectors ``(N, D)``.
@@ -63,7 +63,7 @@ class Aligned:
             UserError: the cache would exceed its limit.
         """
         _, cut = self.aligner.cuts()
-        return embed_captions(self.aligner, feature_cache.captions(self.aligner.text, texts, cut, self.cache))
+        return embed_captions(self.aligner, feature_cache.caption_features(self.aligner.text, texts, cut, self.cache))
 
 
 @dataclass

@@ -1,7 +1,8 @@
-"""Other people's aligned models as encoders, so that their numbers come from the same code as ours.
+"""Published vision-language models as encoders, so that they are evaluated by the same code as a run.
 
-``open_clip:NAME/PRETRAINED`` (or a folder with ``open_clip_config.json``), ``hf:NAME_OR_FOLDER`` (CLIP, SigLIP and
-VisionTextDualEncoder of transformers) and ``mclip:NAME_OR_FOLDER``.
+Names are ``open_clip:NAME/PRETRAINED`` (or a folder with ``open_clip_config.json``), ``hf:NAME_OR_FOLDER`` (CLIP,
+SigLIP and VisionTextDualEncoder of transformers) and ``mclip:NAME_OR_FOLDER``. Weights are read from safetensors only,
+computed in float32, and no code of a model repository is run.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from polyalign.config.tower import masked_pool
 from polyalign.data.pairs import ImageRef
+from polyalign.models.towers.common import masked_pool
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError, did_you_mean
 from polyalign.utils.progress import progress
 
 _BATCH = 64
-# The vision towers that M-CLIP's text towers were taught to agree with (its model card), by open_clip's names.
+# The vision towers that M-CLIP's text towers were trained to match (see its model card), by open_clip name.
 _MCLIP_VISION = {
     "XLM-Roberta-Large-Vit-B-32": "ViT-B-32/openai",
     "XLM-Roberta-Large-Vit-L-14": "ViT-L-14/openai",
@@ -38,37 +39,37 @@ Vectors = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class ExternalModel:
-    """A peer's two halves: a batch of images, or of captions, to features ``(B, D)`` of any length."""
+    """The two encoders of an external model, each from a batch to features ``(B, D)``, not yet normalised."""
 
     name: str
     images: Callable[[list[Image.Image]], torch.Tensor]
     captions: Callable[[list[str]], torch.Tensor]
 
     def encode_image(self, images: Sequence[ImageRef]) -> Vectors:
-        """Give unit vectors ``(I, D)``."""
+        """Return unit vectors ``(I, D)``."""
         return _embed(images, lambda batch: self.images([one.open() for one in batch]), "images")
 
     def encode_text(self, captions: Sequence[str]) -> Vectors:
-        """Give unit vectors ``(C, D)``."""
+        """Return unit vectors ``(C, D)``."""
         return _embed(captions, lambda batch: self.captions(list(batch)), "captions")
 
 
 def is_external(model: str) -> bool:
-    """Tell whether a model is named as a peer's, and is no folder of a run."""
+    """Return whether ``model`` names an external model rather than the folder of a run."""
     return model.partition(":")[0] in _LOADERS and not Path(model).exists()
 
 
 def load(model: str) -> ExternalModel:
-    """Load a peer by its name, such as ``hf:openai/clip-vit-base-patch32``.
+    """Load an external model by name, such as ``hf:openai/clip-vit-base-patch32``.
 
     Raises:
-        UserError: its library is not installed, or there is no such model.
+        UserError: its library is not installed, there is no such model, or it has no safetensors weights.
     """
     family, _, name = model.partition(":")
     if family not in _LOADERS:
-        raise UserError(f'unknown family of models "{family}": {did_you_mean(family, _LOADERS)}')
+        raise UserError(f'unknown model family "{family}": {did_you_mean(family, _LOADERS)}')
     if not name:
-        raise UserError(f"{model} names no model: see polyalign eval --help")
+        raise UserError(f"{model}: the model's name is missing after the colon, see polyalign eval --help")
     try:
         return _LOADERS[family](name)
     except (OSError, RuntimeError, ValueError, KeyError) as error:
@@ -106,7 +107,7 @@ def _open_clip(name: str) -> ExternalModel:
             raise UserError(f'open_clip has no "{architecture}": {did_you_mean(architecture, open_clip.list_models())}')
         if not weights:
             known = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
-            raise UserError(f"say which weights, as in open_clip:{architecture}/PRETRAINED (known: {known})")
+            raise UserError(f"name the weights, as in open_clip:{architecture}/PRETRAINED (known: {known})")
         pretrained = weights
     device = _device()
     model, transform = open_clip.create_model_from_pretrained(architecture, pretrained=pretrained, device=device)
@@ -123,47 +124,44 @@ def _hf(name: str) -> ExternalModel:
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
     device = _device()
-    model: Any = AutoModel.from_pretrained(name, use_safetensors=True).eval().to(device)
+    model: Any = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
+    model.eval().to(device)
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
         raise UserError(f"hf:{name} is a {type(model).__name__}, which does not embed both images and captions")
-    processor = AutoImageProcessor.from_pretrained(name)
-    tokenizer: Any = AutoTokenizer.from_pretrained(name)
+    processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
+    tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     limit = _max_tokens(model.config.text_config, tokenizer)
-    # SigLIP was trained on captions padded to the full length, with no mask.
-    padding = "max_length" if model.config.model_type.startswith("siglip") else True
+    # SigLIP and SigLIP 2 were trained on captions padded to the full length and without an attention mask. The
+    # published SigLIP tokenizers return none; others, such as Gemma's, do.
+    is_siglip = model.config.model_type.startswith("siglip")
+    padding, wanted = ("max_length", {"input_ids"}) if is_siglip else (True, {"input_ids", "attention_mask"})
+
+    def images(batch: list[Image.Image]) -> torch.Tensor:
+        return _pooled(model.get_image_features(**processor(images=batch, return_tensors="pt").to(device)))
 
     def captions(batch: list[str]) -> torch.Tensor:
-        tokens = tokenizer(batch, padding=padding, truncation=True, max_length=limit, return_tensors="pt")
-        wanted = {key: tokens[key].to(device) for key in ("input_ids", "attention_mask") if key in tokens}
-        return _pooled(model.get_text_features(**wanted))
+        tokens = tokenizer(batch, padding=padding, truncation=True, max_length=limit, return_tensors="pt").to(device)
+        return _pooled(model.get_text_features(**{key: tokens[key] for key in tokens if key in wanted}))
 
-    return ExternalModel(
-        f"hf:{name}",
-        lambda batch: _pooled(
-            model.get_image_features(
-                pixel_values=processor(images=batch, return_tensors="pt")["pixel_values"].to(device)
-            )
-        ),
-        captions,
-    )
+    return ExternalModel(f"hf:{name}", images, captions)
 
 
 def _pooled(features: Any) -> torch.Tensor:
-    """Take the features out of what transformers wraps them in since its version 5."""
+    """Return the features, which transformers wraps in an output object since version 5."""
     found: torch.Tensor = features if isinstance(features, torch.Tensor) else features.pooler_output
     return found
 
 
 def _max_tokens(config: Any, tokenizer: Any) -> int:
-    """Give the longest caption in tokens; RoBERTa's positions begin after that of the pad."""
+    """Return the maximum caption length in tokens; RoBERTa's positions start after the padding index."""
     offset = config.pad_token_id + 1 if "roberta" in config.model_type else 0
     return min(int(tokenizer.model_max_length), int(config.max_position_embeddings) - offset)
 
 
 def _mclip(name: str) -> ExternalModel:
-    """Load an M-CLIP text tower (mean over tokens, then one linear layer) beside the vision tower it was taught for.
+    """Load an M-CLIP text tower (mean over tokens, then one linear layer) and the vision tower it was trained for.
 
-    ``FOLDER+NAME/PRETRAINED`` names the vision tower where the folder's name does not tell it.
+    ``FOLDER+NAME/PRETRAINED`` states the vision tower where it is not known from the folder's name.
     """
     from huggingface_hub import snapshot_download
     from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -171,27 +169,30 @@ def _mclip(name: str) -> ExternalModel:
     text, _, vision = name.partition("+")
     stem = text.rstrip("/").rpartition("/")[2]
     if not vision and stem not in _MCLIP_VISION:
-        raise UserError(f"which vision tower {text} belongs to is not known: mclip:{text}+NAME/PRETRAINED says it")
+        raise UserError(f"the vision tower of {text} is not known: state it as mclip:{text}+NAME/PRETRAINED")
     folder = (
         Path(text)
         if Path(text).is_dir()
         else Path(snapshot_download(text, allow_patterns=["*.json", "*.model", "*.safetensors"]))
     )
     if not (folder / "model.safetensors").is_file():
-        raise UserError(f"{folder} has no model.safetensors; a pickle (pytorch_model.bin) is not read: convert it")
+        raise UserError(f"{folder} has no model.safetensors: convert its pytorch_model.bin (pickles are not read)")
     facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     weights, _ = storage.load_tensors(folder / "model.safetensors")
-    # The base's own configuration lies beside it in a folder, else on the hub.
+    # The configuration of the base model is in the folder ``base``, else on the hub.
     base = folder / "base" if (folder / "base").is_dir() else facts["modelBase"]
-    encoder: Any = AutoModel.from_config(AutoConfig.from_pretrained(base))
+    encoder: Any = AutoModel.from_config(AutoConfig.from_pretrained(base, trust_remote_code=False))
+    # Files written by transformers before 4.31 hold the buffer ``position_ids``, which is computed from the sizes.
     inner = {
-        key.removeprefix("transformer."): value for key, value in weights.items() if key.startswith("transformer.")
+        key.removeprefix("transformer."): value
+        for key, value in weights.items()
+        if key.startswith("transformer.") and key != "transformer.embeddings.position_ids"
     }
     encoder.load_state_dict(inner)
     device = _device()
     encoder.eval().to(device)
     matrix, bias = (weights[f"LinearTransformation.{part}"].to(device) for part in ("weight", "bias"))
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     limit = _max_tokens(encoder.config, tokenizer)
 
     def captions(batch: list[str]) -> torch.Tensor:

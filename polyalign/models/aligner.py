@@ -1,4 +1,4 @@
-"""The aligner: two towers, a projection on each, and a learned temperature."""
+"""The aligner: two towers, a linear projection on each, and a learned temperature."""
 
 from __future__ import annotations
 
@@ -9,25 +9,29 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from polyalign.config.tower import first_trainable
+from polyalign.models.towers.common import first_trainable
 from polyalign.models.towers.text import TextTower, Tokens
 from polyalign.models.towers.vision import VisionTower
 
 MIN_LOGIT_SCALE, MAX_LOGIT_SCALE = math.log(1 / 0.5), math.log(1 / 0.001)
-"""LilT clamps the temperature, which divides the similarities, to 0.001 .. 0.5."""
+"""Bounds of ``logit_scale``: LilT clamps the temperature, which divides the similarities, to [0.001, 0.5]."""
 
 
 class Aligner(nn.Module):
-    """Two frozen towers and what aligns them.
+    """Two frozen towers and the parameters that align them.
 
-    ``encode_image`` and ``encode_text`` give unit vectors ``(B, D)``. A ``start`` above 0 says that the input is what
-    the tower's ``run(x, 0, start)`` gave, so that a frozen prefix need not be computed again.
+    ``encode_image`` and ``encode_text`` return unit vectors ``(B, D)``. With ``start`` above 0 the input is the output
+    of the tower's ``run(x, 0, start)``, so that a frozen prefix is not computed again.
+
+    ``record_trainable`` fixes which parameters train. Cuts, parameter counts, training mode, checkpoints and the
+    feature cache follow that record, so that changing ``requires_grad`` on a trained aligner does not make its layers
+    pass for pretrained ones. Without a record, ``requires_grad`` decides.
     """
 
     def __init__(self, vision: VisionTower, text: TextTower, dim: int, *, bias: bool = False) -> None:
-        """Freeze both towers and put a fresh linear projection to ``dim`` on each.
+        """Freeze both towers and add a new linear projection to ``dim`` to each.
 
-        ``bias`` adds the learned logit bias of the sigmoid loss; scale and bias then start at SigLIP's ln 10 and -10.
+        ``bias`` adds the learned logit bias of the sigmoid loss; bias and scale then start as in SigLIP: -10 and ln 10.
         """
         super().__init__()
         self.vision = vision.requires_grad_(False)
@@ -36,35 +40,40 @@ class Aligner(nn.Module):
         self.text_projection = nn.Linear(text.width, dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(10 if bias else 1 / 0.07)))
         self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if bias else None
+        self._recorded: frozenset[str] | None = None
         self.eval()
 
     @property
     def scale(self) -> torch.Tensor:
-        """The factor on similarities, clamped as the published code does."""
+        """The factor applied to similarities, clamped as in LilT's code."""
         return self.logit_scale.clamp(MIN_LOGIT_SCALE, MAX_LOGIT_SCALE).exp()
 
     def cuts(self) -> tuple[int, int]:
-        """Find for vision and text the first stage that trains: all below it is a constant of the data."""
-        return first_trainable(self.vision.stages()), first_trainable(self.text.stages())
+        """Return for vision and text the first trainable stage; the input of that stage depends on the data alone.
+
+        A stage unlocked after recording lowers the cut; nothing raises it.
+        """
+        trainable = [*self.trainable().values(), *(p for p in self.parameters() if p.requires_grad)]
+        return first_trainable(self.vision.stages(), trainable), first_trainable(self.text.stages(), trainable)
 
     def encode_image(self, x: torch.Tensor, start: int = 0) -> torch.Tensor:
-        """Give ``(B, D)`` unit vectors for uint8 pixels ``(B, 3, H, W)``, or for what stage ``start`` takes."""
+        """Return unit vectors ``(B, D)`` for uint8 pixels ``(B, 3, H, W)``, or for the input of stage ``start``."""
         features = self.vision.run(x, start, len(self.vision.stages()))
         return F.normalize(self.vision_projection(features), dim=-1)
 
     def encode_text(self, x: Tokens | torch.Tensor, start: int = 0) -> torch.Tensor:
-        """Give ``(B, D)`` unit vectors for tokens, or for what stage ``start`` takes."""
+        """Return unit vectors ``(B, D)`` for tokens, or for the input of stage ``start``."""
         features = x if isinstance(x, torch.Tensor) else self.text.run(x, start, len(self.text.stages()))
         return F.normalize(self.text_projection(cast(torch.Tensor, features)), dim=-1)
 
     def train(self, mode: bool = True) -> Aligner:
-        """Switch to training what trains; everything frozen stays in evaluation mode.
+        """Set training mode where all parameters of a module are trainable; the rest stays in evaluation mode.
 
-        A frozen tower must not drop out activations or move batch-norm statistics (the published LilT code leaves both
-        on). A part trains when all its parameters do. Statistics that were learned in pretraining stay even where
-        the weights train: batches of scarce pairs are no better estimate of them.
+        A frozen tower must neither apply dropout nor update batch-norm statistics (LilT's code does both).
+        Batch-norm statistics from pretraining are kept even where the weights train, because batches of few pairs do
+        not estimate them better.
         """
-        _set_mode(self, mode)
+        _set_mode(self, {id(parameter) for parameter in self.trainable().values()} if mode else set())
         for tower in (self.vision, self.text):
             for module in tower.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm) and not tower.is_random:
@@ -72,20 +81,26 @@ class Aligner(nn.Module):
         return self
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """Name the parameters that train."""
-        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        """Return the trainable parameters by name: the recorded ones, or without a record those that require grad."""
+        if self._recorded is None:
+            return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {name: parameter for name, parameter in self.named_parameters() if name in self._recorded}
+
+    def record_trainable(self) -> None:
+        """Record the parameters that require grad now as the trainable ones, in place of an earlier record."""
+        self._recorded = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
 
     def count(self) -> tuple[int, int]:
-        """Count trainable and all parameters."""
+        """Return the numbers of trainable and of all parameters."""
         return sum(p.numel() for p in self.trainable().values()), sum(p.numel() for p in self.parameters())
 
 
-def _set_mode(module: nn.Module, mode: bool) -> None:
+def _set_mode(module: nn.Module, trainable: set[int]) -> None:
     parameters = list(module.parameters())
-    if mode and parameters and all(parameter.requires_grad for parameter in parameters):
+    if parameters and all(id(parameter) in trainable for parameter in parameters):
         for part in module.modules():
             part.training = True
         return
     module.training = False
     for child in module.children():
-        _set_mode(child, mode)
+        _set_mode(child, trainable)

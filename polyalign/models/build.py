@@ -1,4 +1,4 @@
-"""From a resolved recipe to its aligner."""
+"""Build the aligner of a resolved recipe."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def build_aligner(
     preprocessing: Preprocessing | None = None,
     tokenizer: Path | None = None,
 ) -> Aligner:
-    """Build both towers, the projections, and what the strategy inserts; seeded by ``train.seed``.
+    """Build both towers and the projections and apply the strategy; seeded by ``train.seed``.
 
-    ``pretrained=False`` gives random weights, which under ``torch.device("meta")`` take no memory. ``preprocessing``
-    and ``tokenizer`` come from a checkpoint and replace the towers' own.
+    ``pretrained=False`` initialises at random, which takes no memory under ``torch.device("meta")``.
+    ``preprocessing`` and ``tokenizer`` (a folder) come from a checkpoint and replace those of the towers.
 
     Raises:
-        UserError: a tower cannot be loaded or cannot carry the strategy.
+        UserError: a tower cannot be loaded or does not support the strategy.
     """
     vision = build_vision(recipe.vision, pretrained=pretrained, preprocessing=preprocessing)
     text = build_text(recipe.text, pretrained=pretrained, tokenizer=tokenizer)
@@ -34,4 +34,5 @@ def build_aligner(
     aligner = Aligner(vision, text, recipe.projection.dim, bias=recipe.optim.loss == "sigmoid")
     strategy, config = recipe.plugin("strategy")
     strategy.apply(aligner, config)
+    aligner.record_trainable()
     return aligner.eval()

@@ -66,8 +66,8 @@ def prepare(aligner: Aligner, table: PairTable, config: Cache, data: Data | None
         # At this size the tower's own preprocessing has nothing left to resize.
         images = views.of(table, data.views, int(how.image_px / how.crop_pct), data.data_seed, mirror=data.mirror)
     return PairFeatures(
-        cache.images(aligner.vision, images, vision_cut, config),
-        cache.captions(aligner.text, table.captions, text_cut, config),
+        cache.image_features(aligner.vision, images, vision_cut, config),
+        cache.caption_features(aligner.text, table.captions, text_cut, config),
         table.image_of,
         len(images) // len(table.images),
     )

@@ -1,7 +1,7 @@
-"""The frozen-prefix cache: what lies below a tower's lowest trainable stage is computed once and kept on disk.
+"""Cache of frozen features: the output of the stages below a tower's first trainable one, computed once, on disk.
 
-At cut 0 nothing is computed and the store holds decoded uint8 pixels and token ids; at the last cut it holds one
-vector an image and a caption. Training, evaluation and every run of a comparison read the same features.
+At cut 0 the vision store holds decoded uint8 pixels and captions are token ids, which are not stored; at the last cut a
+store holds one vector for each image or caption. Training, evaluation and all runs of a comparison share the stores.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +33,21 @@ from polyalign.utils.progress import progress
 folder = storage.cache_folder
 
 _BATCH = 64
-_FORMAT = "2"  # of what lies on disk; features of another are not found, and go with ``polyalign cache clear``
+_FORMAT = "3"  # version of the stores and their keys; ``polyalign cache clear`` deletes those of older versions
+_LIBRARIES = {"vision": ("torch", "timm", "pillow"), "text": ("torch", "transformers")}
 
 Places = npt.NDArray[np.int64]
 Filled = tuple[Places, npt.NDArray[Any]]
-"""Which rows of a store are ready, and what is in them."""
+"""Row indices of a store and the values of these rows."""
 
 
 @dataclass(frozen=True)
 class CachedFeatures:
-    """What stage ``cut`` of a tower takes, for every image or caption of a table.
+    """The input of stage ``cut`` of a tower, for every image or caption of a table.
 
-    ``values`` is ``(N, ...)``; or, for token sequences, ``(total tokens, ...)`` with row ``i`` at ``offsets[i] :
-    offsets[i + 1]``. ``spent`` is what it cost to fill, even where it was found ready. ``in_bf16`` says in which
-    precision it was computed, and what lies above it is to be evaluated.
+    ``values`` is ``(N, ...)``; for token sequences it is ``(total tokens, ...)`` with row ``i`` at ``offsets[i] :
+    offsets[i + 1]``. ``spent`` is the cost of computing the features, also when they were read from disk. ``in_bf16``
+    is true if they were computed in bf16; the stages above are then evaluated in bf16 too.
     """
 
     values: npt.NDArray[Any]
@@ -56,11 +58,11 @@ class CachedFeatures:
     in_bf16: bool = False
 
     def __len__(self) -> int:
-        """Count the rows."""
+        """Return the number of rows."""
         return len(self.values) if self.offsets is None else len(self.offsets) - 1
 
     def batch(self, rows: npt.NDArray[np.int64], device: torch.device | str = "cpu") -> Any:
-        """Give these rows as a tensor ``(B, ...)``, or as ``Tokens`` padded to the longest of the batch."""
+        """Return these rows as a tensor ``(B, ...)``, or as ``Tokens`` padded to the longest row."""
         if self.offsets is None:
             return _tensor(self.values[rows], device)
         lengths = self._lengths(rows)
@@ -70,7 +72,7 @@ class CachedFeatures:
         return Tokens(_tensor(padded, device), torch.from_numpy(mask).to(device))
 
     def by_length(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Give the order ``(N,)`` that takes these rows from short to long, so that little is padded."""
+        """Return the indices ``(N,)`` that sort these rows by length, shortest first."""
         return np.argsort(self._lengths(rows), kind="stable")
 
     def _lengths(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
@@ -80,19 +82,19 @@ class CachedFeatures:
 
 
 def _places(offsets: Places, rows: Places) -> Places:
-    """Say where the tokens of these rows lie."""
+    """Return the indices of the tokens of these rows in ``values``."""
     return np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
 
 
 def _tensor(values: npt.NDArray[Any], device: torch.device | str) -> torch.Tensor:
-    """Move to the device; half-precision hidden states go back to float32, pixels stay uint8."""
+    """Copy to the device; float16 hidden states become float32, pixels stay uint8."""
     tensor = torch.from_numpy(np.ascontiguousarray(values)).to(device)
     return tensor.float() if tensor.dtype == torch.float16 else tensor
 
 
 @torch.no_grad()
-def images(tower: VisionTower, refs: Sequence[ImageRef], cut: int, config: Cache) -> CachedFeatures:
-    """Fill or find the store of what stage ``cut`` of the vision tower takes, for these images.
+def image_features(tower: VisionTower, refs: Sequence[ImageRef], cut: int, config: Cache) -> CachedFeatures:
+    """Return the input of stage ``cut`` of the vision tower for these images, from disk or computed and stored.
 
     Raises:
         UserError: the store would be larger than ``config.max_gib``.
@@ -118,8 +120,8 @@ def images(tower: VisionTower, refs: Sequence[ImageRef], cut: int, config: Cache
 
 
 @torch.no_grad()
-def captions(tower: TextTower, texts: Sequence[str], cut: int, config: Cache) -> CachedFeatures:
-    """Fill or find the store of what stage ``cut`` of the text tower takes, for these captions.
+def caption_features(tower: TextTower, texts: Sequence[str], cut: int, config: Cache) -> CachedFeatures:
+    """Return the input of stage ``cut`` of the text tower for these captions, from disk or computed and stored.
 
     Raises:
         UserError: the store would be larger than ``config.max_gib``.
@@ -137,7 +139,7 @@ def captions(tower: TextTower, texts: Sequence[str], cut: int, config: Cache) ->
     if cut == 0:
         return tokens
     contents = [" ".join(map(str, sequence)) for sequence in ids]
-    key = _key("text", tower, cut, config, contents, tower.pooling, in_bf16=in_bf16)
+    key = _key("text", tower, cut, config, contents, tower.variant, in_bf16=in_bf16)
     ragged = offsets if cut < last else None
     if (found := _find(key)) is not None:
         return CachedFeatures(found[0], cut, ragged, spent=found[1], in_bf16=in_bf16)
@@ -174,19 +176,28 @@ def _key(
     *,
     in_bf16: bool,
 ) -> str | None:
-    """Name a store by all that decides what is in it; None where the weights have no fingerprint to name them."""
-    if cut > 0 and tower.fingerprint is None:
+    """Return the name of a store, a hash of everything that determines its values.
+
+    It is None, and nothing is stored, where stages of a tower without pretrained weights would be computed.
+    """
+    if cut > 0 and (tower.fingerprint is None or tower.is_random):
         return None
     weights = [tower.fingerprint, str(cut), config.dtype, *(["bf16"] if in_bf16 else [])] if cut else []
-    digest = hashlib.sha256("\0".join([_FORMAT, kind, how, *map(str, weights), *contents]).encode())
+    libraries = [f"{library} {_major_minor(version(library))}" for library in _LIBRARIES[kind]]
+    parts = [_FORMAT, kind, *libraries, how, *map(str, weights), *contents]
+    digest = hashlib.sha256("\0".join(parts).encode())
     return f"{kind}-{cut}-{digest.hexdigest()[:24]}"
 
 
+def _major_minor(release: str) -> str:
+    return ".".join(release.split(".")[:2])
+
+
 def _find(key: str | None) -> tuple[npt.NDArray[Any], Spent] | None:
-    """Give a store and what it took to fill it, whenever that was."""
+    """Return a store and the cost of computing it, or None if it is not on disk."""
     path = folder() / f"{key}.npy"
     card = path.with_suffix(".json")
-    # The card is written last: without it a run was stopped between the two files.
+    # The card is written last: without it a run was interrupted between the two files.
     if key is None or not path.is_file() or not card.is_file():
         return None
     facts = json.loads(card.read_text(encoding="utf-8"))
@@ -197,7 +208,7 @@ def _find(key: str | None) -> tuple[npt.NDArray[Any], Spent] | None:
 def _collect(
     key: str | None, batches: Iterator[Filled], total: int, items: int, config: Cache, what: str
 ) -> tuple[npt.NDArray[Any], Spent]:
-    """Write the batches into one array of ``total`` rows; on disk, atomically, where the store has a key."""
+    """Write the batches into one array of ``total`` rows: atomically on disk, or in memory if ``key`` is None."""
     began = Spent.until_now()
     first = next(batches)
     size = total * first[1][0].nbytes
@@ -232,7 +243,7 @@ def _write(values: npt.NDArray[Any], batches: Iterable[Filled], items: int, what
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """One store on disk."""
 
     name: str
@@ -242,20 +253,20 @@ class Entry:
     seconds: float
 
 
-def entries() -> list[Entry]:
-    """List the features on disk, the largest first."""
+def list_entries() -> list[CacheEntry]:
+    """Return the stores on disk, largest first."""
     found = []
     for path in folder().glob("*.npy"):
         card = path.with_suffix(".json")
-        if not card.is_file():  # left by a run that was stopped between the two
+        if not card.is_file():  # an interrupted run left it
             continue
         facts = json.loads(card.read_text(encoding="utf-8"))
-        found.append(Entry(path.stem, facts["what"], facts["rows"], path.stat().st_size, facts["seconds"]))
+        found.append(CacheEntry(path.stem, facts["what"], facts["rows"], path.stat().st_size, facts["seconds"]))
     return sorted(found, key=lambda entry: (-entry.bytes, entry.name))
 
 
 def clear() -> int:
-    """Delete every store, and what interrupted runs left half written; return the bytes that were freed."""
+    """Delete all stores and the partial files of interrupted runs; return the number of bytes freed."""
     freed = 0
     for path in [path for ending in ("*.npy", "*.json", ".*.npy.*") for path in folder().glob(ending)]:
         freed += path.stat().st_size

@@ -8,12 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from polyalign.data.image_check import check_images
-from polyalign.data.pairs import FileImage, PairTable
+from polyalign.data.pairs import IMAGE_SUFFIXES, FileImage, PairTable
 from polyalign.evaluation.evaluate import open_model
 from polyalign.evaluation.model import Model
 from polyalign.utils.errors import UserError
-
-_ENDINGS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,7 @@ def search(model: str | Path, folder: Path, query: str, top: int = 10) -> list[F
     """
     if not query.strip():
         raise UserError("the query is empty: describe what the photo should show")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _ENDINGS)
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not paths:
         raise UserError(f"there are no images under {folder}" if folder.is_dir() else f"no such folder: {folder}")
     encoder = open_model(model)

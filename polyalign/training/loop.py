@@ -198,7 +198,7 @@ class Loop:
     def _encode(self, pairs: npt.NDArray[np.int64], seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         torch.manual_seed(seed)
         device, images = self.accelerator.device, self.features.images
-        with torch.autocast(device.type, torch.bfloat16, enabled=trains_in_bf16(self.recipe.train.precision)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=trains_in_bf16(self.recipe.train.precision, device)):
             image = self.aligner.encode_image(images.batch(self.features.image_rows(pairs, epoch), device), images.cut)
             text = encode_captions(self.aligner, self.features.captions, pairs)
         return image.float(), text.float()

@@ -1,4 +1,4 @@
-"""Where bf16 computes faster than float32: known of a GPU, measured of a processor."""
+"""Choice between float32 and bf16: read from a GPU's properties, measured on a CPU."""
 
 from __future__ import annotations
 
@@ -10,34 +10,35 @@ import torch
 
 Precision = Literal["auto", "fp32", "bf16"]
 
-_GAIN = 1.2  # below it the time is noise, and float32 is the better number
+_GAIN = 1.2  # a smaller speed-up is measurement noise and not worth the lower precision
 _ROWS, _WIDTH, _REPEATS = 256, 768, 8
 
 
-def trains_in_bf16(asked: Precision) -> bool:
-    """Choose bf16 on a GPU that has it; it makes training on a processor slower, and is chosen there only by name."""
-    return _gpu_has_it() if asked == "auto" else asked == "bf16"
+def trains_in_bf16(asked: Precision, device: torch.device) -> bool:
+    """Return whether to train in bf16; ``auto`` chooses it on a GPU with bf16 hardware, never on a CPU."""
+    return _is_gpu_with_bf16(device) if asked == "auto" else asked == "bf16"
 
 
 def infers_in_bf16(asked: Precision, device: torch.device) -> bool:
-    """Choose bf16, when it is left to us, on a GPU that has it and on a processor that is faster with it."""
+    """Return whether to infer in bf16; ``auto`` chooses it on a GPU with bf16 hardware and where a CPU gains by it."""
     if asked != "auto":
         return asked == "bf16"
-    return _processor_gains() if device.type == "cpu" else device.type == "cuda" and _gpu_has_it()
+    return _cpu_gains() if device.type == "cpu" else _is_gpu_with_bf16(device)
 
 
-def _gpu_has_it() -> bool:
-    return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+def _is_gpu_with_bf16(device: torch.device) -> bool:
+    """Exclude emulated bf16, which PyTorch offers on older GPUs and which is slower than float32."""
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 @cache
-def _processor_gains() -> bool:
-    """Multiply two matrices of a tower's size in both types, which takes some hundredths of a second."""
+def _cpu_gains() -> bool:
+    """Compare the time of matrix products in both types, once per process; takes some hundredths of a second."""
     return seconds(torch.float32) > _GAIN * seconds(torch.bfloat16)
 
 
 def seconds(dtype: torch.dtype) -> float:
-    """Give the least time of several products ``(256, 768) @ (768, 768)`` on the processor."""
+    """Return the shortest time in seconds of a product ``(256, 768) @ (768, 768)`` on the CPU, of several runs."""
     tokens, weights = torch.ones(_ROWS, _WIDTH, dtype=dtype), torch.ones(_WIDTH, _WIDTH, dtype=dtype)
 
     def once() -> float:

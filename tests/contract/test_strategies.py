@@ -16,6 +16,7 @@ from polyalign.config import plugins
 from polyalign.config.recipe import Optim, Recipe
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
+from polyalign.models.strategies.lilt import Adapter
 from polyalign.training.loss import info_nce
 from polyalign.training.optim import adamw
 from polyalign.utils.errors import UserError
@@ -103,11 +104,9 @@ def trained(*case: str) -> Trained:
     return train(build(*case))
 
 
-def test_the_nine_strategies_are_found():
-    assert STRATEGIES == [
-        "bitfit", "full", "layernorm", "lilt", "lilt-deep", "lit", "lora", "projection", "scratch",
-    ]  # fmt: skip
-    assert len(CASES) == 9 * 4 - 2
+def test_the_published_strategies_are_found_and_every_strategy_has_its_cases():
+    assert {"projection", "layernorm", "bitfit", "lilt", "lilt-deep", "lit", "full", "scratch"} <= set(STRATEGIES)
+    assert {name for name, _, _ in CASES} == set(STRATEGIES)
 
 
 @every_case
@@ -205,14 +204,20 @@ def test_lit_on_both_towers_is_an_error():
 def test_a_convolutional_tower_carries_a_strategy_or_says_why_not(name, towers):
     if (name, towers) == ("lit", "both"):
         return
-    if name in INSERTING:
-        match = rf"{name} works on transformer blocks and the vision tower \(.*\) has none: use --towers text"
-        with pytest.raises(UserError, match=match):
-            build(name, towers, vision=tiny.conv())
+    try:
+        aligner = build(name, towers, vision=tiny.conv())
+    except UserError as error:
+        assert re.search(rf"^{name} .* the vision tower \(.*\)", str(error))  # noqa: PT017
         return
-    aligner = build(name, towers, vision=tiny.conv())
     whole = len(aligner.vision.stages())
     assert aligner.cuts()[0] == (whole if name == "projection" else 0)
+
+
+@pytest.mark.parametrize("name", INSERTING)
+def test_what_is_inserted_into_blocks_is_not_for_a_convolutional_tower(name):
+    match = rf"{name} works on transformer blocks and the vision tower \(.*\) has none: use --towers text"
+    with pytest.raises(UserError, match=match):
+        build(name, "both", vision=tiny.conv())
 
 
 @pytest.mark.parametrize("name", ["layernorm", "bitfit", "full", "lit", *INSERTING])
@@ -223,17 +228,21 @@ def test_a_convolutional_tower_has_no_last_layer(name):
 
 @every_strategy
 def test_an_encoder_of_another_make_carries_a_strategy_or_says_why_not(name):
-    if name == "lilt":
-        said = (
-            r"lilt knows BERT-like layers .* and the text tower \(DistilBertModel\) has others: use lora, or --towers v"
-        )
-        with pytest.raises(UserError, match=said):
-            build(name, "text", "distilbert")
+    try:
+        aligner = build(name, "text", "distilbert")
+    except UserError as error:
+        assert re.search(rf"^{name} .* the text tower \(DistilBertModel\)", str(error))  # noqa: PT017
         return
-    run = train(build(name, "text", "distilbert"))
+    run = train(aligner)
     assert not [key for key in run.names if torch.equal(run.before[key], run.after[key])]
     assert not [key for key in set(run.before) - run.names if not torch.equal(run.before[key], run.after[key])]
     assert run.aligner.cuts()[1] == (1 if name == "projection" else 0)
+
+
+def test_lilt_is_not_for_an_encoder_of_another_make():
+    said = r"lilt supports BERT-like layers .* and the text tower \(DistilBertModel\) has others: use lora"
+    with pytest.raises(UserError, match=said):
+        build("lilt", "text", "distilbert")
 
 
 @pytest.mark.parametrize("name", ["lilt", "lilt-deep", "lora"])
@@ -263,6 +272,23 @@ def test_batch_statistics_are_as_they_were_after_a_checkpoint(name, towers, tmp_
     assert tiny.same(snapshot(loaded), run.after)
 
 
+# Which of the text tower's dropouts are on in training.
+DROPS_OUT = {
+    **dict.fromkeys(("projection", "layernorm", "bitfit", "lilt", "lora"), r"$^"),
+    **dict.fromkeys(("full", "scratch", "lit"), r"."),
+    "lilt-deep": r"\.layer\.3\.",
+}
+
+
+def trains_whole(aligner: Aligner, path: str) -> bool:
+    """Tell whether the module lies in one whose parameters all train."""
+    parts = path.split(".")
+    around = [".".join(parts[:depth]) + "." for depth in range(1, len(parts) + 1)]
+    everything, trainable = dict(aligner.named_parameters()), aligner.trainable()
+    inside = [{name for name in everything if name.startswith(prefix)} for prefix in around]
+    return any(names and names <= trainable.keys() for names in inside)
+
+
 @every_case
 def test_in_training_mode_only_what_trains_is_in_it(name, towers, family):
     aligner = trained(name, towers, family).aligner.train()
@@ -271,9 +297,10 @@ def test_in_training_mode_only_what_trains_is_in_it(name, towers, family):
         assert not (module.training and frozen), path
     dropouts = {path: module for path, module in aligner.text.named_modules() if isinstance(module, nn.Dropout)}
     active = {path for path, module in dropouts.items() if module.training}
-    expected = {"full": r".", "scratch": r".", "lit": r".", "lilt-deep": r"\.layer\.3\."}.get(name, r"$^")
     assert dropouts
-    assert active == {path for path in dropouts if towers != "vision" and re.search(expected, path)}
+    assert active == {path for path in dropouts if trains_whole(aligner, f"text.{path}")}
+    if name in DROPS_OUT:
+        assert active == {path for path in dropouts if towers != "vision" and re.search(DROPS_OUT[name], path)}
     aligner.eval()
     assert not any(module.training for module in aligner.modules())
 
@@ -283,7 +310,28 @@ def test_frozen_layers_drop_nothing_out(name):
     aligner = build(name, "text").train()
     (_, first), (_, second) = encode(aligner), encode(aligner)
     # The new block of lilt-deep drops out, but nothing comes through it before its branches open.
-    assert torch.equal(first, second) == (name not in ("full", "lit", "scratch"))
+    active = any(isinstance(module, nn.Dropout) and module.training for module in aligner.text.modules())
+    assert active or torch.equal(first, second)
+    if name in DROPS_OUT:
+        assert torch.equal(first, second) == (DROPS_OUT[name] != r".")
+
+
+@pytest.mark.parametrize("identity", [False, True])
+def test_adapters_start_as_the_published_ones_or_as_the_identity(identity):
+    aligner = tiny.aligner("lilt", strategy={"identity": identity, "reduction": 1})
+    adapters = [module for module in aligner.modules() if isinstance(module, Adapter)]
+    assert len(adapters) == 12  # two in each of three layers of two towers
+    down, up = (torch.cat([getattr(one, part).weight.flatten() for one in adapters]) for part in ("down", "up"))
+    biases = torch.cat([torch.cat([one.down.bias, one.up.bias]) for one in adapters])
+    if identity:
+        assert down.any()
+        assert not up.any()
+        return
+    for weights in (down, up):
+        assert weights.std().item() == pytest.approx(0.02, rel=0.05)
+        assert weights.mean().item() == pytest.approx(0, abs=0.001)
+        assert weights.abs().max() > 0.05  # a normal distribution's tail: a uniform one of this std ends at 0.035
+    assert not biases.any()
 
 
 @every_strategy

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from polyalign.config.tower import first_trainable
+from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
+from polyalign.models.towers.common import first_trainable
 from tests import tiny
 
 
@@ -65,13 +66,51 @@ def test_the_sigmoid_loss_brings_a_bias_and_its_own_start():
 
 
 def test_the_first_trainable_stage_is_the_cut():
-    stages = [[nn.Parameter(torch.zeros(1), requires_grad=False)] for _ in range(3)]
-    assert first_trainable(stages) == 3
-    stages[2][0].requires_grad_(True)
-    assert first_trainable(stages) == 2
-    stages[0].append(nn.Parameter(torch.zeros(1)))
-    assert first_trainable(stages) == 0
-    assert first_trainable([[], []]) == 2
+    stages = [[nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))] for _ in range(3)]
+    assert first_trainable(stages, []) == 3
+    assert first_trainable(stages, [stages[2][1]]) == 2
+    assert first_trainable(stages, [stages[2][1], stages[0][1]]) == 0
+    assert first_trainable([[], []], [nn.Parameter(torch.zeros(1))]) == 2
+
+
+def built_by_hand() -> Aligner:
+    made = tiny.aligner()
+    return Aligner(made.vision, made.text, 16)
+
+
+def test_before_anything_is_recorded_requires_grad_decides_what_trains():
+    aligner = built_by_hand()
+    assert aligner.cuts() == (5, 5)
+    aligner.vision.model.blocks[1].requires_grad_(True)
+    assert aligner.cuts() == (2, 5)
+    assert "vision.model.blocks.1.norm1.weight" in aligner.trainable()
+
+
+@pytest.mark.parametrize("name", ["lilt", "lit", "layernorm"])
+def test_what_trains_is_what_was_recorded_whatever_requires_grad_says_later(name):
+    aligner = tiny.aligner(name)
+    names, cuts, count = set(aligner.trainable()), aligner.cuts(), aligner.count()
+    aligner.train()
+    modes = {path: module.training for path, module in aligner.named_modules()}
+    state = set(checkpoint.trained_state(aligner))
+    for frozen in (True, False):
+        aligner.requires_grad_(not frozen)
+        assert set(aligner.trainable()) == names
+        assert aligner.count() == count
+        assert set(checkpoint.trained_state(aligner)) == state
+        aligner.eval().train()
+        assert {path: module.training for path, module in aligner.named_modules()} == modes
+        # A layer unlocked later may be about to change: nothing above it is taken for constant.
+        assert aligner.cuts() == (cuts if frozen else (0, 0))
+
+
+def test_recording_again_takes_what_requires_grad_says_now():
+    aligner = tiny.aligner()
+    aligner.text.model.encoder.layer[2].requires_grad_(True)
+    aligner.record_trainable()
+    aligner.requires_grad_(False)
+    assert aligner.cuts() == (5, 3)
+    assert any(name.startswith("text.model.encoder.layer.2.") for name in aligner.trainable())
 
 
 def test_the_seed_decides_the_projections():

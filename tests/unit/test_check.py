@@ -78,6 +78,7 @@ def test_empty_repeated_and_shared_captions():
         ("Kore", "개가 달린다", "犬が走っているところ"),
         ("Thai", "สุนัขวิ่ง", "sunak"),
         ("Olck", "ᱥᱮᱛᱟ", "seta"),
+        ("Tglg", "ᜀᜐᜓ", "aso"),
     ],
 )
 def test_another_script_is_noticed(script, good, bad):

@@ -53,7 +53,7 @@ def get(root, photos="none", name="xtd"):
 def test_a_dataset_is_got_and_can_be_read_and_what_is_left_to_do_is_told(published, tmp_path, caplog):
     told = get(tmp_path)
     assert (tmp_path / "xtd10" / "XTD10" / "test_1kcaptions_es.txt").read_bytes() == b"Un perro.\nUn gato."
-    assert "3 downloaded, 0 there already" in told
+    assert "3 downloaded, 0 already present" in told
     assert "captions in: en es" in told
     assert "--photos test (those of the test set)" in told
     assert "--photos all" not in told
@@ -64,10 +64,10 @@ def test_a_dataset_is_got_and_can_be_read_and_what_is_left_to_do_is_told(publish
 def test_got_again_nothing_is_downloaded_and_another_file_in_its_place_is_an_error(published, tmp_path):
     get(tmp_path)
     asked = len(published.asked)
-    assert "0 downloaded, 3 there already" in get(tmp_path)
+    assert "0 downloaded, 3 already present" in get(tmp_path)
     assert len(published.asked) == asked
     (tmp_path / "xtd10" / "XTD10" / "test_1kcaptions_en.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"test_1kcaptions_en\.txt is there and is not the published file: move it"):
+    with pytest.raises(UserError, match=r"test_1kcaptions_en\.txt differs from the published file: move it"):
         get(tmp_path)
     assert (tmp_path / "xtd10" / "XTD10" / "test_1kcaptions_en.txt").read_text() == "mine"
 
@@ -75,8 +75,8 @@ def test_got_again_nothing_is_downloaded_and_another_file_in_its_place_is_an_err
 def test_photos_of_the_test_set_are_got_one_by_one(published, tmp_path):
     told = get(tmp_path, "test")
     assert sorted(path.name for path in (tmp_path / "photos" / "coco").iterdir()) == PHOTOS
-    assert "photos wanted" not in told
-    with pytest.raises(UserError, match="only the photos of xtd's test set can be had: --photos test"):
+    assert "photos needed" not in told
+    with pytest.raises(UserError, match="only the photos of xtd's test set can be downloaded: use --photos test"):
         get(tmp_path, "all")
 
 
@@ -98,16 +98,18 @@ def test_an_archive_is_unpacked_and_put_away(site, tmp_path, monkeypatch):
     assert "2 downloaded" in told
     assert (tmp_path / "photos" / "xm3600" / "0a.jpg").read_bytes() == b"jpeg"
     assert [path.name for path in (tmp_path / "xm3600").iterdir()] == ["captions.jsonl"]
-    assert "2 there already" in get(tmp_path, "test", "xm3600")
+    assert "2 already present" in get(tmp_path, "test", "xm3600")
     assert len(site.asked) == 2
 
 
 def test_what_may_not_be_downloaded_says_where_to_ask_and_what_to_place_where(tmp_path):
     with pytest.raises(
-        UserError, match=r"flickr8k may not .*forms\.illinois\.edu.*place in .*captions/<language>\.txt"
+        UserError, match=r"flickr8k cannot be downloaded .*forms\.illinois\.edu.*place in .*captions/<language>\.txt"
     ):
         get(tmp_path, name="flickr8k")
-    with pytest.raises(UserError, match=r"photos of flickr30k-200 may not .*forms\.illinois\.edu/sec/229675"):
+    with pytest.raises(
+        UserError, match=r"photos of flickr30k-200 cannot be downloaded .*forms\.illinois\.edu/sec/229675"
+    ):
         get(tmp_path, "test", "flickr30k-200")
     with pytest.raises(UserError, match='no dataset "xdt"'):
         get(tmp_path, name="xdt")

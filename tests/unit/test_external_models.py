@@ -7,10 +7,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from transformers import (
+    AutoTokenizer,
     BertTokenizer,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
+    Siglip2Config,
+    Siglip2ImageProcessor,
+    Siglip2Model,
     SiglipConfig,
     SiglipImageProcessor,
     SiglipModel,
@@ -45,10 +49,26 @@ def clip(out):
 
 
 def siglip(out):
+    """A SigLIP whose tokenizer returns an attention mask, as that of the SigLIP 2 models of fixed size may."""
     words = {"vocab_size": tokenizer(out), "max_position_embeddings": 16}
     torch.manual_seed(0)
-    SiglipModel(SiglipConfig(text_config={**SIZE, **words}, vision_config=SEEN)).save_pretrained(out)
+    model = SiglipModel(SiglipConfig(text_config={**SIZE, **words}, vision_config=SEEN)).eval()
+    tiny.jitter(model)
+    model.save_pretrained(out)
     processor(SiglipImageProcessor, out)
+    return model
+
+
+def siglip2(out):
+    """A SigLIP 2 of variable size (NaFlex), which takes patches, their mask and the shape of the image."""
+    words = {"vocab_size": tokenizer(out), "max_position_embeddings": 16}
+    seen = {**SIZE, "patch_size": 8, "num_patches": 16}
+    torch.manual_seed(0)
+    model = Siglip2Model(Siglip2Config(text_config={**SIZE, **words}, vision_config=seen)).eval()
+    tiny.jitter(model)
+    model.save_pretrained(out)
+    Siglip2ImageProcessor(patch_size=8, max_num_patches=16).save_pretrained(out)
+    return model
 
 
 def dual(out):
@@ -66,7 +86,7 @@ def processor(kind, out):
     kind(size=size, **sizes).save_pretrained(out)
 
 
-@pytest.mark.parametrize("make", [clip, siglip, dual])
+@pytest.mark.parametrize("make", [clip, siglip, siglip2, dual])
 def test_a_local_folder_of_transformers_gives_unit_vectors_that_no_batch_changes(make, tmp_path):
     make(tmp_path)
     peer = external_models.load(f"hf:{tmp_path}")
@@ -78,6 +98,49 @@ def test_a_local_folder_of_transformers_gives_unit_vectors_that_no_batch_changes
     np.testing.assert_allclose(peer.encode_text(CAPTIONS[1:])[0], captions[1], atol=1e-5)
     np.testing.assert_allclose(peer.encode_image(table.images[2:3])[0], images[2], atol=1e-5)
     assert np.abs(captions[0] - captions[1]).max() > 1e-4
+
+
+@pytest.mark.parametrize("make", [siglip, siglip2])
+def test_siglip_reads_captions_padded_to_the_full_length_without_a_mask(make, tmp_path):
+    model = make(tmp_path)
+    words = AutoTokenizer.from_pretrained(tmp_path)(["green"], padding="max_length", max_length=16, return_tensors="pt")
+    assert 0 < words["attention_mask"].sum() < 16
+    with torch.no_grad():
+        expected = model.get_text_features(input_ids=words["input_ids"]).pooler_output
+        masked = model.get_text_features(**{key: words[key] for key in ("input_ids", "attention_mask")}).pooler_output
+    found = external_models.load(f"hf:{tmp_path}").encode_text(["green"])
+    np.testing.assert_allclose(found, torch.nn.functional.normalize(expected, dim=-1).numpy(), atol=1e-5)
+    assert np.abs(found - torch.nn.functional.normalize(masked, dim=-1).numpy()).max() > 1e-3
+
+
+def test_half_precision_weights_are_computed_in_float32(tmp_path):
+    clip(tmp_path)
+    CLIPModel.from_pretrained(tmp_path).half().save_pretrained(tmp_path)
+    kept = CLIPModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = torch.tensor([[2, 5 + tiny.WORDS.index("green"), 3]])
+    with torch.no_grad():
+        expected = torch.nn.functional.normalize(kept.get_text_features(input_ids=ids).pooler_output, dim=-1)
+    found = external_models.load(f"hf:{tmp_path}").encode_text(["green"])
+    np.testing.assert_allclose(found, expected.numpy(), atol=1e-6)
+
+
+def test_weights_in_a_pickle_are_refused(tmp_path):
+    clip(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"hf:.* cannot be loaded: .*safetensors"):
+        external_models.load(f"hf:{tmp_path}")
+
+
+def test_code_that_comes_with_a_model_is_never_run_nor_asked_about(tmp_path, monkeypatch):
+    ran, asked = tmp_path / "ran", []
+    (tmp_path / "mine.py").write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\n")
+    named = {"AutoConfig": "mine.Config", "AutoModel": "mine.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": named}))
+    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "y")
+    with pytest.raises(UserError, match=r"hf:.* cannot be loaded"):
+        external_models.load(f"hf:{tmp_path}")
+    assert not asked
+    assert not ran.exists()
 
 
 def test_a_peer_is_measured_by_eval_and_in_a_suite_as_a_run_is(tmp_path):
@@ -124,9 +187,11 @@ def test_a_local_folder_of_open_clip_gives_what_open_clip_gives(tmp_path):
     assert peer.encode_image(tiny.table("test").images[:2]).shape == (2, 16)
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_mclip_averages_over_real_tokens_and_goes_through_its_linear_layer(tmp_path):
-    open_clip_folder(tmp_path / "vision")
+@pytest.mark.parametrize("old", [False, True])
+def test_mclip_averages_over_real_tokens_and_goes_through_its_linear_layer(old, tmp_path, monkeypatch):
+    made = []
+    vision = external_models.ExternalModel("vision", images=len, captions=len)
+    monkeypatch.setattr(external_models, "_open_clip", lambda name: made.append(name) or vision)
     text, base = tmp_path / "text", tmp_path / "text" / "base"
     text.mkdir()
     words = tokenizer(text)
@@ -136,9 +201,13 @@ def test_mclip_averages_over_real_tokens_and_goes_through_its_linear_layer(tmp_p
     weights = {f"transformer.{key}": value for key, value in encoder.state_dict().items()}
     linear = torch.nn.Linear(32, 16)
     weights |= {f"LinearTransformation.{key}": value.data for key, value in linear.named_parameters()}
+    if old:  # files written before transformers 4.31 hold this buffer
+        weights["transformer.embeddings.position_ids"] = torch.arange(16)[None]
     save_file(weights, text / "model.safetensors")
     (text / "config.json").write_text(json.dumps({"modelBase": "base", "numDims": 16, "model_type": "bert"}))
-    peer = external_models.load(f"mclip:{text}+{tmp_path / 'vision'}")
+    peer = external_models.load(f"mclip:{text}+ViT-B-32/openai")
+    assert made == ["ViT-B-32/openai"]
+    assert peer.images is vision.images
     found = peer.encode_text(CAPTIONS)
     # "green" alone: [CLS] green [SEP], no padding to leave out
     ids = torch.tensor([[2, 5 + tiny.WORDS.index("green"), 3]])
@@ -146,8 +215,11 @@ def test_mclip_averages_over_real_tokens_and_goes_through_its_linear_layer(tmp_p
         plain = linear(encoder(input_ids=ids).last_hidden_state.mean(1))
     expected = torch.nn.functional.normalize(plain, dim=-1).numpy()
     np.testing.assert_allclose(found[1], expected[0], atol=1e-5)
-    with pytest.raises(UserError, match=r"which vision tower .* belongs to is not known"):
+    with pytest.raises(UserError, match=r"the vision tower of .* is not known: state it"):
         external_models.load(f"mclip:{text}")
+    save_file({**weights, "transformer.odd": torch.zeros(1)}, text / "model.safetensors")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        external_models.load(f"mclip:{text}+ViT-B-32/openai")
 
 
 def test_what_is_no_peer_or_not_there_says_so(tmp_path):
@@ -156,10 +228,10 @@ def test_what_is_no_peer_or_not_there_says_so(tmp_path):
     assert external_models.is_external("hf:openai/clip-vit-base-patch32")
     with pytest.raises(UserError, match=r"hf:.*cannot be loaded"):
         external_models.load(f"hf:{tmp_path / 'nothing'}")
-    with pytest.raises(UserError, match="names no model"):
+    with pytest.raises(UserError, match="name is missing after the colon"):
         external_models.load("hf:")
     pytest.importorskip("open_clip")
     with pytest.raises(UserError, match='did you mean "ViT-B-32"'):
         external_models.load("open_clip:ViT-B-33/openai")
-    with pytest.raises(UserError, match="say which weights"):
+    with pytest.raises(UserError, match="name the weights"):
         external_models.load("open_clip:ViT-B-32")

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import json
 import os
 import shutil
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -78,7 +80,6 @@ def test_a_strategy_that_trains_from_the_bottom_up_has_only_pixels_cached(name, 
 
 @pytest.mark.parametrize(("name", "layers", "towers"), RUNS, ids=map("-".join, RUNS))
 def test_losses_and_weights_are_the_same_with_and_without_it(name, layers, towers, tmp_path):
-    assert len(RUNS) == 2 * 9 - 4
     losses, weights = trained(name, layers, towers, FULL, tmp_path)
     plain_losses, plain_weights = trained(name, layers, towers, NONE, tmp_path)
     assert len(losses) == 4
@@ -107,8 +108,8 @@ def test_embeddings_are_the_same_with_and_without_it(frozen, table):
 @pytest.mark.parametrize("cut", range(6))
 def test_a_store_holds_what_the_stage_takes(frozen, table, cut):
     images, captions = (
-        cache.images(frozen.vision, table.images, cut, FULL),
-        cache.captions(frozen.text, table.captions, cut, FULL),
+        cache.image_features(frozen.vision, table.images, cut, FULL),
+        cache.caption_features(frozen.text, table.captions, cut, FULL),
     )
     rows = np.array([3, 0, 7])
     pixels = torch.stack([frozen.vision.transform(table.images[row].open()) for row in rows])
@@ -140,7 +141,7 @@ def test_captions_filled_in_order_of_length_lie_where_each_alone_would(frozen, c
         return whole(x, start, stop)
 
     monkeypatch.setattr(frozen.text, "run", noted)
-    store = cache.captions(frozen.text, captions, cut, FULL)
+    store = cache.caption_features(frozen.text, captions, cut, FULL)
     assert widths == [4, 7, 10, 11]  # two of them special; in the order given it would be 11, 7, 10, 6
     for row, caption in enumerate(captions):
         tokens = frozen.text.collate(frozen.text.tokenize([caption]))
@@ -214,24 +215,117 @@ def test_another_way_of_computing_is_not_found_as_the_first(kind, other, table, 
     np.testing.assert_allclose(found.captions, plain.captions, atol=1e-5)
 
 
+def edited_text(tmp_path, **changes):
+    """A copy of the text tower whose weights are the same and whose config.json is not."""
+    out = shutil.copytree(tiny.text(), tmp_path / "text")
+    facts = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    (out / "config.json").write_text(json.dumps({**facts, **changes}), encoding="utf-8")
+    return {"model": str(out)}
+
+
+@pytest.mark.parametrize("changes", [{"num_attention_heads": 4}, {"hidden_act": "relu"}, {"layer_norm_eps": 0.1}])
+def test_the_same_text_weights_with_another_config_are_not_found_as_the_first(changes, table, folder, tmp_path):
+    prepare(tiny.aligner(), table, FULL)
+    aligner = tiny.aligner(text=edited_text(tmp_path, **changes))
+    found = embed(aligner, table, config=FULL)
+    assert len(stores_in(folder)) == 3
+    np.testing.assert_allclose(found.captions, embed(aligner, table, config=NONE).captions, atol=1e-5)
+
+
+def test_where_a_tower_lies_and_who_wrote_its_config_change_no_key(table, folder, tmp_path):
+    prepare(tiny.aligner(), table, FULL)
+    vision = shutil.copytree(tiny.vision(), tmp_path / "vision")
+    prepare(
+        tiny.aligner(vision={"model": str(vision)}, text=edited_text(tmp_path, transformers_version="0.1")), table, FULL
+    )
+    assert len(stores_in(folder)) == 2
+
+
+def timm_folder(out, **changes):
+    """The vision tower as a folder in timm's own format, whose arguments are in its config.json."""
+    out.mkdir()
+    shutil.copy(tiny.vision() / "model.safetensors", out)
+    facts = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "model_args": {**tiny.VIT, **changes}}
+    facts["pretrained_cfg"] = {"input_size": [3, tiny.PX, tiny.PX], "num_classes": 0}
+    (out / "config.json").write_text(json.dumps(facts), encoding="utf-8")
+    return {"model": str(out)}
+
+
+def test_the_same_timm_folder_with_other_arguments_is_not_found_as_the_first(table, folder, tmp_path):
+    prepare(tiny.aligner(vision=timm_folder(tmp_path / "vision")), table, FULL)
+    shutil.rmtree(tmp_path / "vision")
+    aligner = tiny.aligner(vision=timm_folder(tmp_path / "vision", num_heads=4))
+    found = embed(aligner, table, config=FULL)
+    assert len(stores_in(folder)) == 3
+    np.testing.assert_allclose(found.images, embed(aligner, table, config=NONE).images, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("library", "release", "new"),
+    [
+        ("torch", "99.1.0", ["text-5", "vision-5"]),
+        ("timm", "99.1.0", ["vision-5"]),
+        ("transformers", "99.1.0", ["text-5"]),
+        ("numpy", "99.1.0", []),
+    ],
+)
+def test_features_of_another_version_of_a_library_are_not_found(library, release, new, table, folder, monkeypatch):
+    prepare(tiny.aligner(), table, FULL)
+    before, aligner = stores_in(folder), tiny.aligner()
+    monkeypatch.setattr(cache, "version", lambda name: release if name == library else version(name))
+    prepare(aligner, table, FULL)
+    assert [name.rsplit("-", 1)[0] for name in stores_in(folder) if name not in before] == new
+
+
+@pytest.mark.parametrize("name", ["lilt", "lit", "layernorm", "full"])
+def test_a_trained_tower_that_was_frozen_again_is_not_kept_as_the_pretrained_one(name, table, folder):
+    trained, plain = tiny.aligner(name), tiny.aligner()
+    with torch.no_grad():
+        for parameter in trained.trainable().values():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    trained.requires_grad_(False)
+    expected = embed(trained, table, config=NONE), embed(plain, table, config=NONE)
+    assert np.abs(expected[0].captions - expected[1].captions).max() > 0.01
+    cache.clear()
+    for aligner, right in zip((trained, plain), expected, strict=True):
+        found = embed(aligner, table, config=FULL)
+        np.testing.assert_allclose(found.images, right.images, atol=1e-5)
+        np.testing.assert_allclose(found.captions, right.captions, atol=1e-5)
+    pretrained = [name for name in stores_in(folder) if name.startswith("text-5")]
+    prepare(trained, table, FULL)
+    assert [name for name in stores_in(folder) if name.startswith("text-5")] == pretrained
+    assert len(pretrained) == 1
+
+
+def test_a_reinitialised_tower_is_never_kept_as_the_pretrained_one(table, folder):
+    scratch = tiny.aligner("scratch")
+    scratch.requires_grad_(False)
+    for tower, refs, fill in (
+        (scratch.vision, table.images, cache.image_features),
+        (scratch.text, table.captions, cache.caption_features),
+    ):
+        assert len(fill(tower, refs, 5, FULL)) == len(refs)
+    assert stores_in(folder) == []
+
+
 @pytest.mark.parametrize("cut", [0, 5])
 def test_a_changed_image_file_is_not_found_as_the_old_one(frozen, cut, tmp_path, folder):
     path = tmp_path / "photo.png"
     shutil.copy(tiny.table().images[0].path, path)
-    old = cache.images(frozen.vision, [FileImage(path)], cut, FULL).batch(np.array([0]))
+    old = cache.image_features(frozen.vision, [FileImage(path)], cut, FULL).batch(np.array([0]))
     os.utime(path, ns=(1, 1))
-    same = cache.images(frozen.vision, [FileImage(path)], cut, FULL).batch(np.array([0]))
+    same = cache.image_features(frozen.vision, [FileImage(path)], cut, FULL).batch(np.array([0]))
     assert torch.equal(old, same)
     assert len(stores_in(folder)) == 2
     shutil.copy(tiny.table().images[1].path, path)
-    new = cache.images(frozen.vision, [FileImage(path)], cut, FULL).batch(np.array([0]))
+    new = cache.image_features(frozen.vision, [FileImage(path)], cut, FULL).batch(np.array([0]))
     assert not torch.equal(old, new)
     assert len(stores_in(folder)) == 3
 
 
 def test_order_and_number_of_rows_matter(frozen, table, folder):
     for refs in (table.images[:3], table.images[:2], table.images[2::-1]):
-        assert len(cache.images(frozen.vision, refs, 5, FULL)) == len(refs)
+        assert len(cache.image_features(frozen.vision, refs, 5, FULL)) == len(refs)
     assert len(stores_in(folder)) == 3
 
 
@@ -245,7 +339,7 @@ def test_what_was_computed_in_bf16_is_kept_apart(frozen, table, folder, monkeypa
     prepare(frozen, table, FULL)
     plain = stores_in(folder)
     for gains, kept in ((False, 2), (True, 4)):
-        monkeypatch.setattr(cache.precision, "_processor_gains", lambda gains=gains: gains)
+        monkeypatch.setattr(cache.precision, "_cpu_gains", lambda gains=gains: gains)
         prepare(frozen, table, FULL.model_copy(update={"precision": "auto"}))
         assert len(stores_in(folder)) == kept
     prepare(frozen, table, BF16)
@@ -286,8 +380,8 @@ def test_more_than_the_limit_is_an_error_before_anything_is_written(frozen, tabl
     rows = len(table.images if what == "images" else table.captions)
     fits, tight = (Cache(dtype="float32", max_gib=size / 2**30) for size in (rows * 32 * 4, rows * 32 * 4 - 1))
     fill = {
-        "images": lambda config: cache.images(frozen.vision, table.images, 5, config),
-        "captions": lambda config: cache.captions(frozen.text, table.captions, 5, config),
+        "images": lambda config: cache.image_features(frozen.vision, table.images, 5, config),
+        "captions": lambda config: cache.caption_features(frozen.text, table.captions, 5, config),
     }[what]
     said = rf"the cache of {rows} {what} would take 0.0 GiB, more than cache.max_gib = .*--set cache.prefix=false"
     with pytest.raises(UserError, match=said):
@@ -303,22 +397,22 @@ def test_a_stop_in_the_middle_leaves_nothing_that_is_found(frozen, table, folder
     with monkeypatch.context() as patch:
         patch.setattr(cache, "_write", stop)
         with pytest.raises(KeyboardInterrupt):
-            cache.images(frozen.vision, table.images, 5, FULL)
+            cache.image_features(frozen.vision, table.images, 5, FULL)
     assert list(folder.iterdir()) == []
     with monkeypatch.context() as patch:
         patch.setattr(cache.storage, "write_text", stop)
         with pytest.raises(KeyboardInterrupt):
-            cache.images(frozen.vision, table.images, 5, FULL)
-    assert cache.entries() == []
-    assert len(cache.images(frozen.vision, table.images, 5, FULL)) == len(table.images)
-    assert [entry.rows for entry in cache.entries()] == [len(table.images)]
+            cache.image_features(frozen.vision, table.images, 5, FULL)
+    assert cache.list_entries() == []
+    assert len(cache.image_features(frozen.vision, table.images, 5, FULL)) == len(table.images)
+    assert [entry.rows for entry in cache.list_entries()] == [len(table.images)]
 
 
 def test_what_is_on_disk_can_be_listed_and_cleared(frozen, table, folder):
-    assert cache.entries() == []
+    assert cache.list_entries() == []
     prepare(frozen, table, FULL)
     (folder / ".vision-5-x.npy.half").write_bytes(b"left by a run that was killed")
-    found = cache.entries()
+    found = cache.list_entries()
     assert [(entry.what, entry.rows) for entry in found] == [("captions", 20), ("images", 10)]
     assert [entry.bytes for entry in found] == [128 + 20 * 32 * 4, 128 + 10 * 32 * 4]
     assert cache.clear() > sum(entry.bytes for entry in found)

@@ -100,7 +100,7 @@ def test_the_hash_and_thumbnail_are_those_of_the_picture(tmp_path):
 
 def test_what_is_kept_is_listed_and_cleared_with_the_rest_of_the_cache(images):
     image_prints.look(images)
-    (entry,) = cache.entries()
+    (entry,) = cache.list_entries()
     assert (entry.what, entry.rows) == ("checks", 5)
     assert cache.clear() > 0
-    assert cache.entries() == []
+    assert cache.list_entries() == []

@@ -102,7 +102,7 @@ def test_images_are_found_in_sub_folders(root, form, tmp_path):
 
 
 def test_images_are_found_under_the_photos_other_names(root, tmp_path):
-    put(tmp_path / "other", "000000000009.jpg", "000000000025.png", "COCO_train2014_000000000042.jpg")
+    put(tmp_path / "other", "000000000009.jpg", "000000000025.tiff", "COCO_train2014_000000000042.JPEG")
     assert load(root, images=tmp_path / "other").image_ids == tuple(NAMES)
 
 
@@ -115,7 +115,7 @@ def test_without_an_image_folder_captions_can_be_read_and_ids_compared_but_nothi
     table = load(root, images=None)
     assert table.captions == ("one", "two", "three")
     assert leakage.check(table, load(root)).train_ids == tuple(sorted(NAMES))
-    with pytest.raises(UserError, match=r"say which folder the images are in \(source\.images\)"):
+    with pytest.raises(UserError, match=r"set the image folder \(source\.images"):
         table.images[0].open()
     with pytest.raises(UserError, match="3 missing"):
         image_check.check_images(table)

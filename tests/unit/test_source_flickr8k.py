@@ -56,6 +56,18 @@ def test_machine_translations_are_called_so_unless_told_otherwise(root):
     assert load(root, QU, "train", origin="human").origin == "human"
 
 
+def test_captions_of_unknown_authors_are_not_called_human(root, caplog):
+    (root / "captions" / "sw.txt").write_text("a.jpg#0\tmoja\n")
+    swahili = languages.load("sw")
+    assert load(root, swahili, "train").origin == "machine"
+    assert "sw.txt" in caplog.text
+    assert "source.origin" in caplog.text
+    caplog.clear()
+    assert load(root, swahili, "train", origin="human").origin == "human"
+    assert [load(root, lang, "train").origin for lang in (EN, DE, QU)] == ["human", "human", "machine"]
+    assert not caplog.text
+
+
 def test_the_files_as_first_published_are_read_too(tmp_path):
     (tmp_path / "Flickr8k.token.txt").write_text("a.jpg#0\tone\nb.jpg.1#0\tno such image\n")
     (tmp_path / "Flickr_8k.testImages.txt").write_text("a.jpg\n")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from polyalign.config import language as languages
 from polyalign.config import plugins
 from polyalign.data.pairs import PairTable
-from polyalign.data.readers import segments as _segments
+from polyalign.data.readers.benchmark import join_words
 from polyalign.utils.errors import UserError
 
 
@@ -302,7 +302,7 @@ def test_stair_is_joined_to_coco_by_number_and_takes_karpathys_splits(tmp_path):
     with pytest.raises(UserError, match="no image with split train or restval"):
         load("stair", tmp_path, "ja", "train", karpathy=tmp_path / "k.json")
     write(tmp_path / "stair_captions_v1.2_val.json", json.dumps({"annotations": [{"caption": "x"}]}))
-    with pytest.raises(UserError, match="is not of COCO's form"):
+    with pytest.raises(UserError, match="is not of the form annotations"):
         load("stair", tmp_path, "ja", "dev")
 
 
@@ -339,15 +339,15 @@ def test_coco_cn_json_is_joined_to_sentences_again(tmp_path):
     with pytest.raises(UserError, match=r"no list of images: .*coco-cn_train\.txt"):
         load("coco-cn", tmp_path, "zh", "train")
     write(tmp_path / "captions.json", json.dumps({"images": images, "annotations": [{"caption": "x"}]}))
-    with pytest.raises(UserError, match="is not of COCO-CN's form"):
+    with pytest.raises(UserError, match="is not of the form images"):
         load("coco-cn", tmp_path, "zh")
 
 
 @given(st.lists(st.sampled_from(["一", "人群", "iPad", "2", "，"]), min_size=1))
 def test_joining_segments_changes_nothing_but_spaces(words):
-    joined = _segments.join(" ".join(words))
+    joined = join_words(" ".join(words))
     assert joined.replace(" ", "") == "".join(words)
-    assert _segments.join(joined) == joined
+    assert join_words(joined) == joined
 
 
 # --- COCO-35L
@@ -392,7 +392,7 @@ def test_coco35l_images_are_cocos_by_number(tmp_path):
 
 def test_coco35l_of_another_form_is_refused(tmp_path):
     write(tmp_path / "coco_mt_dev.jsonl", '{"trg_lang": "sw", "image_id": "x_0"}')
-    with pytest.raises(UserError, match="line 1 is not of COCO-35L's form"):
+    with pytest.raises(UserError, match="line 1 is not of the form COCO-35L's"):
         load("coco35l", tmp_path, "sw", "dev")
     with pytest.raises(UserError, match="no file of captions"):
         load("coco35l", tmp_path, "sw", "train")

@@ -37,7 +37,7 @@ def test_a_benchmark_in_a_recipe_without_root_or_photos_says_what_to_place_where
     with pytest.raises(UserError, match=r"--set source.root=FOLDER.*train2014"):
         recipe.resolve("starter", "de", "lilt", recipe.overrides([], data="xtd"))
     rootless = recipe.overrides([f"source.root={tmp_path}"], data="xtd")
-    with pytest.raises(UserError, match="xtd: say which folder its photos are in with --images"):
+    with pytest.raises(UserError, match="xtd: name the folder of its photos with --images"):
         data.load_split(recipe.resolve("starter", "de", "lilt", rootless), "test")
 
 
@@ -69,7 +69,7 @@ def test_images_of_another_test_set_are_kept_out_of_training_and_dev(tmp_path, c
     tables = data.load_tables(tiny.resolved(data={**other, "leakage": "exclude"}))
     assert train.image_ids[3] not in tables["train"].image_ids
     assert dev.image_ids[0] not in tables["dev"].image_ids
-    assert [line.partition(":")[0] for line in caplog.messages] == ["left out of training", "left out of dev"]
+    assert [line.partition(":")[0] for line in caplog.messages] == ["left out of dev", "left out of training"]
     with pytest.raises(UserError, match="1 of the 2 test images"):
         data.load_tables(tiny.resolved(data=other))
     with pytest.raises(UserError, match=r"data\.keep_out.*no name"):

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from polyalign.config.tower import TextSpec, VisionSpec, fingerprint, masked_pool
+from polyalign.config.tower import TextSpec, VisionSpec
+from polyalign.models.towers.common import fingerprint, masked_pool, structure
 from polyalign.models.towers.text import TextTower, Tokens, build_text
 from polyalign.models.towers.vision import VisionTower, build_vision
 from polyalign.utils.errors import UserError
@@ -350,6 +351,13 @@ def test_an_architecture_is_enough_to_count_parameters(tmp_path):
     assert sum(p.numel() for p in tower.parameters()) == sum(p.numel() for p in encoder().parameters())
 
 
+@pytest.mark.parametrize("architecture", [{"model_type": "birt"}, {"hidden_size": 32}])
+def test_an_architecture_of_no_known_type_is_an_error_of_one_line(architecture):
+    with pytest.raises(UserError, match="cannot read the configuration of not/there") as caught:
+        build_text(TextSpec(model="not/there", architecture=architecture), pretrained=False)
+    assert "\n" not in str(caught.value)
+
+
 def test_bert_is_taken_without_its_sentence_classifier():
     assert not [name for name, _ in encoder().named_parameters() if "pooler" in name]
 
@@ -362,3 +370,34 @@ def test_reinitialising_changes_every_matrix_and_no_shape(tower):
     after = dict(built.named_parameters())
     assert {name: p.shape for name, p in before.items()} == {name: p.shape for name, p in after.items()}
     assert not [name for name, p in before.items() if torch.equal(p, after[name])]
+
+
+def test_the_structure_tells_apart_what_the_weights_do_not():
+    def network(**args: object) -> torch.nn.Module:
+        return timm.create_model("vit_tiny_patch16_224", num_classes=0, **{**tiny.VIT, **args})
+
+    plain = structure(network())
+    assert structure(network().eval()) == plain
+    others = [network(num_heads=4), network(act_layer="relu"), network(global_pool="avg"), network(pre_norm=True)]
+    assert len({plain, *map(structure, others)}) == 5
+
+
+def test_text_weights_in_a_pickle_are_refused(tmp_path):
+    folder = shutil.copytree(tiny.text(), tmp_path / "text")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"cannot load the text tower .*model\.safetensors") as caught:
+        build_text(TextSpec(model=str(folder)))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_code_that_comes_with_a_text_tower_is_never_run_nor_asked_about(pretrained, tmp_path, monkeypatch):
+    ran, asked = tmp_path / "ran", []
+    (tmp_path / "mine.py").write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\n")
+    named = {"AutoConfig": "mine.Config", "AutoModel": "mine.Model", "AutoTokenizer": ["mine.Words", None]}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": named}))
+    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "y")
+    with pytest.raises(UserError, match=r"cannot load the text tower|cannot read the configuration"):
+        build_text(TextSpec(model=str(tmp_path)), pretrained=pretrained)
+    assert not asked
+    assert not ran.exists()

@@ -1,31 +1,40 @@
-"""What the published benchmarks share: images in the user's folder, lines that belong together."""
+"""What the published benchmarks share: images in the user's folder, aligned lines, common file formats."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
+from polyalign.config import language as langs
 from polyalign.config.language import Lang
 from polyalign.data import image_ids
-from polyalign.data.pairs import FileImage, ImageRef, Origin, PairTable
-from polyalign.data.readers import files as _files
-from polyalign.data.readers.gather import gather
+from polyalign.data.pairs import IMAGE_SUFFIXES, FileImage, ImageRef, Origin, PairTable
+from polyalign.data.readers import files
 from polyalign.utils.errors import AbsentError, UserError, did_you_mean
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+KARPATHY_PARTS = {"train": ("train", "restval"), "dev": ("val",), "test": ("test",)}
+"""Karpathy's names of the splits; COCO's training split includes the rest of val2014, 113,287 images in all."""
+
 _NAMED = 5
+# Spaces between words, but for those with a Latin word or a number on both sides.
+_SEGMENTATION = re.compile(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])")
 
 
 class Benchmark(BaseModel):
     """Where a benchmark's files are.
 
-    ``root`` holds the captions as published, ``images`` the photos under the benchmark's own names, in whatever
-    sub-folders. A photo that is not there is an error, or with ``allow_missing`` left out with its captions. Without
-    ``images`` the captions can be read, but no image opened.
+    ``root`` holds the captions as published, ``images`` the photos under the benchmark's own names, in any sub-folder.
+    A missing photo is an error; with ``allow_missing`` it is left out with its captions. Without ``images`` the
+    captions can be read, but no image can be opened.
+
+    A benchmark's ``load`` raises UserError for an unknown split or language, a missing or malformed file, and missing
+    images.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,9 +47,9 @@ class Benchmark(BaseModel):
 def table(
     name: str, lang: Lang, origin: Origin, pairs: Iterable[tuple[str, str]], config: Benchmark, *, file_of: str = "{}"
 ) -> PairTable:
-    """Make a table of ``(image id, caption)``; a caption loses the white space around it, and nothing else.
+    """Make a table of ``(image id, caption)``; captions are stripped.
 
-    ``file_of`` is the name of an image's file, where ``{}`` stands for its id.
+    ``file_of`` is the file name of an image, where ``{}`` stands for its id.
 
     Raises:
         UserError: images are missing and ``allow_missing`` is false, or all are.
@@ -48,42 +57,38 @@ def table(
     pairs = list(pairs)
     ids = list(dict.fromkeys(image_id for image_id, _ in pairs))
     found = _find_images(name, ids, file_of, config)
-    kept = ((image_id, caption.strip(), image_id) for image_id, caption in pairs if image_id in found)
     # A smaller gallery is an easier one: the name says so wherever a number of it is shown.
     of = f" ({len(found):,} of {len(ids):,} images)" if len(found) < len(ids) else ""
-    return gather(f"{name}{of}", lang, origin, kept, found.__getitem__)
+    kept = ((image_id, caption.strip(), found[image_id]) for image_id, caption in pairs if image_id in found)
+    return PairTable.from_pairs(f"{name}{of}", lang.code, origin, kept)
 
 
-def pick(benchmark: str, lang: Lang, codes: Mapping[str, str]) -> str:
-    """Give the benchmark's own code of a language.
-
-    Raises:
-        UserError: the benchmark does not have it.
-    """
-    if lang.code not in codes:
-        raise UserError(f'{benchmark} has no captions in "{lang.code}": {did_you_mean(lang.code, codes)}')
-    return codes[lang.code]
+def fixed(*values: str) -> Callable[[BaseModel], tuple[str, ...]]:
+    """Return a source's ``splits`` or ``languages`` that are the same for every config."""
+    return lambda config: values
 
 
-def only_splits(benchmark: str, split: str, known: Iterable[str]) -> None:
-    """Do nothing if the benchmark has this split.
+def check(benchmark: str, lang: Lang, split: str, *, splits: Iterable[str], languages: Iterable[str]) -> None:
+    """Check that a benchmark has a split and a language.
 
     Raises:
         UserError: it does not.
     """
-    splits = list(known)
+    splits, languages = list(splits), list(languages)
     if split not in splits:
         raise UserError(f'{benchmark} has no "{split}" split: it has {", ".join(splits)}')
+    if lang.code not in languages:
+        raise UserError(f'{benchmark} has no captions in "{lang.code}": {did_you_mean(lang.code, languages)}')
 
 
 def aligned(names: Path, captions: Path) -> list[tuple[str, str]]:
-    """Read two files of which line i belongs to line i: image names, less a caption's number (``#3``), and captions.
+    """Read image names, without a caption's number (``#3``), and captions from two files aligned by line.
 
     Raises:
-        UserError: a file cannot be read, or they are of different length.
+        UserError: a file cannot be read, or they differ in length.
     """
-    ids = [line.strip().partition("#")[0] for line in _files.lines(names)]
-    texts = _files.lines(captions)
+    ids = [line.strip().partition("#")[0] for line in files.lines(names)]
+    texts = files.lines(captions)
     while ids and not ids[-1]:
         ids.pop()
     while len(texts) > len(ids) and not texts[-1].strip():
@@ -95,40 +100,113 @@ def aligned(names: Path, captions: Path) -> list[tuple[str, str]]:
     return list(zip(ids, texts, strict=True))
 
 
+def tokens(path: Path) -> Iterable[tuple[str, str]]:
+    """Yield image name and caption of lines ``name#0<TAB>caption``.
+
+    Raises:
+        UserError: a line is malformed; the message names it.
+    """
+    for number, line in enumerate(files.lines(path), start=1):
+        token, tab, caption = line.partition("\t")
+        name, hash_sign, _ = token.rpartition("#")
+        if not tab or not hash_sign:
+            raise UserError(f'{path}, line {number} is not "name#0<TAB>caption": {line[:60]!r}')
+        yield name, caption
+
+
+def karpathy(path: Path, split: str) -> list[tuple[str, list[str]]]:
+    """Read file name and captions of the images in a split of Karpathy's JSON, in the file's order.
+
+    Raises:
+        UserError: the file cannot be read, is of another form, or has no such image.
+    """
+    parts = KARPATHY_PARTS[split]
+    content = files.read_json(path)
+    with files.expecting(path, "images[].{filename, split, sentences[].raw}"):
+        found = [
+            (str(image["filename"]), [str(sentence["raw"]) for sentence in image["sentences"]])
+            for image in content["images"]
+            if image["split"] in parts
+        ]
+    if not found:
+        raise UserError(f"{path} has no image with split {' or '.join(parts)}")
+    return found
+
+
+def join_words(caption: str) -> str:
+    """Remove the spaces of word segmentation from a Chinese, Japanese or Thai caption."""
+    return _SEGMENTATION.sub("", caption)
+
+
+@dataclass(frozen=True)
+class FloresFiles:
+    """A benchmark translated by machine into 200 languages: one file per FLORES-200 code, one line per image.
+
+    ``names`` is the file of image names, ``english`` that of the human captions the translations were made from.
+    """
+
+    benchmark: str
+    names: str
+    english: str
+
+    def load(self, config: Benchmark, lang: Lang, split: str) -> PairTable:
+        """Load the captions of a language, see ``Benchmark``."""
+        check(self.benchmark, lang, split, splits=("test",), languages=(lang.code,))
+        root = files.folder(config.root, f"source.root, the folder with {self.names}")
+        if lang.flores is None:
+            raise UserError(
+                f'{self.benchmark} names languages by FLORES-200 codes, and langs/{lang.code}.toml has no "flores"'
+            )
+        captions = root / self._file(lang)
+        if not captions.is_file():
+            known = did_you_mean(lang.flores, (path.stem for path in root.glob("*_*.txt") if path.name != self.names))
+            raise UserError(f"{self.benchmark} has no captions in {lang.code} ({captions}): {known}")
+        pairs = aligned(files.existing(root / self.names, what="list of image names"), captions)
+        return table(f"{self.benchmark}-{split}", lang, "human" if lang.code == "en" else "machine", pairs, config)
+
+    def languages(self, config: Benchmark) -> list[str]:
+        """List the languages known to polyalign that have a file."""
+        known = (langs.load(code) for code in langs.names())
+        return [lang.code for lang in known if lang.flores and (config.root / self._file(lang)).is_file()]
+
+    def _file(self, lang: Lang) -> str:
+        return self.english if lang.code == "en" else f"{lang.flores}.txt"
+
+
 class _Absent:
-    """An image of which nobody has said where it is."""
+    """An image whose folder is not configured."""
 
     def __init__(self, image_id: str, benchmark: str) -> None:
         self.image_id, self.benchmark = image_id, benchmark
 
     def open(self) -> Image.Image:
-        raise UserError(f"{self.benchmark}: say which folder the images are in (source.images)")
+        raise UserError(f"{self.benchmark}: set the image folder (source.images, or --images FOLDER)")
 
     def open_small(self, px: int) -> Image.Image:
-        raise FileNotFoundError(f"{self.image_id}: no image folder was given (source.images)")
+        raise FileNotFoundError(f"{self.image_id}: no image folder is set (source.images)")
 
     def key(self) -> str:
-        raise FileNotFoundError(f"{self.image_id}: no image folder was given (source.images)")
+        raise FileNotFoundError(f"{self.image_id}: no image folder is set (source.images)")
 
 
 def _find_images(name: str, ids: Sequence[str], file_of: str, config: Benchmark) -> dict[str, ImageRef]:
     """Find the images by file name, or by the photo that it names (see ``image_ids.photo``)."""
     if config.images is None:
         return {image_id: _Absent(image_id, name) for image_id in ids}
-    known = _index(_files.folder(config.images, "source.images"))
-    files = {image_id: file_of.format(image_id) for image_id in ids}
-    paths = {image_id: known.get(file) or known.get(_key(file)) for image_id, file in files.items()}
-    missing = [image_id for image_id, path in paths.items() if path is None]
+    known = _index(files.folder(config.images, "source.images"))
+    names = {image_id: file_of.format(image_id) for image_id in ids}
+    paths = {image_id: known.get(file) or known.get(_key(file)) for image_id, file in names.items()}
+    missing = [names[image_id] for image_id, path in paths.items() if path is None]
     if missing and len(missing) == len(ids):
         raise AbsentError(
-            f"none of the {len(ids):,} images of {name} is in {config.images}: is it the right one? "
-            f"(looked for {files[ids[0]]}, ...)"
+            f"none of the {len(ids):,} images of {name} is in {config.images}: is it the right folder? "
+            f"(looked for {missing[0]}, ...)"
         )
     if missing and not config.allow_missing:
-        first = ", ".join(files[image_id] for image_id in missing[:_NAMED]) + ", ..." * (len(missing) > _NAMED)
+        first = ", ".join(missing[:_NAMED]) + ", ..." * (len(missing) > _NAMED)
         raise UserError(
             f"{len(missing):,} of the {len(ids):,} images of {name} are not in {config.images} "
-            f"({first}): put them there, or leave them out with --allow-missing (allow_missing=true)"
+            f"({first}): add them, or leave them out with --allow-missing (allow_missing=true)"
         )
     return {image_id: FileImage(Path(path)) for image_id, path in paths.items() if path is not None}
 
@@ -136,10 +214,10 @@ def _find_images(name: str, ids: Sequence[str], file_of: str, config: Benchmark)
 def _index(folder: Path) -> dict[str, str]:
     """List all images in and below a folder by file name, and by the photo or bare name; the first of each wins."""
     found: dict[str, str] = {}
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, names in os.walk(folder):
         folders.sort()
-        for file in sorted(files):
-            if file.lower().endswith(_IMAGE_SUFFIXES):
+        for file in sorted(names):
+            if file.lower().endswith(IMAGE_SUFFIXES):
                 for name in (file, _key(file)):
                     found.setdefault(name, f"{parent}/{file}")
     return found

@@ -1,4 +1,4 @@
-"""Reading text as datasets publish it: gzip or bzip2, a byte order mark, either line end, no final newline."""
+"""Read text as datasets publish it: gzip or bzip2, a byte order mark, LF or CRLF, no final newline."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from polyalign.utils.errors import AbsentError, UserError, did_you_mean
 
 
 def folder(path: Path, what: str) -> Path:
-    """Give the folder back.
+    """Return the folder if it exists.
 
     Raises:
-        AbsentError: it is not there or is no folder; ``what`` says what it should be.
+        AbsentError: it does not exist or is not a folder; ``what`` says what it should be.
     """
     if path.is_dir():
         return path
@@ -29,10 +29,10 @@ def folder(path: Path, what: str) -> Path:
 
 
 def existing(*candidates: Path, what: str) -> Path:
-    """Give the first of the files that is there.
+    """Return the first of the files that exists.
 
     Raises:
-        AbsentError: none is; ``what`` says what was looked for, and the message suggests a name beside it.
+        AbsentError: none does; ``what`` says what was looked for, and the message suggests a similar name.
     """
     for path in candidates:
         if path.is_file():
@@ -47,7 +47,7 @@ def existing(*candidates: Path, what: str) -> Path:
 
 
 def lines(path: Path) -> list[str]:
-    """Read all lines, without their ends. Only a newline, or CRLF, ends one: captions hold other breaks.
+    """Read all lines without line ends. Only LF or CRLF ends a line: captions contain other breaks.
 
     Raises:
         UserError: the file cannot be read, is empty, or is not UTF-8.
@@ -59,14 +59,14 @@ def lines(path: Path) -> list[str]:
 
 
 def stream(path: Path) -> Iterator[str]:
-    """Yield the lines one after the other, see ``lines``; an empty file yields none."""
+    """Yield lines, see ``lines``; an empty file yields none."""
     with _reading(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n") as text_file:
         for line in text_file:
             yield line.removesuffix("\n").removesuffix("\r")
 
 
 def text(path: Path) -> str:
-    """Read a whole file, without a byte order mark, line ends as they are.
+    """Read a whole file without its byte order mark; line ends stay as they are.
 
     Raises:
         UserError: the file cannot be read, is empty, or is not UTF-8.
@@ -91,7 +91,7 @@ def read_json(path: Path) -> Any:
 
 
 def json_lines(path: Path, containing: str = "") -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield each line's number, from 1, and its object; blank lines, and any without this text, are passed over.
+    """Yield each line's number, from 1, and its object; blank lines and lines without ``containing`` are skipped.
 
     Raises:
         UserError: the file cannot be read, or a line is not a JSON object; the message names the line.
@@ -109,8 +109,17 @@ def json_lines(path: Path, containing: str = "") -> Iterator[tuple[int, dict[str
 
 
 @contextmanager
+def expecting(where: object, form: str) -> Iterator[None]:
+    """Turn the lookup, type and value errors of parsing ``where`` into a UserError that names the expected form."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{where} is not of the form {form}") from error
+
+
+@contextmanager
 def _reading(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file to read bytes, unpacked; what goes wrong while it is read is the user's to know."""
+    """Open a file, decompressed, to read bytes; read errors become a UserError."""
     try:
         with _open(path) as file:
             yield file
@@ -133,12 +142,12 @@ def _encoding(error: UnicodeDecodeError) -> str:
 
 
 def _broken_at(path: Path) -> Path | None:
-    """Give the first part of the way to a file that is no folder, none where all are."""
+    """Return the first parent of a file that is not a folder, or None."""
     return next((part for part in reversed(path.parents) if not part.is_dir()), None)
 
 
 def _nearest(path: Path) -> str:
-    """Suggest what lies beside a path that is not there."""
+    """Suggest a sibling of a path that does not exist."""
     parent = path.parent
     if not parent.is_dir():
         return f": there is no folder {parent} either"

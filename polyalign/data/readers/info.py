@@ -1,4 +1,4 @@
-"""What a dataset tells about itself: facts, what may be downloaded from where, and what to place by hand."""
+"""Facts about a published dataset: what it is, its licence, what can be downloaded and what to place by hand."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _COCO = "http://images.cocodataset.org"
 class Download(BaseModel):
     """A file that anyone may download, or a folder of files.
 
-    A ``url`` that ends in a slash is of a folder; the files to take are those in ``<source>.sha256`` beside the source,
-    with their hashes, in the form of ``sha256sum``. ``to`` is where the file goes, below the dataset's folder (a photo:
-    below the folder of photos). With ``unpack`` the file is an archive, of which the files of these names are taken,
-    or all (``*``) into the folder ``to``. ``seen`` says who confirms the address.
+    A ``url`` ending in a slash is a folder; its files and their hashes are listed in ``<source>.sha256`` beside the
+    source, in the format of ``sha256sum``. ``to`` is the target below the dataset's folder (for photos, below the
+    photo folder). With ``unpack`` the file is an archive: the files of these names are extracted, or all of them
+    (``*``) into the folder ``to``. ``seen`` says who confirms the address.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -28,10 +28,10 @@ class Download(BaseModel):
 
 
 class Single(BaseModel):
-    """Photos of the test set that can be had one by one.
+    """Photos of the test set that can be downloaded one by one.
 
-    ``urls`` gives the address of the photos whose ids begin so, where ``{}`` stands for the id; the ids are those of
-    the source's test set with ``options``.
+    ``urls`` maps a prefix of image ids to the address of those photos, where ``{}`` stands for the id; the ids are
+    those of the source's test set with ``options``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,11 +43,11 @@ class Single(BaseModel):
 
 
 class Info(BaseModel):
-    """Facts about a dataset for those who want to use it.
+    """Facts about a dataset.
 
-    ``captions`` and ``images`` say what has to lie in ``root`` and in the folder of photos; ``folder`` is its name
-    where several datasets lie side by side, as the shipped suites expect it. ``photos`` are archives, ``single`` the
-    photos of the test set alone. ``checked`` says where the facts were looked up.
+    ``captions`` and ``images`` describe the contents of ``root`` and of the photo folder; ``folder`` is its name where
+    several datasets lie side by side, as in the shipped suites. ``photos`` are archives, ``single`` the photos of the
+    test set alone. ``checked`` says where the facts were looked up.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -69,32 +69,34 @@ class Info(BaseModel):
 
     @property
     def place(self) -> str:
-        """Say what goes where, in one line."""
+        """Describe the files to place, in one line."""
         return f"root: {self.captions}" + (f"; images: {self.images}" if self.images else "")
 
 
 FLICKR30K_PHOTOS = "Flickr30k's flickr30k-images (on request: https://forms.illinois.edu/sec/229675)"
+COCO_PHOTOS = "COCO train2014 and val2014"
 
-KARPATHY = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
-KARPATHY_SEEN = "the data scripts of big_vision (google-research) and of SEACrowd name it"
-
+_PARTS = ("train2014", "val2014")
+_COCO_SEEN = "CLIP_benchmark's builder.py and big_vision's coco35l.py name it"
 COCO_ZIPS = tuple(
-    Download(
-        url=f"{_COCO}/zips/{part}.zip",
-        to=f"coco/{part}",
-        unpack=("*",),
-        seen="CLIP_benchmark's builder.py and big_vision's coco35l.py name it",
-    )
-    for part in ("train2014", "val2014")
+    Download(url=f"{_COCO}/zips/{part}.zip", to=f"coco/{part}", unpack=("*",), seen=_COCO_SEEN) for part in _PARTS
 )
 
 
+def github(path: str, seen: str = "the address is GitHub's for any file of a commit") -> tuple[Download, ...]:
+    """Return a folder of a GitHub repository at a commit, ``owner/repository/commit/folder``."""
+    url = f"https://raw.githubusercontent.com/{path}/"
+    return (Download(url=url, seen=f"{seen}; hashes are of the repository's files"),)
+
+
+def karpathy(file: str) -> tuple[Download, ...]:
+    """Return one file of Karpathy's archive of splits."""
+    url = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
+    seen = "the data scripts of big_vision (google-research) and of SEACrowd name it"
+    return (Download(url=url, unpack=(file,), seen=seen),)
+
+
 def coco_photos(**options: Any) -> Single:
-    """Give the addresses of single COCO photos, which their own file of captions calls ``coco_url``."""
-    parts = ("train2014", "val2014")
-    return Single(
-        urls={f"COCO_{part}_": f"{_COCO}/{part}/{{}}" for part in parts},
-        options=options,
-        to="coco",
-        seen="coco_url in COCO's annotations, as quoted in public code",
-    )
+    """Return the addresses of single COCO photos, ``coco_url`` in COCO's annotations."""
+    urls = {f"COCO_{part}_": f"{_COCO}/{part}/{{}}" for part in _PARTS}
+    return Single(urls=urls, options=options, to="coco", seen="coco_url in COCO's annotations")

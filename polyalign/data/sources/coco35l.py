@@ -7,12 +7,10 @@ from pathlib import Path
 
 from polyalign.config.language import Lang
 from polyalign.data.pairs import Origin, PairTable
-from polyalign.data.readers import benchmark as _benchmark
-from polyalign.data.readers import files as _files
-from polyalign.data.readers import segments as _segments
+from polyalign.data.readers import benchmark
 from polyalign.data.readers.benchmark import Benchmark
-from polyalign.data.readers.info import COCO_ZIPS, Download, Info
-from polyalign.utils.errors import UserError
+from polyalign.data.readers.files import existing, expecting, json_lines
+from polyalign.data.readers.info import COCO_PHOTOS, COCO_ZIPS, Download, Info
 
 INFO = Info(
     title="COCO-35L",
@@ -24,7 +22,7 @@ INFO = Info(
     licence="CC BY 4.0; images under Flickr's terms",
     home="https://google.github.io/crossmodal-3600/",
     captions="the folder with coco_mt_{train,dev}.jsonl.bz2 (or unpacked, which reads faster)",
-    images="COCO train2014 and val2014",
+    images=COCO_PHOTOS,
     note="XTD's images are among the training images: leave them out (data.leakage). "
     "Punctuation stands apart from words; Chinese, Japanese and Thai are joined again.",
     checked="languages in big_vision's coco35l.py; origin and licence in SEACrowd's coco_35l.py; sizes are in neither",
@@ -39,49 +37,31 @@ INFO = Info(
     photos=COCO_ZIPS,
 )
 
-_CODES = {code: code for code in INFO.languages.split()}
+Config = Benchmark
+splits = benchmark.fixed("train", "dev")
+languages = benchmark.fixed(*INFO.languages.split())
+
 _SEGMENTED = ("ja", "th", "zh")
 _PIVOT = "de"
 
 
-class Config(Benchmark):
-    """See ``Benchmark``."""
-
-
-def load(config: Config, lang: Lang, split: str) -> PairTable:
-    """Load a split; an image's id is its COCO number in twelve digits.
-
-    Raises:
-        UserError: no such language or split, the file is missing or malformed, images are missing.
-    """
-    _benchmark.only_splits("coco35l", split, splits(config))
-    code = _benchmark.pick("coco35l", lang, _CODES)
+def load(config: Benchmark, lang: Lang, split: str) -> PairTable:
+    """Load a split, see ``Benchmark``; an image's id is its COCO number in twelve digits."""
+    benchmark.check("coco35l", lang, split, splits=splits(config), languages=languages(config))
     name = f"coco_mt_{split}.jsonl"
-    path = _files.existing(*(config.root / f"{name}{end}" for end in ("", ".bz2", ".gz")), what="file of captions")
-    pairs = _captions(path, code)
-    origin: Origin = "human" if code == "en" else "machine"
-    return _benchmark.table(f"coco35l-{split}", lang, origin, pairs, config, file_of="{}.jpg")
-
-
-def splits(config: Config) -> tuple[str, ...]:
-    """List the splits that there are."""
-    return ("train", "dev")
-
-
-def languages(config: Config) -> list[str]:
-    """List the languages that there are captions in."""
-    return sorted(_CODES)
+    path = existing(*(config.root / f"{name}{end}" for end in ("", ".bz2", ".gz")), what="file of captions")
+    pairs = _captions(path, lang.code)
+    origin: Origin = "human" if lang.code == "en" else "machine"
+    return benchmark.table(f"coco35l-{split}", lang, origin, pairs, config, file_of="{}.jpg")
 
 
 def _captions(path: Path, code: str) -> Iterator[tuple[str, str]]:
-    """Read the lines of one language. English is not among the targets: it is the source of any one of them."""
+    """Read the lines of one language; English is no target language but the source of every translation."""
     target, field = (_PIVOT, "caption_tokenized") if code == "en" else (code, "translation_tokenized")
-    for number, row in _files.json_lines(path, containing=f'"{target}"'):
-        try:
+    for number, row in json_lines(path, containing=f'"{target}"'):
+        with expecting(f"{path}, line {number}", f"COCO-35L's image_id, trg_lang, {field}"):
             if row["trg_lang"] == target:
                 # "391895_2" is the third caption of image 391895
                 image = int(str(row["image_id"]).partition("_")[0])
                 caption = str(row[field])
-                yield f"{image:012d}", _segments.join(caption) if code in _SEGMENTED else caption
-        except (KeyError, ValueError) as error:
-            raise UserError(f"{path}, line {number} is not of COCO-35L's form: {error}") from error
+                yield f"{image:012d}", benchmark.join_words(caption) if code in _SEGMENTED else caption

@@ -8,12 +8,10 @@ from typing import Literal
 
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
-from polyalign.data.readers import benchmark as _benchmark
-from polyalign.data.readers import files as _files
-from polyalign.data.readers import segments as _segments
+from polyalign.data.readers import benchmark
 from polyalign.data.readers.benchmark import Benchmark
-from polyalign.data.readers.info import Download, Info, coco_photos
-from polyalign.utils.errors import UserError
+from polyalign.data.readers.files import existing, expecting, lines, read_json
+from polyalign.data.readers.info import COCO_PHOTOS, Download, Info, coco_photos
 
 INFO = Info(
     title="COCO-CN",
@@ -25,7 +23,7 @@ INFO = Info(
     home="https://github.com/li-xirong/coco-cn, https://huggingface.co/datasets/AIMClab-RUC/COCO-CN",
     captions="the folder with coco-cn_{train,val,test}.txt and imageid.human-written-caption.txt, or with the "
     "COCO-style JSON of the test set (captions.json or merged_captions_coco-cn_test.json)",
-    images="COCO train2014 and val2014",
+    images=COCO_PHOTOS,
     note="The JSON's captions are segmented into words: the spaces are taken out. 7 test images are in XTD.",
     checked="sizes in the repository's README.md at commit 22b218e, where the data is on request by a form; "
     "licence and file as listed at AIMClab-RUC/COCO-CN",
@@ -51,55 +49,39 @@ _JSON = ("captions.json", "merged_captions_coco-cn_test.json")
 
 
 class Config(Benchmark):
-    """``captions``: those ``written`` about the images, or ``all``, with the translations that the test images have."""
+    """``captions``: those ``written`` about the images, or ``all``, including the translations of the test images."""
 
     captions: Literal["written", "all"] = "written"
 
 
-def load(config: Config, lang: Lang, split: str) -> PairTable:
-    """Load a split.
+languages = benchmark.fixed("zh")
 
-    Raises:
-        UserError: no such split, another language than Chinese, a file is missing or malformed, or images are.
-    """
-    _benchmark.only_splits("coco-cn", split, _PARTS)
-    _benchmark.pick("coco-cn", lang, {"zh": "zh"})
+
+def load(config: Config, lang: Lang, split: str) -> PairTable:
+    """Load a split, see ``Benchmark``."""
+    benchmark.check("coco-cn", lang, split, splits=_PARTS, languages=languages(config))
     part = f"coco-cn_{_PARTS[split]}.txt"
     json_files = [config.root / name for name in _JSON] if split == "test" else []
-    path = _files.existing(config.root / part, config.root / _RELEASE / part, *json_files, what="list of images")
+    path = existing(config.root / part, config.root / _RELEASE / part, *json_files, what="list of images")
     pairs = _from_json(path, config) if path in json_files else _from_release(path, config)
-    return _benchmark.table(f"coco-cn-{config.captions}-{split}", lang, "human", pairs, config)
-
-
-def languages(config: Config) -> list[str]:
-    """List the languages that there are captions in."""
-    return ["zh"]
+    return benchmark.table(f"coco-cn-{config.captions}-{split}", lang, "human", pairs, config)
 
 
 def _from_release(path: Path, config: Config) -> Iterator[tuple[str, str]]:
-    wanted = {line.strip() for line in _files.lines(path) if line.strip()}
-    files = [_files.existing(path.parent / "imageid.human-written-caption.txt", what="file of captions")]
+    wanted = {line.strip() for line in lines(path)}
+    files = [existing(path.parent / "imageid.human-written-caption.txt", what="file of captions")]
     translated = path.parent / "imageid.manually-translated-caption.txt"
     if config.captions == "all" and translated.is_file():
         files.append(translated)
     for file in files:
-        for number, line in enumerate(_files.lines(file), start=1):
-            token, tab, caption = line.partition("\t")
-            if not tab:
-                raise UserError(f'{file}, line {number} is not "image#0<TAB>caption": {line[:60]!r}')
-            name = token.partition("#")[0]
-            if name in wanted:
-                yield f"{name}.jpg", caption
+        yield from ((f"{name}.jpg", text) for name, text in benchmark.tokens(file) if name in wanted)
 
 
 def _from_json(path: Path, config: Config) -> Iterator[tuple[str, str]]:
-    """Read COCO's form; ``source`` is ``cn`` for written captions, ``zhm`` for translated ones."""
-    content = _files.read_json(path)
-    try:
+    """Read COCO's format; ``source`` is ``cn`` for written captions, ``zhm`` for translated ones."""
+    content = read_json(path)
+    with expecting(path, "images[].{id, file_name}, annotations[].{image_id, caption, source}"):
         names = {image["id"]: str(image["file_name"]) for image in content["images"]}
         for one in content["annotations"]:
             if config.captions == "all" or one["source"] == "cn":
-                yield names[one["image_id"]], _segments.join(one["caption"])
-    except (KeyError, TypeError) as error:
-        form = "images[].{id, file_name}, annotations[].{image_id, caption, source}"
-        raise UserError(f"{path} is not of COCO-CN's form, {form}") from error
+                yield names[one["image_id"]], benchmark.join_words(one["caption"])

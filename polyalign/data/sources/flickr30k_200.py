@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from polyalign.config.language import Lang
-from polyalign.data.pairs import PairTable
-from polyalign.data.readers import flores as _flores
-from polyalign.data.readers.benchmark import Benchmark
-from polyalign.data.readers.info import FLICKR30K_PHOTOS, Download, Info
+from polyalign.data.readers.benchmark import Benchmark, FloresFiles, fixed
+from polyalign.data.readers.info import FLICKR30K_PHOTOS, Info, github
 
 INFO = Info(
     title="Flickr30k-200",
@@ -20,32 +17,12 @@ INFO = Info(
     images=f"{FLICKR30K_PHOTOS} (Flickr8k's photos are found too, 243 of the 1,000)",
     note="The images are those of Multi30k test 2016 and of xFlickr&CO; 173 are in Flickr8k's training split.",
     checked="languages and sizes in the repository's files at commit 5cad452, which has no licence file",
-    downloads=(
-        Download(
-            url="https://raw.githubusercontent.com/visheratin/nllb-clip/5cad452a374adb2dbfbb23fb2f19d24e3959c719/"
-            "data/flickr30k-200/",
-            seen="CLIP_benchmark's flickr30k_200.py names it (branch main); hashes are of the repository's files",
-        ),
+    downloads=github(
+        "visheratin/nllb-clip/5cad452a374adb2dbfbb23fb2f19d24e3959c719/data/flickr30k-200",
+        seen="CLIP_benchmark's flickr30k_200.py names it (branch main)",
     ),
 )
 
-_ENGLISH = "eng_captions.txt"
-
-
-class Config(Benchmark):
-    """See ``Benchmark``."""
-
-
-def load(config: Config, lang: Lang, split: str) -> PairTable:
-    """Load the captions of a language, see ``_flores.load``."""
-    return _flores.load("flickr30k-200", config, lang, split, names="filenames.txt", english=_ENGLISH)
-
-
-def splits(config: Config) -> tuple[str, ...]:
-    """List the splits that there are."""
-    return ("test",)
-
-
-def languages(config: Config) -> list[str]:
-    """List the languages, of those polyalign knows, that there are captions in."""
-    return _flores.languages(config, english=_ENGLISH)
+_FILES = FloresFiles("flickr30k-200", names="filenames.txt", english="eng_captions.txt")
+Config = Benchmark
+load, languages, splits = _FILES.load, _FILES.languages, fixed("test")

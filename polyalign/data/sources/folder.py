@@ -10,7 +10,6 @@ from polyalign.data.pairs import FileImage, PairTable
 from polyalign.data.readers import files as _files
 from polyalign.data.readers import sheet as _sheet
 from polyalign.data.readers.columns import IMAGE_NAMES, Columns, need, select
-from polyalign.data.readers.gather import gather
 from polyalign.utils.errors import UserError, did_you_mean
 
 _PREFERRED = ("captions", "metadata")
@@ -46,13 +45,9 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     if config.id_column is not None:
         ids = [str(value) for value in sheet.column(need(sheet, "id_column", config.id_column, ()))]
     base = _image_folder(root, config, names)
-    return gather(
-        f"{root.resolve().name}-{split}",
-        lang,
-        config.origin,
-        select(sheet, ids, config, lang, split),
-        lambda row: FileImage(base / names[row]),
-    )
+    pairs = select(sheet, ids, config, lang, split)
+    rows = ((image_id, caption, FileImage(base / names[row])) for image_id, caption, row in pairs)
+    return PairTable.from_pairs(f"{root.resolve().name}-{split}", lang.code, config.origin, rows)
 
 
 def _captions_file(root: Path, config: Config, lang: Lang) -> Path:

@@ -17,7 +17,6 @@ from PIL import Image
 from polyalign.config.language import Lang
 from polyalign.data.pairs import CorruptImageError, FileImage, PairTable, decode
 from polyalign.data.readers.columns import IMAGE_NAMES, Columns, find, need, select
-from polyalign.data.readers.gather import gather
 from polyalign.data.readers.sheet import Sheet
 from polyalign.utils.errors import UserError
 
@@ -97,13 +96,9 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     )
     column = need(sheet, "image_column", config.image_column, IMAGE_NAMES)
     refs = images(rows, column)
-    return gather(
-        f"{PurePosixPath(config.dataset).name}-{split}",
-        lang,
-        config.origin,
-        select(sheet, _ids(sheet, config, refs, part), config, lang, wanted),
-        refs.__getitem__,
-    )
+    pairs = select(sheet, _ids(sheet, config, refs, part), config, lang, wanted)
+    chosen = ((image_id, caption, refs[row]) for image_id, caption, row in pairs)
+    return PairTable.from_pairs(f"{PurePosixPath(config.dataset).name}-{split}", lang.code, config.origin, chosen)
 
 
 def load_parts(dataset: str, subset: str | None = None, revision: str | None = None) -> dict[str, datasets.Dataset]:

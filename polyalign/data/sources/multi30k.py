@@ -7,10 +7,10 @@ from typing import Literal
 
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
-from polyalign.data.readers import benchmark as _benchmark
-from polyalign.data.readers import files as _files
+from polyalign.data.readers import benchmark
 from polyalign.data.readers.benchmark import Benchmark
-from polyalign.data.readers.info import FLICKR30K_PHOTOS, Download, Info, coco_photos
+from polyalign.data.readers.files import existing, folder
+from polyalign.data.readers.info import FLICKR30K_PHOTOS, Info, coco_photos, github
 from polyalign.utils.errors import UserError, did_you_mean
 
 INFO = Info(
@@ -27,49 +27,34 @@ INFO = Info(
     "COCO val2014 for mscoco",
     note="Test 2016 has the images of Flickr30k-200 and of xFlickr&CO; mscoco shares 3 with XTD.",
     checked="all in the repository's files and README.md at commit a3d2e0d",
-    downloads=(
-        Download(
-            url="https://raw.githubusercontent.com/multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data/",
-            seen="hashes are of the repository's files; the address is GitHub's for any file of a commit",
-        ),
-    ),
+    downloads=github("multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data"),
     single=coco_photos(test="2017-mscoco"),
 )
 
-_TESTS = {"2016-flickr": "test_2016_flickr", "2017-flickr": "test_2017_flickr", "2017-mscoco": "test_2017_mscoco",
-          "2018-flickr": "test_2018_flickr"}  # fmt: skip
-
 
 class Config(Benchmark):
-    """Which task, and which of the test sets; task 2 has only that of 2016."""
+    """Task and test set; task 2 has only the test set of 2016."""
 
     task: Literal[1, 2] = 1
     test: Literal["2016-flickr", "2017-flickr", "2017-mscoco", "2018-flickr"] = "2016-flickr"
 
 
 def load(config: Config, lang: Lang, split: str) -> PairTable:
-    """Load the captions of a language; line i of a file of captions belongs to line i of the image list.
-
-    Raises:
-        UserError: no such language or split, a file is missing, lines do not belong together, images are missing.
-    """
-    _benchmark.only_splits("multi30k", split, ("train", "dev", "test"))
-    part = {"train": "train", "dev": "val", "test": _TESTS[config.test]}[split]
-    names = _files.existing(
-        config.root / "task1" / "image_splits" / f"{part}.txt",
-        config.root / "image_splits" / f"{part}.txt",
-        what=f"list of the {part} images",
-    )
+    """Load the captions of a language, see ``Benchmark``."""
+    test = f"test_{config.test.replace('-', '_')}"
+    parts = {"train": "train", "dev": "val", "test": test}
+    benchmark.check("multi30k", lang, split, splits=parts, languages=(lang.code,))
+    part = parts[split]
+    places = (config.root / where / f"{part}.txt" for where in ("task1/image_splits", "image_splits"))
+    names = existing(*places, what=f"list of the {part} images")
     stems = [part] if config.task == 1 else _task2_stems(part)
-    pairs = [pair for stem in stems for pair in _benchmark.aligned(names, _caption_file(config, stem, lang))]
-    name = f"multi30k-task{config.task}-{part}"
-    return _benchmark.table(name, lang, "human", pairs, config)
+    pairs = [pair for stem in stems for pair in benchmark.aligned(names, _caption_file(config, stem, lang))]
+    return benchmark.table(f"multi30k-task{config.task}-{part}", lang, "human", pairs, config)
 
 
 def languages(config: Config) -> list[str]:
-    """List the languages that there are captions of the test set in."""
-    stem = _TESTS[config.test] if config.task == 1 else "test_2016.1"
-    return sorted(_captions(config, stem))
+    """List the languages of the test set."""
+    return sorted(_captions(config, f"test_{config.test.replace('-', '_')}" if config.task == 1 else "test_2016.1"))
 
 
 def _task2_stems(part: str) -> list[str]:
@@ -79,7 +64,7 @@ def _task2_stems(part: str) -> list[str]:
 
 
 def _captions(config: Config, stem: str) -> dict[str, Path]:
-    """Find the file of captions of every language there is."""
+    """Return the caption file of each language."""
     task = config.root / f"task{config.task}"
     files = [path for folder in (task, task / "raw") for path in folder.glob(f"{stem}.*.gz")]
     return {path.name.removeprefix(f"{stem}.").removesuffix(".gz"): path for path in files}
@@ -87,11 +72,9 @@ def _captions(config: Config, stem: str) -> dict[str, Path]:
 
 def _caption_file(config: Config, stem: str, lang: Lang) -> Path:
     files = _captions(config, stem)
-    if lang.code not in files:
-        folder = _files.folder(config.root, "source.root, with task1 and task2") / f"task{config.task}"
-        if not files:
-            raise UserError(f"multi30k: there is no {stem}.<language>.gz in {folder} or {folder / 'raw'}")
-        raise UserError(
-            f'multi30k has no {stem} captions in "{lang.code}" in {folder}: {did_you_mean(lang.code, files)}'
-        )
-    return files[lang.code]
+    if lang.code in files:
+        return files[lang.code]
+    task = folder(config.root, "source.root, with task1 and task2") / f"task{config.task}"
+    if not files:
+        raise UserError(f"multi30k: there is no {stem}.<language>.gz in {task} or {task / 'raw'}")
+    raise UserError(f'multi30k has no {stem} captions in "{lang.code}" in {task}: {did_you_mean(lang.code, files)}')

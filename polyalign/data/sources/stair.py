@@ -6,11 +6,10 @@ from pathlib import Path
 
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
-from polyalign.data.readers import benchmark as _benchmark
-from polyalign.data.readers import files as _files
-from polyalign.data.readers import karpathy as _karpathy
+from polyalign.data.readers import benchmark
 from polyalign.data.readers.benchmark import Benchmark
-from polyalign.data.readers.info import COCO_ZIPS, Download, Info
+from polyalign.data.readers.files import existing, expecting, read_json
+from polyalign.data.readers.info import COCO_PHOTOS, COCO_ZIPS, Download, Info
 from polyalign.utils.errors import UserError
 
 INFO = Info(
@@ -22,7 +21,7 @@ INFO = Info(
     licence="CC BY 4.0; images under Flickr's terms",
     home="https://github.com/STAIR-Lab-CIT/STAIR-captions",
     captions="the folder with stair_captions_v1.2_{train,val}.json",
-    images="COCO train2014 and val2014",
+    images=COCO_PHOTOS,
     note="karpathy=dataset_coco.json gives Karpathy's splits, which its 5,000 test images are of.",
     checked="licence in the repository's README.md at commit b888953; image counts are COCO 2014's own",
     downloads=(
@@ -45,42 +44,31 @@ class Config(Benchmark):
     karpathy: Path | None = None
 
 
-def load(config: Config, lang: Lang, split: str) -> PairTable:
-    """Load a split.
-
-    Raises:
-        UserError: no such split, another language than Japanese, a file is missing or malformed, or images are.
-    """
-    if split == "test" and config.karpathy is None:
-        raise UserError("stair has no test split of its own: give Karpathy's with source.karpathy=dataset_coco.json")
-    _benchmark.only_splits("stair", split, splits(config))
-    _benchmark.pick("stair", lang, {"ja": "ja"})
-    if config.karpathy is None:
-        pairs = _captions(config.root, _FILES[split])
-        return _benchmark.table(f"stair-{split}", lang, "human", pairs, config)
-    wanted = {image_id for image_id, _ in _karpathy.read(config.karpathy, _karpathy.COCO_PARTS[split])}
-    both = _captions(config.root, "train") + _captions(config.root, "val")
-    pairs = [(image_id, caption) for image_id, caption in both if image_id in wanted]
-    return _benchmark.table(f"stair-karpathy-{split}", lang, "human", pairs, config)
+languages = benchmark.fixed("ja")
 
 
 def splits(config: Config) -> tuple[str, ...]:
-    """List the splits that there are."""
+    """List the splits."""
     return ("train", "dev") if config.karpathy is None else ("train", "dev", "test")
 
 
-def languages(config: Config) -> list[str]:
-    """List the languages that there are captions in."""
-    return ["ja"]
+def load(config: Config, lang: Lang, split: str) -> PairTable:
+    """Load a split, see ``Benchmark``."""
+    if split == "test" and config.karpathy is None:
+        raise UserError("stair has no test split of its own: use Karpathy's with source.karpathy=dataset_coco.json")
+    benchmark.check("stair", lang, split, splits=splits(config), languages=languages(config))
+    if config.karpathy is None:
+        return benchmark.table(f"stair-{split}", lang, "human", _captions(config.root, _FILES[split]), config)
+    wanted = {image_id for image_id, _ in benchmark.karpathy(config.karpathy, split)}
+    both = _captions(config.root, "train") + _captions(config.root, "val")
+    pairs = [(image_id, caption) for image_id, caption in both if image_id in wanted]
+    return benchmark.table(f"stair-karpathy-{split}", lang, "human", pairs, config)
 
 
 def _captions(root: Path, part: str) -> list[tuple[str, str]]:
-    """Read COCO's form: annotations know their image by its number."""
-    path = _files.existing(root / f"stair_captions_v1.2_{part}.json", what="annotation file")
-    try:
-        return [
-            (f"COCO_{part}2014_{int(one['image_id']):012d}.jpg", str(one["caption"]))
-            for one in _files.read_json(path)["annotations"]
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not of COCO's form, annotations[].{{image_id, caption}}") from error
+    """Read COCO's format, in which annotations refer to their image by number."""
+    path = existing(root / f"stair_captions_v1.2_{part}.json", what="annotation file")
+    content = read_json(path)
+    with expecting(path, "annotations[].{image_id, caption}"):
+        rows = content["annotations"]
+        return [(f"COCO_{part}2014_{int(one['image_id']):012d}.jpg", str(one["caption"])) for one in rows]

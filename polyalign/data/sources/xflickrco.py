@@ -9,10 +9,10 @@ from typing import Literal
 
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
-from polyalign.data.readers import benchmark as _benchmark
-from polyalign.data.readers import files as _files
+from polyalign.data.readers import benchmark
 from polyalign.data.readers.benchmark import Benchmark
-from polyalign.data.readers.info import FLICKR30K_PHOTOS, Download, Info, coco_photos
+from polyalign.data.readers.files import existing, json_lines
+from polyalign.data.readers.info import FLICKR30K_PHOTOS, Info, coco_photos, github
 from polyalign.utils.errors import UserError
 
 INFO = Info(
@@ -30,25 +30,18 @@ INFO = Info(
     "caption were published empty and stay so. The Flickr half is Multi30k test 2016 and Flickr30k-200; the COCO half "
     "shares 7 images with XTD.",
     checked="all in the repository's files and LICENSE at commit 43cbac9",
-    downloads=(
-        Download(
-            url="https://raw.githubusercontent.com/e-bug/iglue/43cbac91513388d40b2c6d93925f00ca9fc08a98/"
-            "datasets/xFlickrCO/annotations/",
-            seen="hashes are of the repository's files; the address is GitHub's for any file of a commit",
-        ),
-    ),
+    downloads=github("e-bug/iglue/43cbac91513388d40b2c6d93925f00ca9fc08a98/datasets/xFlickrCO/annotations"),
     single=coco_photos(part="coco"),
 )
 
-_CODES = {code: code for code in ("de", "en", "es", "id", "ja", "ru", "tr", "zh")}
 _ENTITY_DIGITS = re.compile("[0-9]+")
 
 
 class Config(Benchmark):
-    """Which half of the test set, how many training images, and whether entity digits are taken out.
+    """Part of the test set, number of training images, and removal of entity digits.
 
     ``clean`` removes ASCII digits from the Japanese Flickr captions, where they number entities ("1男が、3メガネ");
-    real numbers are written there in kanji or full-width digits and stay. ``shots`` chooses ``train_<shots>.jsonl``.
+    real numbers are written in kanji or full-width digits and stay. ``shots`` selects ``train_<shots>.jsonl``.
     """
 
     part: Literal["both", "flickr", "coco"] = "both"
@@ -56,45 +49,33 @@ class Config(Benchmark):
     clean: bool = False
 
 
-def load(config: Config, lang: Lang, split: str) -> PairTable:
-    """Load the captions of a language.
-
-    Raises:
-        UserError: no such language or split, a file is missing or malformed, images are missing.
-    """
-    _benchmark.only_splits("xflickrco", split, splits(config))
-    code = _benchmark.pick("xflickrco", lang, _CODES)
-    file = "test.jsonl" if split == "test" else f"train_{config.shots}.jsonl"
-    path = _files.existing(config.root / code / file, what=f"file of captions in {code}")
-    pairs = [(image, caption) for image, caption in _captions(path) if config.part in ("both", _part(image))]
-    if config.clean and code == "ja":
-        pairs = [(image, _clean(caption) if _part(image) == "flickr" else caption) for image, caption in pairs]
-    name = "xflickrco" if config.part == "both" else f"xflickrco-{config.part}"
-    return _benchmark.table(f"{name}-{split}{'-clean' if config.clean else ''}", lang, "human", pairs, config)
-
-
-def splits(config: Config) -> tuple[str, ...]:
-    """List the splits that there are."""
-    return ("train", "test")
+splits = benchmark.fixed("train", "test")
 
 
 def languages(config: Config) -> list[str]:
-    """List the languages that there are captions in."""
-    return sorted(lang for lang, code in _CODES.items() if (config.root / code / "test.jsonl").is_file())
+    """List the languages that have a test file."""
+    return [code for code in INFO.languages.split() if (config.root / code / "test.jsonl").is_file()]
+
+
+def load(config: Config, lang: Lang, split: str) -> PairTable:
+    """Load the captions of a language, see ``Benchmark``."""
+    benchmark.check("xflickrco", lang, split, splits=splits(config), languages=INFO.languages.split())
+    file = "test.jsonl" if split == "test" else f"train_{config.shots}.jsonl"
+    path = existing(config.root / lang.code / file, what=f"file of captions in {lang.code}")
+    pairs = [(image, caption) for image, caption in _captions(path) if config.part in ("both", _part(image))]
+    if config.clean and lang.code == "ja":
+        pairs = [(image, _ENTITY_DIGITS.sub("", text) if _part(image) == "flickr" else text) for image, text in pairs]
+    name = "xflickrco" if config.part == "both" else f"xflickrco-{config.part}"
+    return benchmark.table(f"{name}-{split}{'-clean' if config.clean else ''}", lang, "human", pairs, config)
 
 
 def _captions(path: Path) -> Iterator[tuple[str, str]]:
-    for number, row in _files.json_lines(path):
+    for number, row in json_lines(path):
         image, sentences = row.get("img_path"), row.get("sentences")
         if not isinstance(image, str) or not isinstance(sentences, list):
             raise UserError(f'{path}, line {number} is not of the form {{"img_path": ..., "sentences": [...]}}')
-        for sentence in sentences:
-            yield image, str(sentence)
+        yield from ((image, str(sentence)) for sentence in sentences)
 
 
 def _part(image: str) -> str:
     return "coco" if image.startswith("COCO_") else "flickr"
-
-
-def _clean(caption: str) -> str:
-    return _ENTITY_DIGITS.sub("", caption)

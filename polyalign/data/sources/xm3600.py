@@ -8,9 +8,9 @@ from typing import Literal
 
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
-from polyalign.data.readers import benchmark as _benchmark
-from polyalign.data.readers import files as _files
+from polyalign.data.readers import benchmark
 from polyalign.data.readers.benchmark import Benchmark
+from polyalign.data.readers.files import existing, expecting, json_lines
 from polyalign.data.readers.info import Download, Info
 from polyalign.utils.errors import UserError
 
@@ -46,8 +46,6 @@ INFO = Info(
     ),
 )
 
-_CODES = {code: code for code in INFO.languages.split()} | {"qu": "quz"}
-
 
 class Config(Benchmark):
     """``captions``: ``all`` of an image, or only the ``first``."""
@@ -55,38 +53,24 @@ class Config(Benchmark):
     captions: Literal["all", "first"] = "all"
 
 
+splits = benchmark.fixed("test")
+languages = benchmark.fixed(*INFO.languages.split())
+
+
 def load(config: Config, lang: Lang, split: str) -> PairTable:
-    """Load the captions of a language.
-
-    Raises:
-        UserError: no such language or split, the file is missing or malformed, images are missing.
-    """
-    _benchmark.only_splits("xm3600", split, splits(config))
-    code = _benchmark.pick("xm3600", lang, _CODES)
-    path = _files.existing(config.root / "captions.jsonl", what="file of captions")
-    wanted = slice(1) if config.captions == "first" else slice(None)
-    pairs = [(key, caption) for key, captions in _captions(path, code) for caption in captions[wanted]]
-    return _benchmark.table(f"xm3600-{config.captions}-{split}", lang, "human", pairs, config, file_of="{}.jpg")
-
-
-def splits(config: Config) -> tuple[str, ...]:
-    """List the splits that there are."""
-    return ("test",)
-
-
-def languages(config: Config) -> list[str]:
-    """List the languages that there are captions in."""
-    return sorted(_CODES)
+    """Load the captions of a language, see ``Benchmark``."""
+    benchmark.check("xm3600", lang, split, splits=splits(config), languages=languages(config))
+    path = existing(config.root / "captions.jsonl", what="file of captions")
+    most = 1 if config.captions == "first" else None
+    code = {"qu": "quz"}.get(lang.code, lang.code)
+    pairs = [(key, caption) for key, captions in _captions(path, code) for caption in captions[:most]]
+    return benchmark.table(f"xm3600-{config.captions}-{split}", lang, "human", pairs, config, file_of="{}.jpg")
 
 
 def _captions(path: Path, code: str) -> Iterator[tuple[str, list[str]]]:
-    for number, row in _files.json_lines(path):
-        try:
-            key, captions = row["image/key"], row[code]["caption"]
-        except (KeyError, TypeError) as error:
-            raise UserError(
-                f'{path}, line {number} is not of the form {{"image/key", "{code}": {{"caption"}}}}'
-            ) from error
+    for number, row in json_lines(path):
+        with expecting(f"{path}, line {number}", f'{{"image/key", "{code}": {{"caption"}}}}'):
+            key, captions = str(row["image/key"]), row[code]["caption"]
         if not isinstance(captions, list):
             raise UserError(f"{path}, line {number}: the captions in {code} are not a list")
-        yield str(key), captions
+        yield key, captions

@@ -7,10 +7,10 @@ from typing import Literal
 
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
-from polyalign.data.readers import benchmark as _benchmark
-from polyalign.data.readers import files as _files
+from polyalign.data.readers import benchmark
 from polyalign.data.readers.benchmark import Benchmark
-from polyalign.data.readers.info import Download, Info, coco_photos
+from polyalign.data.readers.files import existing
+from polyalign.data.readers.info import COCO_PHOTOS, Info, coco_photos, github
 
 INFO = Info(
     title="XTD10 / XTD11",
@@ -21,22 +21,18 @@ INFO = Info(
     licence="Adobe Research License: non-commercial research",
     home="https://github.com/adobe-research/Cross-lingual-Test-Dataset-XTD10",
     captions="the repository (XTD10/, MIC/, STAIR/)",
-    images="COCO train2014 and val2014",
+    images=COCO_PHOTOS,
     note="800 of the images are in COCO train2014: leave them out of training (data.leakage). "
     "LilT trained on those 800 and tested on the 200 others: protocol lilt-200, not comparable with 1k.",
     checked="all in the repository's files, README.md and LICENSE.md at commit d77ff16",
-    downloads=(
-        Download(
-            url="https://raw.githubusercontent.com/adobe-research/Cross-lingual-Test-Dataset-XTD10/"
-            "d77ff16148468c84287f3efcbf602a015c5e4954/",
-            seen="CLIP_benchmark's xtd10.py names it (branch main); hashes are of the repository's files",
-        ),
+    downloads=github(
+        "adobe-research/Cross-lingual-Test-Dataset-XTD10/d77ff16148468c84287f3efcbf602a015c5e4954",
+        seen="CLIP_benchmark's xtd10.py names it (branch main)",
     ),
     single=coco_photos(),
 )
 
-_FOLDERS = ("XTD10", "MIC", "STAIR")
-_CODES = {code: code for code in ("de", "en", "es", "fr", "it", "ko", "pl", "ru", "tr", "zh")} | {"ja": "jp"}
+_LANGUAGES = ("de", "en", "es", "fr", "it", "ja", "ko", "pl", "ru", "tr", "zh")
 
 
 class Config(Benchmark):
@@ -45,32 +41,28 @@ class Config(Benchmark):
     protocol: Literal["1k", "lilt-200"] = "1k"
 
 
-def load(config: Config, lang: Lang, split: str) -> PairTable:
-    """Load the captions of a language.
-
-    Raises:
-        UserError: no such language or split, a file is missing, lines do not belong together, images are missing.
-    """
-    _benchmark.only_splits("xtd", split, splits(config))
-    code = _benchmark.pick("xtd", lang, _CODES)
-    captions = _files.existing(*_caption_files(config, code), what=f"file of captions in {lang.code}")
-    names = _files.existing(config.root / "XTD10" / "test_image_names.txt", what="list of image names")
-    pairs = _benchmark.aligned(names, captions)
-    if config.protocol == "lilt-200":
-        part = {"train": "COCO_train2014", "test": "COCO_val2014"}[split]
-        pairs = [(image_id, caption) for image_id, caption in pairs if image_id.startswith(part)]
-    return _benchmark.table(f"xtd-{config.protocol}-{split}", lang, "human", pairs, config)
-
-
 def splits(config: Config) -> tuple[str, ...]:
-    """List the splits that there are."""
+    """List the splits."""
     return ("train", "test") if config.protocol == "lilt-200" else ("test",)
 
 
 def languages(config: Config) -> list[str]:
-    """List the languages that there are captions in."""
-    return sorted(lang for lang, code in _CODES.items() if any(path.is_file() for path in _caption_files(config, code)))
+    """List the languages that have a file."""
+    return [code for code in _LANGUAGES if any(path.is_file() for path in _caption_files(config, code))]
+
+
+def load(config: Config, lang: Lang, split: str) -> PairTable:
+    """Load the captions of a language, see ``Benchmark``."""
+    benchmark.check("xtd", lang, split, splits=splits(config), languages=_LANGUAGES)
+    captions = existing(*_caption_files(config, lang.code), what=f"file of captions in {lang.code}")
+    names = existing(config.root / "XTD10" / "test_image_names.txt", what="list of image names")
+    pairs = benchmark.aligned(names, captions)
+    if config.protocol == "lilt-200":
+        part = {"train": "COCO_train2014", "test": "COCO_val2014"}[split]
+        pairs = [(image_id, caption) for image_id, caption in pairs if image_id.startswith(part)]
+    return benchmark.table(f"xtd-{config.protocol}-{split}", lang, "human", pairs, config)
 
 
 def _caption_files(config: Config, code: str) -> list[Path]:
-    return [config.root / folder / f"test_1kcaptions_{code}.txt" for folder in _FOLDERS]
+    file = f"test_1kcaptions_{'jp' if code == 'ja' else code}.txt"
+    return [config.root / folder / file for folder in ("XTD10", "MIC", "STAIR")]

@@ -22,7 +22,6 @@ from transformers import AutoModelForMaskedLM
 
 from polyalign.config.language import load as load_language
 from polyalign.config.recipe import Recipe, merge, validate
-from polyalign.config.tower import masked_pool
 from polyalign.data.labelled import Labelled, starter_objects
 from polyalign.data.load import load_table
 from polyalign.data.pairs import ImageRef, PairTable
@@ -31,6 +30,7 @@ from polyalign.evaluation.encoders import Encoder, aligner_of
 from polyalign.evaluation.results import Change, Retention
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
+from polyalign.models.towers.common import masked_pool
 from polyalign.models.towers.text import TextTower, Tokens
 from polyalign.models.towers.vision import VisionTower
 from polyalign.utils.errors import UserError

@@ -1,4 +1,4 @@
-"""Bottleneck adapters in every layer, and LayerNorm (the paper's LilT_LwA)."""
+"""Bottleneck adapters in every layer and trainable normalisation layers (the paper's LilT_LwA)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from polyalign.utils.errors import UserError
 
 
 class Config(Scope):
-    """``bottleneck = width // reduction``; ``identity`` starts every adapter as the identity (``up`` at zero).
+    """Adapters have ``bottleneck = width // reduction``; ``layernorm`` also trains the normalisation layers.
 
-    The published code starts adapters at random; starting at identity is the later consensus.
+    With ``identity`` every adapter starts as the identity (``up`` at zero), as later work does. Without it adapters
+    start as in LilT's code: weights from N(0, 0.02), biases zero.
     """
 
     reduction: int = Field(4, ge=1)
@@ -28,28 +29,32 @@ class Adapter(nn.Module):
     """``x + up(gelu(down(x)))`` on ``(..., width)`` (Houlsby et al. 2019)."""
 
     def __init__(self, width: int, bottleneck: int, *, identity: bool) -> None:
-        """Make both linear maps; ``up`` is zero at the start when ``identity``."""
+        """Create both linear maps: ``up`` zero if ``identity``, else weights from N(0, 0.02) and zero biases."""
         super().__init__()
         self.down = nn.Linear(width, bottleneck)
         self.up = nn.Linear(bottleneck, width)
         if identity:
             nn.init.zeros_(self.up.weight)
             nn.init.zeros_(self.up.bias)
+            return
+        for linear in (self.down, self.up):
+            nn.init.normal_(linear.weight, std=0.02)
+            nn.init.zeros_(linear.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Give ``x`` plus the adapter's correction."""
+        """Return ``x`` plus the output of the bottleneck, of the shape of ``x``."""
         correction: torch.Tensor = self.up(F.gelu(self.down(x)))
         return x + correction
 
 
 def apply(aligner: Aligner, config: Config) -> None:
-    """Insert two adapters a layer, where the published code has them.
+    """Insert two adapters in each layer, at the places of LilT's code.
 
-    In a pre-norm ViT they stand on the branch input, before ``norm1`` and ``norm2``, and the residual path is not
-    adapted; in a BERT layer after ``dense`` of attention and feed-forward, before the residual sum.
+    In a pre-norm ViT they adapt the input of each branch, before ``norm1`` and ``norm2``, and not the residual path; in
+    a BERT layer they follow ``dense`` of attention and feed-forward, before the residual sum.
 
     Raises:
-        UserError: a tower has no transformer blocks, or blocks of another make.
+        UserError: a tower has no transformer blocks, or its layers are of an unsupported type.
     """
     for tower in towers(aligner, config):
         insert = _into_vision if isinstance(tower, VisionTower) else _into_text
@@ -72,14 +77,14 @@ def _into_text(block: nn.Module, name: str, config: Config) -> None:
     ]
     if len(outputs) != 2:  # attention's and feed-forward's
         raise UserError(
-            f"lilt knows BERT-like layers (dense, dropout, LayerNorm twice) and the {name} has others: "
+            f"lilt supports BERT-like layers (dense, dropout, LayerNorm twice) and the {name} has others: "
             "use lora, or --towers vision"
         )
     for output in outputs:
         dense = output.get_submodule("dense")
         width = next(iter(dense.parameters())).shape[0]
-        # A frozen layer never drops anything out, so the adapter takes the dropout's place. Beside it in one module it
-        # would be taken for something that trains, and dropout be switched on again.
+        # Dropout is off in frozen layers, so the adapter replaces it. Both in one module would count as trainable,
+        # which would switch dropout on again.
         output.dropout = _adapter(width, dense, config)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
-from polyalign.config.tower import STARTER, TextSpec, fingerprint, masked_pool
+from polyalign.config.tower import STARTER, TextSpec
+from polyalign.models.towers.common import fingerprint, masked_pool
 from polyalign.utils.errors import UserError
 
 
@@ -50,6 +52,7 @@ class TextTower(nn.Module):
         self.revision = spec.revision
         self.max_tokens = spec.max_tokens
         self.fingerprint: str | None = None
+        self.variant = f"{spec.pooling} {_facts(cast(Any, model.config))}"
         self.is_random = False
         self.width = int(cast(Any, model.config).hidden_size)
         self.name = f"text tower ({type(model).__name__})"
@@ -126,6 +129,14 @@ class TextTower(nn.Module):
         return cast(torch.Tensor, self.run(x, 0, len(self.stages())))
 
 
+def _facts(config: PretrainedConfig) -> str:
+    """Return the configuration as JSON with sorted keys, without the model's path and the version that wrote it."""
+    facts = config.to_dict()
+    for key in ("_name_or_path", "transformers_version"):
+        facts.pop(key, None)
+    return json.dumps(facts, sort_keys=True, default=str)
+
+
 def _without_pooler(model: nn.Module) -> nn.Module:
     """Drop BERT's sentence classifier head: it is not part of the tower, and never counted."""
     if getattr(model, "pooler", None) is not None:
@@ -193,7 +204,12 @@ def load_encoder(spec: TextSpec) -> PreTrainedModel:
     logging.disable_progress_bar()
     try:
         model, info = AutoModel.from_pretrained(
-            source, revision=spec.revision, dtype=torch.float32, output_loading_info=True
+            source,
+            revision=spec.revision,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _cannot_load(spec.model, error) from error
@@ -217,8 +233,8 @@ def load_tokenizer(spec: TextSpec, folder: Path | None = None) -> Any:
     """
     try:
         if folder is not None:
-            return AutoTokenizer.from_pretrained(str(folder))
-        return AutoTokenizer.from_pretrained(_source(spec), revision=spec.revision)
+            return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(_source(spec), revision=spec.revision, trust_remote_code=False)
     except UserError:
         raise
     except Exception as error:  # a file that is no tokenizer's raises whatever reading it came upon
@@ -241,14 +257,15 @@ def _cannot_load(what: str, error: Exception) -> UserError:
 
 
 def _config(spec: TextSpec, source: str) -> PretrainedConfig:
-    if spec.architecture:
-        stated: PretrainedConfig = AutoConfig.for_model(**spec.architecture)
-        return stated
     try:
-        found: PretrainedConfig = AutoConfig.from_pretrained(source, revision=spec.revision)
-    except OSError as error:
+        config: PretrainedConfig = (
+            AutoConfig.for_model(**spec.architecture)
+            if spec.architecture
+            else AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=False)
+        )
+    except (OSError, ValueError, TypeError) as error:
         raise UserError(f"cannot read the configuration of {spec.model}: {str(error).splitlines()[0]}") from error
-    return found
+    return config
 
 
 def _check_architecture(spec: TextSpec, config: PretrainedConfig) -> None:

@@ -19,7 +19,8 @@ from torch import nn
 
 from polyalign.config import shipped
 from polyalign.config.language import describe
-from polyalign.config.tower import STARTER, Preprocessing, VisionSpec, fingerprint, masked_pool
+from polyalign.config.tower import STARTER, Preprocessing, VisionSpec
+from polyalign.models.towers.common import fingerprint, masked_pool, structure
 from polyalign.utils.errors import UserError, did_you_mean
 
 
@@ -28,8 +29,8 @@ class VisionTower(nn.Module):
 
     A plain ViT has ``blocks + 2`` stages: pixels to tokens, each block, norm and pooling. Any other network is
     one stage. ``run(x, start, stop)`` computes the stages from ``start`` up to but not including ``stop``; stage 0
-    takes ``(B, 3, H, W)`` uint8 pixels, and the last stage gives ``(B, width)`` features. ``variant`` says what is
-    computed with the weights: other heads, activations or poolings of the same ones give other features.
+    takes ``(B, 3, H, W)`` uint8 pixels, and the last stage gives ``(B, width)`` features. ``variant`` identifies
+    what is computed with the weights: pooling, number of heads, activations.
     """
 
     mean: torch.Tensor
@@ -44,7 +45,7 @@ class VisionTower(nn.Module):
         self.preprocessing = preprocessing
         self.pooling = pooling
         self.fingerprint: str | None = None
-        self.variant = pooling
+        self.variant = f"{pooling} {structure(model)}"
         self.is_random = False
         self._fresh = fresh
         # Some heads widen what they pool; poolings of our own pass them by.
@@ -154,7 +155,6 @@ def build_vision(
     if pretrained and weights is not None:
         _load_weights(model, weights)
     tower = VisionTower(model, preprocessing or _preprocessing(model, stated, args), spec.pooling, fresh)
-    tower.variant = f"{name} {sorted(args.items())} {spec.pooling}"
     if pretrained:
         tower.fingerprint = fingerprint(model)
     return tower

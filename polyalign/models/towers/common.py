@@ -1,0 +1,60 @@
+"""Functions that both towers use: masked pooling, the first trainable stage, and identification by content."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def masked_pool(tokens: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
+    """Pool tokens ``(B, L, W)`` to ``(B, W)``, using only the positions where ``mask`` ``(B, L)`` is true.
+
+    ``pooling`` is ``cls`` (the first token), ``max`` or ``mean``.
+    """
+    if pooling == "cls":
+        return tokens[:, 0]
+    real = mask.unsqueeze(-1)
+    if pooling == "max":
+        return tokens.masked_fill(~real, float("-inf")).amax(1)
+    return tokens.masked_fill(~real, 0).sum(1) / real.sum(1)
+
+
+def first_trainable(stages: list[list[nn.Parameter]], trainable: Collection[nn.Parameter]) -> int:
+    """Return the index of the first stage with a trainable parameter, or the number of stages if there is none."""
+    ids = {id(parameter) for parameter in trainable}
+    for index, parameters in enumerate(stages):
+        if any(id(parameter) in ids for parameter in parameters):
+            return index
+    return len(stages)
+
+
+def fingerprint(module: nn.Module) -> str:
+    """Hash every parameter and buffer by name, dtype, shape and value (SHA-256, first 16 hex digits)."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def structure(module: nn.Module) -> str:
+    """Hash the classes and plain attributes of all submodules (SHA-256, first 16 hex digits).
+
+    Networks with the same weights but, for example, another number of heads or another activation differ in it.
+    """
+    digest = hashlib.sha256()
+    for path, part in module.named_modules():
+        facts = {key: value for key, value in vars(part).items() if key != "training" and _is_plain(value)}
+        kind = f"{type(part).__module__}.{type(part).__qualname__}"
+        digest.update(f"{path}:{kind}:{sorted(facts.items())}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, bool | int | float | str)

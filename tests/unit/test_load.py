@@ -1,0 +1,83 @@
+"""The splits of a recipe: no image in two of them, and a budget drawn before images are opened."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+
+from polyalign.config.budget import PairBudget
+from polyalign.data import image_prints
+from polyalign.data.load import load_split, load_tables
+from polyalign.data.subset import draw
+from polyalign.utils.errors import UserError
+from tests import tiny
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the tiny data set, to be damaged."""
+    return shutil.copytree(tiny.data(), tmp_path / "data")
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The images that are opened from here on, none of them known from before."""
+    seen: list[str] = []
+    whole = image_prints._open_all
+
+    def noted(images):
+        seen.extend(image.path.name for image in images)
+        return whole(images)
+
+    monkeypatch.setattr(image_prints, "_KNOWN", {})
+    monkeypatch.setattr(image_prints, "_open_all", noted)
+    return seen
+
+
+def recipe(folder, **data):
+    return tiny.resolved(source={"root": str(folder)}, data=data)
+
+
+def test_only_what_is_drawn_is_opened(folder, opened):
+    tables = load_tables(recipe(folder, budget="10-pairs"))
+    assert len(tables["train"]) == 10
+    assert len(opened) == 24 + 24 + len(tables["train"].images)
+
+
+def test_a_draw_over_corrupt_and_leaking_images_is_that_of_the_clean_split(folder):
+    """Three of the images that would be drawn are corrupt, missing or a dev image: others come in their place."""
+    first = load_tables(recipe(folder, budget="20-pairs"))["train"]
+    corrupt, lost, leaked = (image.path for image in first.images[:3])
+    corrupt.write_bytes(b"no image")
+    lost.unlink()
+    shutil.copy(tiny.table("dev").images[0].path, leaked)
+    asked = recipe(folder, budget="20-pairs", max_corrupt=0.2, leakage="exclude")
+    drawn = load_tables(asked)["train"]
+    whole = load_split(asked, "train").without_images([first.image_ids[2]])
+    expected = draw(whole, PairBudget(pairs=20), 0)
+    assert (drawn.image_ids, drawn.captions) == (expected.image_ids, expected.captions)
+    assert not {first.image_ids[i] for i in range(3)} & set(drawn.image_ids)
+
+
+def test_corrupt_images_are_a_share_of_those_looked_at(folder):
+    drawn = load_tables(recipe(folder, budget="10-pairs"))["train"]
+    drawn.images[0].path.write_bytes(b"no image")
+    with pytest.raises(UserError, match=r"1 corrupt .* more than data.max_corrupt = 0.01"):
+        load_tables(recipe(folder, budget="10-pairs"))
+
+
+def test_a_dev_image_that_is_a_test_image_is_refused_or_left_out(folder, caplog):
+    dev, test = (tiny.table(split).images[0].path.name for split in ("dev", "test"))
+    shutil.copy(folder / "images" / test, folder / "images" / dev)
+    with pytest.raises(UserError, match=r"leakage: 1 of the 24 test images"):
+        load_tables(recipe(folder))
+    tables = load_tables(recipe(folder, leakage="exclude"))
+    assert (len(tables["dev"].images), len(tables["test"].images)) == (23, 24)
+    assert any(line.startswith("left out of dev: 1 of the 24") for line in caplog.messages)
+    assert len(load_tables(recipe(folder, leakage="allow"))["dev"].images) == 24
+
+
+def test_a_budget_that_is_more_than_is_left_is_refused(folder):
+    with pytest.raises(UserError, match="has 128 pairs for en, fewer than 1k-pairs"):
+        load_tables(recipe(folder, budget="1k-pairs"))
