@@ -34,12 +34,12 @@ def _measure(towers: str | None, size: str) -> list[dict[str, Any]]:
     import torch.nn.functional as F
 
     from benchmarks.steps import CASES, recipe
-    from polyalign.config import recipe as recipes
+    from polyalign.config.resolve import resolve
     from polyalign.models.build import build_aligner
     from polyalign.utils import precision
 
     case = next(case for case in CASES if case.name == "projection")
-    asked = recipes.resolve("starter", "sw", "projection") if towers is None else recipe(case, Path(towers), 2, 1)
+    asked = resolve("starter", "sw", "projection") if towers is None else recipe(case, Path(towers), 2, 1)
     aligner = build_aligner(asked)
     table = pairs(SIZES[size], _ITEMS)
     pixels = torch.stack([aligner.vision.transform(image.open()) for image in table.images])

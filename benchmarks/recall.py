@@ -41,7 +41,7 @@ def run(images: int, steps: int) -> dict[str, Any]:
 
 
 def _train(strategy: dict[str, Any], images: int, steps: int, *, cached: bool) -> dict[str, Any]:
-    from polyalign.config import recipe as recipes
+    from polyalign.config.resolve import resolve
     from polyalign.training import train
 
     changes = {
@@ -52,7 +52,7 @@ def _train(strategy: dict[str, Any], images: int, steps: int, *, cached: bool) -
         "train": {"evals": EVALS, "patience": EVALS},
         "cache": {"prefix": cached},
     }
-    loop = train.set_up(recipes.resolve("starter", "sw", overrides=changes)).loop
+    loop = train.set_up(resolve("starter", "sw", overrides=changes)).loop
     with tempfile.TemporaryDirectory() as folder:
         state = loop.run(Path(folder) / train.STATE, resume=False)
     return {

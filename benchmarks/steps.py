@@ -63,7 +63,7 @@ CASES = (
 
 def recipe(case: Case, towers: Path, batch: int, steps: int) -> Any:
     """State polyalign's side as a recipe: its defaults but for what is measured."""
-    from polyalign.config import recipe as recipes
+    from polyalign.config.resolve import validate
 
     raw = {
         "name": "benchmark",
@@ -76,7 +76,7 @@ def recipe(case: Case, towers: Path, batch: int, steps: int) -> Any:
         "optim": {"batch_size": batch, "epochs": 1, "min_steps": steps},
         "train": {"evals": 1, "recompute": case.recompute},
     }
-    return recipes.validate(raw, "the benchmark")
+    return validate(raw, "the benchmark")
 
 
 def polyalign(case: Case, size: str, towers: Path, batch: int, steps: int, *, fill: bool) -> dict[str, Any]:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import polyalign.experiments.compare as grids
-from polyalign.config.recipe import merge, overrides, resolve
+from polyalign.config.resolve import gather_overrides, resolve
+from polyalign.config.schema import merge
 from polyalign.data.pairs import PairTable
 from polyalign.evaluation.evaluate import configure, open_model
 from polyalign.evaluation.evaluate import evaluate as evaluate_on
 from polyalign.evaluation.model import Model
 from polyalign.evaluation.results import Run
+from polyalign.experiments.compare import Grid, run_grid
 from polyalign.experiments.run_folders import default_folder, train_into
 from polyalign.experiments.workers import Pool
 from polyalign.utils.progress import progress_bars
@@ -106,9 +107,9 @@ def evaluate(
     if not isinstance(data, PairTable):
         changes = _changes(overrides, data=data)
         return evaluate_on(encoder, task, langs=langs, split=split, overrides=changes, options=options)
-    from polyalign.config import plugins
+    from polyalign.config.plugins import load_plugin
 
-    module = plugins.load("tasks", task)
+    module = load_plugin("tasks", task)
     with progress_bars():
         return [module.score(open_model(encoder), data, configure(module, task, options or {}))]
 
@@ -139,11 +140,11 @@ def compare(
     """
     changes = _changes(overrides, data=data)
     named = tuple(map(str, recipes))
-    grid = grids.Grid(
+    grid = Grid(
         named, tuple(langs), tuple(budgets), tuple(strategies), seeds, changes, Path(out), Path("runs") / "compare"
     )
     with progress_bars():
-        grids.compare(grid, Pool(workers, on), tune=tune)
+        run_grid(grid, Pool(workers, on), tune=tune)
     return results(out)
 
 
@@ -160,7 +161,7 @@ def results(folder: str | Path = "eval") -> pd.DataFrame:
 
 def _changes(given: Overrides | None, *, data: str | Path | None = None, budget: str | None = None) -> dict[str, Any]:
     """Lay the given keys of the recipe over those that ``data`` and ``budget`` stand for."""
-    table = overrides([], data=None if data is None else str(data), budget=budget)
+    table = gather_overrides([], data=None if data is None else str(data), budget=budget)
     for key, value in (given or {}).items():
         nested: Any = value
         for part in reversed(key.split(".")):

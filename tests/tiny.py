@@ -33,8 +33,8 @@ from transformers import (
 )
 
 from polyalign.config import language as languages
-from polyalign.config import recipe
-from polyalign.config.recipe import Recipe
+from polyalign.config import resolve as recipe
+from polyalign.config.schema import Recipe
 from polyalign.data.pairs import PairTable
 from polyalign.data.sources import folder as folder_source
 from polyalign.evaluation.encoders import Aligned
@@ -179,7 +179,7 @@ def captions(scene: tuple[str, ...]) -> tuple[str, str]:
 @cache
 def table(split: str = "train", /) -> PairTable:
     """Load a split of the quarters."""
-    return folder_source.load(folder_source.Config(root=data()), languages.load("en"), split)
+    return folder_source.load(folder_source.Config(root=data()), languages.load_language("en"), split)
 
 
 def settings(strategy: str = "projection", /, **sections: dict[str, Any]) -> dict[str, Any]:

@@ -13,8 +13,8 @@ import torch
 from accelerate import Accelerator
 
 from polyalign import cli
-from polyalign.config import recipe
-from polyalign.config.recipe import Recipe
+from polyalign.config import resolve as recipe
+from polyalign.config.schema import Recipe
 from polyalign.data.load import load_table
 from polyalign.models import embed
 from polyalign.models import feature_cache as cache

@@ -43,12 +43,12 @@ def get(
 
     Interrupted, the same command goes on where it stopped. Files with known hashes are checked against them.
     """
-    from polyalign.data import download as obtain
+    from polyalign.data.download import download_dataset
     from polyalign.utils.progress import progress_bars
 
     try:
         with progress_bars():
-            told = obtain.get(name, root, photos)
+            told = download_dataset(name, root, photos)
     except KeyboardInterrupt:
         say("interrupted; the same command goes on where it stopped")
         raise typer.Exit(130) from None
@@ -66,15 +66,15 @@ def check(
 ) -> None:
     """Read every image and caption as training would, and say what is wrong with them."""
     go_offline(offline)
-    from polyalign.data import check as data_check
+    from polyalign.data.check import check_recipe, render
     from polyalign.models.towers.text import load_tokenizer
 
     resolved = resolve(recipe, lang, "projection", set_, data=data)
-    reports = data_check.check_recipe(resolved, load_tokenizer(resolved.text))
+    reports = check_recipe(resolved, load_tokenizer(resolved.text))
     if as_json:
         print_json([report.model_dump(mode="json") for report in reports])
     else:
-        console().print(*map(data_check.render, reports))
+        console().print(*map(render, reports))
 
 
 @data_app.command(epilog="Example: polyalign data audit ./machine-made ./by-people --lang de")
@@ -89,16 +89,16 @@ def audit(
 ) -> None:
     """Score captions, such as machine-made ones, against those of people: chrF++, BLEU and spBLEU."""
     go_offline(offline)
-    from polyalign.config import language as languages
-    from polyalign.data import audit as data_audit
+    from polyalign.config.language import load_language
+    from polyalign.data.audit import render, score_captions
 
     scored = source_table(candidate, candidate_set, lang, "test")
     against = source_table(reference, reference_set, lang, "test")
-    found = data_audit.audit(scored, against, languages.load(lang))
+    found = score_captions(scored, against, load_language(lang))
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:
-        console().print(data_audit.render(found))
+        console().print(render(found))
 
 
 @app.command(rich_help_panel=DATA, epilog="Example: polyalign datasets xm3600")
@@ -133,14 +133,14 @@ def leakage(
     as_json: Json = False,
 ) -> None:
     """Find the images that two sources share, by their ids and by what they look like; exit code 1 if there are any."""
-    from polyalign.data import leakage as leaks
+    from polyalign.data.leakage import find_leaks
 
     first = source_table(train, train_set, train_lang, "train")
     second = source_table(test, test_set, test_lang, "test")
     from polyalign.utils.progress import progress_bars
 
     with progress_bars():
-        found = leaks.check(first, second, pixels=pixels)
+        found = find_leaks(first, second, pixels=pixels)
     if as_json:
         print_json(found.model_dump(mode="json"))
     else:

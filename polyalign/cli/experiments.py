@@ -55,11 +55,11 @@ def compare(
     --set "test.languages=[]".
     """
     go_offline(offline)
-    from polyalign.experiments import compare as comparing
-    from polyalign.experiments import workers as pool
+    from polyalign.experiments.compare import Grid, run_grid
+    from polyalign.experiments.workers import Pool
 
     changes = overrides(set_, towers=towers, layers=layers, data=data)
-    grid = comparing.Grid(
+    grid = Grid(
         comma_separated(recipe),
         comma_separated(lang),
         comma_separated(budget),
@@ -73,8 +73,8 @@ def compare(
 
     try:
         with progress_bars():
-            workshop = pool.Pool(workers, on)
-            written = comparing.compare(grid, workshop, tune=tune)
+            workshop = Pool(workers, on)
+            written = run_grid(grid, workshop, tune=tune)
     except KeyboardInterrupt:
         say("interrupted; continue with the same command")
         raise typer.Exit(130) from None
@@ -89,7 +89,7 @@ def report(out: Annotated[Path, typer.Option(help="Folder of the results, with r
     Other Markdown pages of the folder can quote results, in tables whose first columns are language, recipe, budget and
     strategy; these are updated.
     """
-    from polyalign.experiments import report as reporting
+    from polyalign.experiments.report import write
 
-    for path in reporting.write(out):
+    for path in write(out):
         print(path)

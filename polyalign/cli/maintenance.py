@@ -19,25 +19,25 @@ def cache_list(as_json: Json = False) -> None:
     from dataclasses import asdict
 
     from polyalign.evaluation import tables
-    from polyalign.models import feature_cache as cache
+    from polyalign.models.feature_cache import folder, list_entries
 
-    found = cache.list_entries()
+    found = list_entries()
     if as_json:
         print_json([asdict(entry) for entry in found])
         return
     for entry in found:
         cost = tables.duration(entry.seconds)
         print(f"{tables.size(entry.bytes):>10}  {entry.rows:>8,} {entry.what:<9} {cost:>10}  {entry.name}")
-    print(f"{tables.size(sum(entry.bytes for entry in found)):>10}  in {cache.folder()}")
+    print(f"{tables.size(sum(entry.bytes for entry in found)):>10}  in {folder()}")
 
 
 @cache_app.command("clear", epilog="Example: polyalign cache clear")
 def cache_clear() -> None:
     """Delete all cached features; they are computed again when needed."""
     from polyalign.evaluation import tables
-    from polyalign.models import feature_cache as cache
+    from polyalign.models.feature_cache import clear, folder
 
-    print(f"{tables.size(cache.clear())} freed in {cache.folder()}")
+    print(f"{tables.size(clear())} freed in {folder()}")
 
 
 @app.command(rich_help_panel=MAINTAIN, epilog="Example: polyalign memory runs/starter-sw-lilt-10k-pairs-s0/recipe.toml")
@@ -51,14 +51,14 @@ def memory(
     import json
 
     go_offline(offline)
-    from polyalign.config import recipe as recipes
+    from polyalign.config.resolve import read_recipe
     from polyalign.evaluation import tables
-    from polyalign.experiments import micro_batch as measuring
+    from polyalign.experiments.micro_batch import peak_of
     from polyalign.utils import storage
     from polyalign.utils.progress import progress_bars
 
     with progress_bars():
-        held = measuring.peak_of(recipes.from_toml(recipe))
+        held = peak_of(read_recipe(recipe))
     if out is not None:
         storage.write_text(out, json.dumps({"bytes": held}))
     if as_json:

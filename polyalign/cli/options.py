@@ -44,25 +44,25 @@ Offline = Annotated[bool, typer.Option(help="Use no network: only local folders 
 
 def resolve(recipe: str, lang: str, strategy: str | None, sets: list[str] | None, **options: Any) -> Any:
     """Resolve a recipe with the options of a command."""
-    from polyalign.config import recipe as recipes
+    from polyalign.config.resolve import resolve as resolve_recipe
 
-    return recipes.resolve(recipe, lang, strategy, overrides(sets, **options))
+    return resolve_recipe(recipe, lang, strategy, overrides(sets, **options))
 
 
 def overrides(sets: list[str] | None, **options: Any) -> dict[str, Any]:
     """Gather ``--set`` and the other options that change a recipe into one table."""
-    from polyalign.config import recipe as recipes
+    from polyalign.config.resolve import gather_overrides
 
-    return recipes.overrides(sets or [], **options)
+    return gather_overrides(sets or [], **options)
 
 
 def source_table(text: str, sets: list[str] | None, lang: str, split: str) -> Any:
     """Load the table of a source given as NAME or NAME:SPLIT, or of a folder, with options of its own."""
-    from polyalign.config import recipe as recipes
     from polyalign.config import source_spec
+    from polyalign.config.resolve import parse_set
     from polyalign.data.load import load_source
 
-    spec, named = source_spec.parse(text, recipes.parse_set(sets or []))
+    spec, named = source_spec.parse(text, parse_set(sets or []))
     return load_source(spec, lang, named or split)
 
 

@@ -31,15 +31,15 @@ def pretrain(
     go_offline(offline)
     from pydantic import ValidationError
 
-    from polyalign.config.language import describe
-    from polyalign.config.recipe import parse_set
+    from polyalign.config.language import describe_error
+    from polyalign.config.resolve import parse_set
     from polyalign.training.pretrain import Config, pretrain_text
     from polyalign.utils.progress import progress_bars
 
     try:
         config = Config.model_validate({"model": text_tower, "texts": texts, "seed": seed, **parse_set(set_ or [])})
     except ValidationError as error:
-        raise UserError(describe(error)) from error
+        raise UserError(describe_error(error)) from error
     try:
         with progress_bars():
             done = pretrain_text(config, out, resume=resume)

@@ -52,11 +52,11 @@ def train(
 ) -> None:
     """Align two frozen towers on image-caption pairs, and test the result."""
     go_offline(offline)
-    from polyalign.experiments import run_folders as runs
+    from polyalign.experiments.run_folders import default_folder
 
     options = {"budget": budget, "towers": towers, "layers": layers, "data": data, "seed": seed}
     resolved = resolve(recipe, lang, strategy, set_, **options, images=images, allow_missing=allow_missing)
-    _train(out or runs.default_folder(resolved, recipe), resolved, resume=resume, overwrite=overwrite, as_json=as_json)
+    _train(out or default_folder(resolved, recipe), resolved, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
 @app.command(
@@ -73,29 +73,29 @@ def repeat(
 ) -> None:
     """Repeat a run from its resolved recipe."""
     go_offline(offline)
-    from polyalign.config import recipe as recipes
+    from polyalign.config.resolve import read_recipe
 
-    _train(out, recipes.from_toml(recipe), resume=resume, overwrite=overwrite, as_json=as_json)
+    _train(out, read_recipe(recipe), resume=resume, overwrite=overwrite, as_json=as_json)
 
 
 @app.command(rich_help_panel=TRAIN, epilog="Example: polyalign strategies --recipe lilt-bert")
 def strategies(recipe: Recipe = "starter", lang: Lang = "en", set_: Set = None, as_json: Json = False) -> None:
     """Count the parameters that each strategy trains; needs no weights and no network."""
-    from polyalign.models import parameter_count as strategy_table
+    from polyalign.models.parameter_count import count, render
 
-    rows = strategy_table.count(recipe, lang, overrides(set_))
+    rows = count(recipe, lang, overrides(set_))
     if as_json:
         print_json([row.model_dump() for row in rows])
     else:
-        console().print(strategy_table.render(rows, recipe))
+        console().print(render(rows, recipe))
 
 
 def _train(folder: Path, recipe: Any, *, resume: bool, overwrite: bool, as_json: bool) -> None:
     from polyalign.evaluation import tables
-    from polyalign.experiments import run_folders as runs
+    from polyalign.experiments.run_folders import next_commands, train_into
 
     try:
-        run = runs.train_into(folder, recipe, resume=resume, overwrite=overwrite)
+        run = train_into(folder, recipe, resume=resume, overwrite=overwrite)
     except KeyboardInterrupt:
         say(f"interrupted; continue with the same command and --resume (the state is in {folder})")
         raise typer.Exit(130) from None
@@ -108,5 +108,5 @@ def _train(folder: Path, recipe: Any, *, resume: bool, overwrite: bool, as_json:
     terminal.print(tables.retrieval_table(run.test[0], run.untrained, label=run.strategy))
     terminal.print(tables.run_facts(run))
     terminal.print(f"\ncheckpoint: [bold]{folder}[/]\nnext:")
-    for line in runs.next_commands(folder, run):
+    for line in next_commands(folder, run):
         terminal.print(f"  {line}", highlight=False)

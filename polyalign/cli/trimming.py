@@ -42,20 +42,20 @@ def trim(
 ) -> None:
     """Make a text tower small: keep the pieces of its vocabulary that some languages use."""
     go_offline(offline)
-    from polyalign.config import language as languages
+    from polyalign.config.language import load_language
     from polyalign.config.tower import TextSpec
     from polyalign.data.load import load_table
     from polyalign.evaluation import tables
-    from polyalign.models import vocabulary as trimming
+    from polyalign.models.vocabulary import read_sentences, trim_tower
 
-    codes = [languages.load(code).code for code in comma_separated(lang)]
-    sentences = trimming.read(corpus or [])
+    codes = [load_language(code).code for code in comma_separated(lang)]
+    sentences = read_sentences(corpus or [])
     for code in () if corpus else codes:
         sentences += load_table(resolve(recipe, code, "projection", set_, data=data), "train").captions
     from polyalign.utils.progress import progress_bars
 
     with progress_bars():
-        done = trimming.trim(TextSpec(model=text_tower), sentences, out, langs=codes, keep=keep)
+        done = trim_tower(TextSpec(model=text_tower), sentences, out, langs=codes, keep=keep)
     if as_json:
         print(done.model_dump_json(indent=2))
         return

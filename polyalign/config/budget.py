@@ -60,7 +60,7 @@ class MemoryBudget(BaseModel):
 Budget = PairBudget | TimeBudget | MemoryBudget
 
 
-def parse(text: str) -> Budget:
+def parse_budget(text: str) -> Budget:
     """Read a budget: pairs (``10k-pairs``), time (``20min``, ``90s``, ``2h``) or memory (``4GiB``, ``500MB``).
 
     Raises:
@@ -82,13 +82,13 @@ def parse(text: str) -> Budget:
     return PairBudget(pairs=round(pairs))
 
 
-def parse_all(text: str) -> tuple[Budget, ...]:
+def parse_budgets(text: str) -> tuple[Budget, ...]:
     """Read a budget or several that hold together, joined by a plus: ``10k-pairs+20min``.
 
     Raises:
         UserError: one of them is no budget, or two are of one kind.
     """
-    found = tuple(parse(part) for part in text.split("+"))
+    found = tuple(parse_budget(part) for part in text.split("+"))
     if len({one.kind for one in found}) < len(found):
         raise UserError(f'"{text}" has two budgets of one kind: give one number of pairs, one time, one memory')
     return found

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from polyalign.config import shipped
+from polyalign.config.shipped import find_shipped, read_toml, shipped_names
 from polyalign.utils.errors import UserError
 
 _WITHOUT_SPACES = ("Hani", "Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt")
@@ -38,27 +38,27 @@ class Lang(BaseModel):
         return self.script not in _WITHOUT_SPACES
 
 
-def names() -> list[str]:
+def language_codes() -> list[str]:
     """List the codes of all languages, a user's own ``./langs`` among them."""
-    return shipped.names("langs")
+    return shipped_names("langs")
 
 
-def load(code: str) -> Lang:
+def load_language(code: str) -> Lang:
     """Load the language with this BCP-47 code.
 
     Raises:
         UserError: there is no such file, or it does not fit the schema.
     """
-    path = shipped.find("langs", code)
+    path = find_shipped("langs", code)
     try:
-        lang = Lang.model_validate(shipped.read_toml(path))
+        lang = Lang.model_validate(read_toml(path))
     except ValidationError as error:
-        raise UserError(f"{path} does not describe a language: {describe(error)}") from error
+        raise UserError(f"{path} does not describe a language: {describe_error(error)}") from error
     if lang.code != path.stem:
         raise UserError(f'{path} says code = "{lang.code}": the file must be named {lang.code}.toml')
     return lang
 
 
-def describe(error: ValidationError) -> str:
+def describe_error(error: ValidationError) -> str:
     """Say in one line what a validation found wrong and where."""
     return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'top level'}: {e['msg']}" for e in error.errors())

@@ -29,12 +29,12 @@ _FUNCTION: dict[Kind, str] = {"strategies": "apply", "sources": "load", "tasks":
 logger = logging.getLogger(__name__)
 
 
-def names(kind: Kind) -> list[str]:
+def plugin_names(kind: Kind) -> list[str]:
     """Return the names of all plugins of a kind, sorted, without importing any of them."""
     return sorted({*_shipped(kind), *_own(kind), *_installed(kind)})
 
 
-def load(kind: Kind, name: str) -> ModuleType:
+def load_plugin(kind: Kind, name: str) -> ModuleType:
     """Import the plugin called ``name``. A shipped plugin wins over an own or an installed one of the same name.
 
     Raises:
@@ -49,7 +49,7 @@ def load(kind: Kind, name: str) -> ModuleType:
         return _checked(kind, _from_file(kind, own[name]), str(own[name]))
     installed = _installed(kind)
     if name not in installed:
-        known = did_you_mean(name, names(kind))
+        known = did_you_mean(name, plugin_names(kind))
         raise UserError(f'unknown {_SINGULAR[kind]} "{name}": {known}; your own can be a file in ./{kind}')
     return _checked(kind, installed[name].load(), f"the entry point {installed[name].value}")
 

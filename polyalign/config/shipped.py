@@ -22,12 +22,12 @@ def folders(kind: Kind) -> list[Path]:
     return [folder for folder in candidates if folder.is_dir()]
 
 
-def names(kind: Kind) -> list[str]:
+def shipped_names(kind: Kind) -> list[str]:
     """List the names that ``find`` would find, sorted."""
     return sorted({path.stem for folder in folders(kind) for path in folder.glob("*.toml")})
 
 
-def find(kind: Kind, name: str) -> Path:
+def find_shipped(kind: Kind, name: str) -> Path:
     """Find ``<name>.toml``.
 
     Raises:
@@ -38,7 +38,7 @@ def find(kind: Kind, name: str) -> Path:
         if path.is_file():
             return path
     singular = {"recipes": "recipe", "langs": "language", "suites": "suite"}[kind]
-    raise UserError(f'unknown {singular} "{name}": {did_you_mean(name, names(kind))}')
+    raise UserError(f'unknown {singular} "{name}": {did_you_mean(name, shipped_names(kind))}')
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -8,9 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from polyalign.config import language as languages
-from polyalign.config import plugins
-from polyalign.config.language import describe
+from polyalign.config.language import describe_error, language_codes
+from polyalign.config.plugins import load_plugin, plugin_names
 from polyalign.utils.errors import UserError, did_you_mean
 
 
@@ -33,7 +32,7 @@ class SourceSpec(BaseModel):
         Raises:
             UserError: the source is unknown, or an option is unknown, missing or out of its range.
         """
-        module = plugins.load("sources", self.name)
+        module = load_plugin("sources", self.name)
         try:
             return module, module.Config(**self.options)
         except ValidationError as error:
@@ -41,7 +40,7 @@ class SourceSpec(BaseModel):
             hint = place(self.name) if first["type"] == "missing" and first["loc"] == ("root",) else ""
             if first["type"] == "extra_forbidden":
                 hint = f"; {did_you_mean(str(first['loc'][-1]), module.Config.model_fields)}"
-            raise UserError(f"{self.name}: {describe(error)}{hint}") from error
+            raise UserError(f"{self.name}: {describe_error(error)}{hint}") from error
 
     def languages(self) -> list[str] | None:
         """List the languages that the source has captions in, of those that polyalign knows; none where it cannot tell.
@@ -52,7 +51,7 @@ class SourceSpec(BaseModel):
         module, config = self.configure()
         if not hasattr(module, "languages"):
             return None
-        known = set(languages.names())
+        known = set(language_codes())
         return [code for code in module.languages(config) if code in known]
 
 
@@ -65,7 +64,7 @@ def parse(text: str, options: Mapping[str, Any]) -> tuple[SourceSpec, str | None
     name, colon, split = text.rpartition(":")
     if not colon or Path(text).is_dir():
         name, split = text, ""
-    known = plugins.names("sources")
+    known = plugin_names("sources")
     if name in known:
         return SourceSpec(name=name, options=dict(options)), split or None
     if Path(name).is_dir():
@@ -75,7 +74,7 @@ def parse(text: str, options: Mapping[str, Any]) -> tuple[SourceSpec, str | None
 
 def place(source: str, option: str = "") -> str:
     """Say what a source without its root needs, as the end of a message; ``option`` stands before an option's name."""
-    module = plugins.load("sources", source)
+    module = load_plugin("sources", source)
     images = f" {option}images=FOLDER" if takes_images(source) else ""
     say = f"; tell where it is with {option}root=FOLDER{images}"
     if not hasattr(module, "INFO"):
@@ -86,7 +85,7 @@ def place(source: str, option: str = "") -> str:
 
 def takes_images(source: str) -> bool:
     """Tell whether a source's photos lie in a folder of the user's, of which some may be left out."""
-    return "allow_missing" in plugins.load("sources", source).Config.model_fields
+    return "allow_missing" in load_plugin("sources", source).Config.model_fields
 
 
 def photos(source: str | None, images: Path | None, *, allow_missing: bool) -> dict[str, Any]:
@@ -99,6 +98,6 @@ def photos(source: str | None, images: Path | None, *, allow_missing: bool) -> d
     if allow_missing:
         given["allow_missing"] = True
     if given and source is not None and not takes_images(source):
-        takers = ", ".join(filter(takes_images, plugins.names("sources")))
+        takers = ", ".join(filter(takes_images, plugin_names("sources")))
         raise UserError(f'the source "{source}" has its images in its root: --images is for {takers}')
     return given

@@ -58,7 +58,7 @@ class AuditReport(BaseModel):
     scores: tuple[AuditScore, ...]
 
 
-def audit(candidate: PairTable, reference: PairTable, lang: Lang) -> AuditReport:
+def score_captions(candidate: PairTable, reference: PairTable, lang: Lang) -> AuditReport:
     """Score each caption of ``candidate`` against all captions of the same image in ``reference``.
 
     Images are one if their ids are, or name one photo (``image_ids.photo``). Captions of images that the reference

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from polyalign.config import plugins
+from polyalign.config.plugins import load_plugin, plugin_names
 from polyalign.data import labelled_sets
 from polyalign.data.labelled_sets import LabelledSet
 from polyalign.data.readers.info import Info
@@ -13,7 +13,7 @@ from polyalign.utils.errors import UserError, did_you_mean
 
 def infos() -> dict[str, Info]:
     """Return the facts of all published datasets by source name."""
-    modules = {name: plugins.load("sources", name) for name in plugins.names("sources")}
+    modules = {name: load_plugin("sources", name) for name in plugin_names("sources")}
     return {name: module.INFO for name, module in modules.items() if hasattr(module, "INFO")}
 
 
@@ -91,7 +91,7 @@ def _describe_labelled(name: str, one: LabelledSet) -> str:
 
 
 def _describe(name: str, one: Info) -> str:
-    folders = [f for f in ("root", "images") if f in plugins.load("sources", name).Config.model_fields]
+    folders = [f for f in ("root", "images") if f in load_plugin("sources", name).Config.model_fields]
     use = " ".join(f"--set source.{folder}=FOLDER" for folder in folders)
     lines = [
         f"{one.title}: {one.size}",

@@ -13,9 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from rich.markup import escape
 from rich.table import Table
 
-from polyalign.config import language as languages
-from polyalign.config.language import Lang
-from polyalign.config.recipe import Recipe
+from polyalign.config.language import Lang, load_language
+from polyalign.config.schema import Recipe
 from polyalign.data import image_check
 from polyalign.data.image_check import ImageReport
 from polyalign.data.load import load_table
@@ -87,7 +86,7 @@ def check_recipe(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[Dat
     Raises:
         UserError: the source cannot be loaded.
     """
-    lang = languages.load(recipe.lang)
+    lang = load_language(recipe.lang)
     source, config = recipe.plugin("source")
     splits = source.splits(config) if hasattr(source, "splits") else ("train", "dev", "test")
     tables = [load_table(recipe, split) for split in splits]

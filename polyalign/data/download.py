@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
-from polyalign.config import plugins
+from polyalign.config.plugins import load_plugin
 from polyalign.config.source_spec import SourceSpec
 from polyalign.data import catalogue, unpack
-from polyalign.data import fetch as download
+from polyalign.data.fetch import digest, fetch
 from polyalign.data.load import load_source
 from polyalign.data.readers.info import Download, Info, Single
 from polyalign.utils.errors import UserError
@@ -36,7 +36,7 @@ class Got:
     old: int = 0
 
 
-def get(name: str, root: Path, photos: Photos) -> str:
+def download_dataset(name: str, root: Path, photos: Photos) -> str:
     """Download a dataset into its folder below ``root``; return a report of what is there and what is missing.
 
     Existing files are kept; one with the wrong content is an error.
@@ -84,7 +84,7 @@ def _fetch(one: Download, name: str, folder: Path, got: Got) -> None:
 
 def listed(name: str) -> Iterator[tuple[str, str]]:
     """Yield hash and path of each file in the list beside a source."""
-    module = plugins.load("sources", name)
+    module = load_plugin("sources", name)
     for line in Path(str(module.__file__)).with_suffix(".sha256").read_text(encoding="utf-8").splitlines():
         sha256, _, path = line.partition("  ")
         yield sha256, path
@@ -92,9 +92,9 @@ def listed(name: str) -> Iterator[tuple[str, str]]:
 
 def _fetch_file(url: str, path: Path, sha256: str, got: Got) -> None:
     if not path.exists():
-        download.fetch(url, path, sha256=sha256)
+        fetch(url, path, sha256=sha256)
         got.new += 1
-    elif sha256 and download.digest(path) != sha256:
+    elif sha256 and digest(path) != sha256:
         raise UserError(f"{path} differs from the published file: move it away to download {url}")
     else:
         got.old += 1
@@ -108,7 +108,7 @@ def _fetch_archive(one: Download, folder: Path, got: Got) -> None:
         return
     archive = folder / PurePosixPath(one.url).name
     if not archive.exists():
-        download.fetch(one.url, archive, sha256=one.sha256, copies=_ROOM[whole])
+        fetch(one.url, archive, sha256=one.sha256, copies=_ROOM[whole])
     if whole:
         target.parent.mkdir(parents=True, exist_ok=True)
         unpack.everything(archive, target)

@@ -86,7 +86,7 @@ class LeakageReport(BaseModel):
         return f"; {told} could not be opened: those by id alone" if told else ""
 
 
-def check(train: PairTable, test: PairTable, *, pixels: bool = True) -> LeakageReport:
+def find_leaks(train: PairTable, test: PairTable, *, pixels: bool = True) -> LeakageReport:
     """Find the images of ``train`` that are in ``test``.
 
     Ids tell it where they name the photo for sure (``image_ids.photo``) or the two images have one ``key``. Equal ids

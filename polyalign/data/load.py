@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from polyalign.config import language as languages
 from polyalign.config import source_spec
-from polyalign.config.budget import PairBudget, parse
-from polyalign.config.recipe import Recipe
+from polyalign.config.budget import PairBudget, parse_budget
+from polyalign.config.language import load_language
+from polyalign.config.schema import Recipe
 from polyalign.config.source_spec import SourceSpec
 from polyalign.data import leakage
 from polyalign.data.image_check import ImageReport, check_images, refuse_corrupt
@@ -26,7 +26,7 @@ def load_source(spec: SourceSpec, lang: str, split: str) -> PairTable:
         UserError: an option of the source is wrong, or the source does not have that split or language.
     """
     source, config = spec.configure()
-    table: PairTable = source.load(config, languages.load(lang), split)
+    table: PairTable = source.load(config, load_language(lang), split)
     return table
 
 
@@ -119,7 +119,7 @@ def _without_leaks(
     for other in others if recipe.data.leakage != "allow" else ():
         if not len(table.images):
             break
-        found = leakage.check(table, other)
+        found = leakage.find_leaks(table, other)
         if recipe.data.leakage == "exclude" and found.leaks:
             logger.info(f"left out of {'training' if split == 'train' else split}: {found.describe()}")
             table = leakage.exclude(table, found)
@@ -131,7 +131,7 @@ def _without_leaks(
 def _pair_budget(recipe: Recipe) -> PairBudget | None:
     if recipe.data.budget is None:
         return None
-    budget = parse(recipe.data.budget)
+    budget = parse_budget(recipe.data.budget)
     if not isinstance(budget, PairBudget):
         raise UserError(f"data.budget counts pairs, as in 10k-pairs: give {recipe.data.budget} as --budget")
     return budget

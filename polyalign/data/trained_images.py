@@ -85,6 +85,6 @@ def warn_if_trained_on(folder: Path, gallery: PairTable) -> None:
     if trained is None:
         logger.info(f"{folder} was trained before training images were recorded: {gallery.name} cannot be compared")
         return
-    found = leakage.check(trained, gallery)
+    found = leakage.find_leaks(trained, gallery)
     if found.leaks:
         logger.warning(f"warning: the model was trained on images of this gallery: {found.describe()}")

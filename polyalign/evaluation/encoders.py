@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from polyalign.config.recipe import Cache, Recipe
+from polyalign.config.schema import Cache, Recipe
 from polyalign.data.pairs import ImageRef
 from polyalign.models import feature_cache
 from polyalign.models.aligner import Aligner

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 
-from polyalign.config import language, plugins
-from polyalign.config.language import describe
-from polyalign.config.recipe import Recipe, from_toml, merge, resolve, validate
+from polyalign.config.language import describe_error, load_language
+from polyalign.config.plugins import load_plugin
+from polyalign.config.resolve import read_recipe, resolve, validate
+from polyalign.config.schema import Recipe, merge
 from polyalign.data.load import load_split, load_table
 from polyalign.data.pairs import PairTable
 from polyalign.data.trained_images import warn_if_trained_on
@@ -59,7 +60,7 @@ class Request:
         Raises:
             UserError: an unknown language or setting, or an external model without data.
         """
-        language.load(lang)
+        load_language(lang)
         if self.recipe is not None:
             table = merge(self.recipe.table(), {**self.overrides, "lang": lang})
             return validate(table, f"{self.model} with --set")
@@ -106,7 +107,7 @@ def evaluate(
     Raises:
         UserError: no such model, task or setting, or data that cannot be evaluated on.
     """
-    module = plugins.load("tasks", task)
+    module = load_plugin("tasks", task)
     config = configure(module, task, options or {})
     request = Request(_name(model), _recipe(model), tuple(langs), split, overrides or {})
     with progress_bars():
@@ -177,12 +178,12 @@ def configure(module: ModuleType, task: str, options: Mapping[str, Any]) -> Any:
         first = error.errors()[0]
         unknown = first["type"] == "extra_forbidden"
         hint = f"; {did_you_mean(str(first['loc'][-1]), module.Config.model_fields)}" if unknown else ""
-        raise UserError(f"task {task}: {describe(error)}{hint}") from error
+        raise UserError(f"task {task}: {describe_error(error)}{hint}") from error
 
 
 def renderer(task: str) -> Callable[[Sequence[Any]], Any]:
     """Return the function that shows the results of a task on the terminal, the task's own ``render`` if it has one."""
-    return getattr(plugins.load("tasks", task), "render", _as_json)
+    return getattr(load_plugin("tasks", task), "render", _as_json)
 
 
 def _pair_tables(request: Request, config: Any) -> Iterator[PairTable]:
@@ -205,4 +206,4 @@ def _recipe(model: str | Path | Encoder) -> Recipe | None:
         return None
     folder = Path(model)
     checkpoint.check_finished(folder)
-    return from_toml(folder / checkpoint.RECIPE)
+    return read_recipe(folder / checkpoint.RECIPE)

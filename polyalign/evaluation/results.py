@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from polyalign.config.language import describe
+from polyalign.config.language import describe_error
 from polyalign.data.pairs import Origin
 from polyalign.evaluation import metrics
 from polyalign.evaluation.intervals import recall_intervals
@@ -62,7 +62,7 @@ class Record(BaseModel):
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
         except ValidationError as error:
-            raise UserError(f"{path} is not a {cls.__name__.lower()} result: {describe(error)}") from error
+            raise UserError(f"{path} is not a {cls.__name__.lower()} result: {describe_error(error)}") from error
 
 
 class Score(Record):

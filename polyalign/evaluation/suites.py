@@ -14,9 +14,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from rich import box
 from rich.table import Table
 
-from polyalign.config import language as languages
-from polyalign.config import plugins, shipped, source_spec
-from polyalign.config.language import describe
+from polyalign.config import source_spec
+from polyalign.config.language import describe_error, load_language
+from polyalign.config.plugins import load_plugin
+from polyalign.config.shipped import find_shipped, read_toml
 from polyalign.config.source_spec import SourceSpec
 from polyalign.data import image_check, image_ids
 from polyalign.data.load import load_source
@@ -108,13 +109,13 @@ def load(name: str) -> Suite:
     Raises:
         UserError: there is no such suite, or it is malformed.
     """
-    path = Path(name) if name.endswith(".toml") else shipped.find("suites", name)
+    path = Path(name) if name.endswith(".toml") else find_shipped("suites", name)
     try:
-        suite = Suite.model_validate({**shipped.read_toml(path), "name": path.stem})
+        suite = Suite.model_validate({**read_toml(path), "name": path.stem})
     except ValidationError as error:
-        raise UserError(f"{path} is not a suite: {describe(error)}") from error
+        raise UserError(f"{path} is not a suite: {describe_error(error)}") from error
     for one in suite.benchmarks:
-        plugins.load("sources", one.spec.name)
+        load_plugin("sources", one.spec.name)
     return suite
 
 
@@ -135,7 +136,7 @@ def find(suite: Suite, langs: Sequence[str], *, allow_absent: bool = False) -> R
             these languages; an unknown language.
     """
     for code in () if tuple(langs) == ALL else langs:
-        languages.load(code)
+        load_language(code)
     here: list[tuple[Benchmark, list[str]]] = []
     absent: list[tuple[Benchmark, AbsentError]] = []
     for one in suite.benchmarks:
@@ -201,7 +202,7 @@ def averages(results: Sequence[Retrieval], photos: Sequence[Sequence[str]]) -> I
         for index, result in enumerate(results):
             if gallery in (result.gallery, "all galleries"):
                 by_lang.setdefault(result.lang, []).append(index)
-        scarce = {code: found for code, found in by_lang.items() if languages.load(code).low_resource}
+        scarce = {code: found for code, found in by_lang.items() if load_language(code).low_resource}
         if sum(map(len, by_lang.values())) > 1:
             yield _average(gallery, "languages", by_lang, observed, drawn)
         if scarce:
@@ -297,7 +298,7 @@ def _languages(one: Benchmark, langs: Sequence[str]) -> list[str]:
 
 def _way_out(one: Benchmark) -> str:
     """Describe how to get the missing files of a benchmark: its captions, or else its photos."""
-    info = getattr(plugins.load("sources", one.spec.name), "INFO", None)
+    info = getattr(load_plugin("sources", one.spec.name), "INFO", None)
     if info is None:
         return "see its root"
     _, config = one.spec.configure()

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import polyalign
-from polyalign.config import recipe as recipes
-from polyalign.config.recipe import Recipe
+from polyalign.config.resolve import budget_overrides, recipe_languages, resolve, transfer_languages
+from polyalign.config.schema import Recipe, merge
 from polyalign.evaluation import tables
 from polyalign.evaluation.results import LeftOut, Run
-from polyalign.experiments import micro_batch as fitting
 from polyalign.experiments import report
-from polyalign.experiments import run_folders as runs
-from polyalign.experiments import workers as pool
-from polyalign.experiments.workers import Outcome, Pool
+from polyalign.experiments.micro_batch import fit
+from polyalign.experiments.run_folders import run_name
+from polyalign.experiments.workers import RECIPE, Outcome, Pool, restarts
 from polyalign.training import train
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
@@ -54,7 +53,7 @@ class Job:
     @property
     def command(self) -> tuple[str, ...]:
         """Arguments of polyalign: train, or resume an interrupted run."""
-        return ("repeat", str(self.folder / pool.RECIPE), "--out", str(self.folder), "--resume")
+        return ("repeat", str(self.folder / RECIPE), "--out", str(self.folder), "--resume")
 
     def is_done(self) -> bool:
         """Return whether there is a result of the same recipe, version of polyalign and tuning."""
@@ -72,7 +71,7 @@ class Job:
     def collect(self) -> str:
         """Copy the result to the report, with its restarts and tuning, and return it as a line of text."""
         run = Run.load_json(self.folder / train.RESULT)
-        retries = pool.restarts(self.folder)
+        retries = restarts(self.folder)
         run.model_copy(update={"retries": retries, "tuned": self.tuned}).save_json(self.result)
         self.left_out.unlink(missing_ok=True)
         found = tables.percent(run.test[0].mean_recall)
@@ -148,7 +147,7 @@ class Grid:
         return [
             Cell(recipe, lang, budget, strategy)
             for recipe in self.recipes
-            for lang in self.langs or recipes.recipe_languages(recipe)
+            for lang in self.langs or recipe_languages(recipe)
             for budget in self.budgets or (None,)
             for strategy in self.strategies or STRATEGIES
         ]
@@ -162,14 +161,14 @@ class Grid:
         usual: dict[str, Any] = {"test": self._test(cell)}
         own: dict[str, Any] = {"train": {"seed": seed}}
         if cell.budget is not None:
-            own = recipes.merge(own, recipes.within(cell.budget))
+            own = merge(own, budget_overrides(cell.budget))
         if cell.micro_batch is not None:  # follows from the budget
             usual["optim"] = own["optim"] = {"micro_batch": cell.micro_batch}
         if lr is not None:
-            own = recipes.merge(own, {"optim": {"lr": lr}})
-        table = recipes.merge(recipes.merge({"test": usual["test"]}, self.overrides), own)
-        recipe = recipes.resolve(cell.recipe, cell.lang, cell.strategy, table)
-        name = "-".join([runs.run_name(recipe, cell.recipe, usual), *self._source()])
+            own = merge(own, {"optim": {"lr": lr}})
+        table = merge(merge({"test": usual["test"]}, self.overrides), own)
+        recipe = resolve(cell.recipe, cell.lang, cell.strategy, table)
+        name = "-".join([run_name(recipe, cell.recipe, usual), *self._source()])
         return Job(
             recipe,
             (self.work / f"{name}-{_digest(recipe)}").resolve(),
@@ -180,9 +179,7 @@ class Grid:
     def _test(self, cell: Cell) -> dict[str, Any]:
         """Return what is measured: retention, and other languages if the data is the recipe's own."""
         own_data = "source" not in self.overrides
-        return {"knowledge": True} | (
-            {"languages": recipes.transfer_languages(cell.recipe, cell.lang)} if own_data else {}
-        )
+        return {"knowledge": True} | ({"languages": transfer_languages(cell.recipe, cell.lang)} if own_data else {})
 
     def _source(self) -> Iterator[str]:
         """Yield the name of the data if it is not the recipe's own."""
@@ -191,7 +188,7 @@ class Grid:
             yield Path(source["root"]).resolve().stem if "root" in source else source["name"]
 
 
-def compare(grid: Grid, workers: Pool, *, tune: bool) -> list[Path]:
+def run_grid(grid: Grid, workers: Pool, *, tune: bool) -> list[Path]:
     """Train all runs without a result, write tables and figures of all results in ``grid.out``, return the paths.
 
     With ``tune`` the learning rate of each strategy is first chosen on dev, from a grid of the same size. Runs that do
@@ -222,7 +219,7 @@ def compare(grid: Grid, workers: Pool, *, tune: bool) -> list[Path]:
 
 def _fitted(grid: Grid, cells: Sequence[Cell], workers: Pool) -> list[Cell]:
     """Return the cells, with the largest micro-batch that fits a memory budget; record those that do not fit."""
-    fits = fitting.fit({cell: grid.job(cell, seed=0).recipe for cell in cells}, grid.work / "memory", workers)
+    fits = fit({cell: grid.job(cell, seed=0).recipe for cell in cells}, grid.work / "memory", workers)
     kept = []
     for cell in cells:
         found = fits.get(cell)

@@ -17,10 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 import polyalign
-from polyalign.config.recipe import Recipe
+from polyalign.config.schema import Recipe
 from polyalign.evaluation import tables
-from polyalign.experiments import workers as pool
-from polyalign.experiments.workers import Outcome, Pool
+from polyalign.experiments.workers import RECIPE, Outcome, Pool
 from polyalign.models.embed import PairFeatures
 from polyalign.training import train
 from polyalign.utils.process import peak_memory
@@ -39,7 +38,7 @@ class Probe:
     @property
     def command(self) -> tuple[str, ...]:
         """Arguments of polyalign: measure, and save the number of bytes."""
-        return ("memory", str(self.folder / pool.RECIPE), "--out", str(self._kept))
+        return ("memory", str(self.folder / RECIPE), "--out", str(self._kept))
 
     def told(self) -> str:
         """Return the measurement as a line of text."""

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from polyalign.config import language as languages
-from polyalign.config import recipe as recipes
+from polyalign.config.language import language_codes, load_language
+from polyalign.config.schema import complete
 from polyalign.evaluation import tables
 from polyalign.evaluation.metrics import RECALL_AT
 from polyalign.evaluation.results import LeftOut, Retrieval, Run
@@ -52,7 +52,7 @@ def load_runs(folder: Path) -> list[Run]:
         raise UserError(f"there are no results in {folder / RUNS}: run polyalign compare first")
     runs = [Run.load_json(path) for path in paths]
     # Runs from before an option was added are grouped with later ones that have its default.
-    return [run.model_copy(update={"recipe": recipes.complete(run.recipe)}) for run in runs]
+    return [run.model_copy(update={"recipe": complete(run.recipe)}) for run in runs]
 
 
 def write(folder: Path) -> list[Path]:
@@ -86,7 +86,7 @@ def texts(found: Sequence[Comparison]) -> dict[str, str]:
 
 def language_name(code: str) -> str:
     """Return a language's English name and code; only the code if the language is unknown."""
-    return f"{languages.load(code).english_name} ({code})" if code in languages.names() else code
+    return f"{load_language(code).english_name} ({code})" if code in language_codes() else code
 
 
 def _index(found: Sequence[Comparison]) -> str:

@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from polyalign.config import recipe as recipes
-from polyalign.config.recipe import Recipe
+from polyalign.config.resolve import budget_overrides, resolve
+from polyalign.config.schema import Recipe, merge
 from polyalign.evaluation.results import Run
 from polyalign.models import checkpoint
 from polyalign.training import train
@@ -56,9 +56,9 @@ def _plain(recipe: Recipe, recipe_file: str, usual: dict[str, Any]) -> Recipe | 
         "train": {"seed": recipe.train.seed, "max_seconds": None, "max_memory_bytes": None},
     }
     if recipe.budget != "all":
-        named = recipes.merge(named, recipes.within(recipe.budget))
+        named = merge(named, budget_overrides(recipe.budget))
     try:
-        return recipes.resolve(recipe_file, recipe.lang, recipe.strategy["name"], recipes.merge(named, usual))
+        return resolve(recipe_file, recipe.lang, recipe.strategy["name"], merge(named, usual))
     except UserError:  # such as a source without its root: every run of the recipe has a digest
         return None
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from polyalign.config.recipe import Recipe
+from polyalign.config.schema import Recipe
 from polyalign.config.tower import Preprocessing
 from polyalign.models.aligner import Aligner
 from polyalign.models.towers.text import build_text

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from polyalign.config import recipe as recipes
-from polyalign.config.language import describe
-from polyalign.config.recipe import Recipe
+from polyalign.config.language import describe_error
+from polyalign.config.resolve import read_recipe
+from polyalign.config.schema import Recipe
 from polyalign.config.tower import Preprocessing
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
@@ -85,7 +85,7 @@ def load(folder: Path) -> tuple[Aligner, Recipe]:
         UserError: there is no checkpoint, the towers' weights are not those it was trained on, or it does not fit.
     """
     check_finished(folder)
-    recipe = recipes.from_toml(folder / RECIPE)
+    recipe = read_recipe(folder / RECIPE)
     towers = _read_towers(folder / TOWERS)
     aligner = build_aligner(recipe, preprocessing=towers.preprocessing, tokenizer=folder / TOKENIZER)
     for name, found, wanted in (
@@ -108,7 +108,7 @@ def _read_towers(path: Path) -> Towers:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
-        raise UserError(f"{path} is not what was saved there: {describe(error)}") from error
+        raise UserError(f"{path} is not what was saved there: {describe_error(error)}") from error
 
 
 @torch.no_grad()

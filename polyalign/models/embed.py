@@ -11,12 +11,11 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from polyalign.config.recipe import Cache, Data
-from polyalign.data import augment as views
+from polyalign.config.schema import Cache, Data
+from polyalign.data.augment import of
 from polyalign.data.pairs import ImageRef, PairTable
-from polyalign.models import feature_cache as cache
 from polyalign.models.aligner import Aligner
-from polyalign.models.feature_cache import CachedFeatures
+from polyalign.models.feature_cache import CachedFeatures, caption_features, image_features
 from polyalign.utils.process import Spent
 
 _OF_LIKE_LENGTH = 64
@@ -64,10 +63,10 @@ def prepare(aligner: Aligner, table: PairTable, config: Cache, data: Data | None
     if data is not None and data.views is not None:
         how = aligner.vision.preprocessing
         # At this size the tower's own preprocessing has nothing left to resize.
-        images = views.of(table, data.views, int(how.image_px / how.crop_pct), data.data_seed, mirror=data.mirror)
+        images = of(table, data.views, int(how.image_px / how.crop_pct), data.data_seed, mirror=data.mirror)
     return PairFeatures(
-        cache.image_features(aligner.vision, images, vision_cut, config),
-        cache.caption_features(aligner.text, table.captions, text_cut, config),
+        image_features(aligner.vision, images, vision_cut, config),
+        caption_features(aligner.text, table.captions, text_cut, config),
         table.image_of,
         len(images) // len(table.images),
     )

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from polyalign.config.recipe import Cache
+from polyalign.config.schema import Cache
 from polyalign.data.pairs import ImageRef
 from polyalign.models.towers.text import TextTower, Tokens
 from polyalign.models.towers.vision import VisionTower

@@ -9,8 +9,8 @@ from pydantic import BaseModel
 from rich import box
 from rich.table import Table
 
-from polyalign.config import plugins
-from polyalign.config import recipe as recipes
+from polyalign.config.plugins import load_plugin, plugin_names
+from polyalign.config.resolve import resolve
 from polyalign.models.build import build_aligner
 from polyalign.utils.errors import UserError
 
@@ -30,10 +30,10 @@ class Row(BaseModel):
 def count(recipe: str, lang: str, overrides: dict[str, Any]) -> list[Row]:
     """Count every strategy with the recipe's towers; one that they cannot carry is a row that says why."""
     rows = []
-    for name in plugins.names("strategies"):
-        module = plugins.load("strategies", name)
+    for name in plugin_names("strategies"):
+        module = load_plugin("strategies", name)
         about = (module.__doc__ or "").strip().splitlines()[0].rstrip(".")
-        resolved = recipes.resolve(recipe, lang, name, overrides)
+        resolved = resolve(recipe, lang, name, overrides)
         try:
             with torch.device("meta"):
                 aligner = build_aligner(resolved, pretrained=False)

@@ -60,7 +60,7 @@ class Trimmed(BaseModel):
     max_difference: float
 
 
-def trim(
+def trim_tower(
     spec: TextSpec, sentences: Sequence[str], out: Path, *, langs: Sequence[str] = (), keep: int | None = None
 ) -> Trimmed:
     """Write the encoder into ``out`` as a Hugging Face folder with the pieces that ``sentences`` use, and no others.
@@ -108,7 +108,7 @@ def trim(
     return report
 
 
-def read(files: Sequence[Path]) -> list[str]:
+def read_sentences(files: Sequence[Path]) -> list[str]:
     """Read text files of one sentence a line; blank lines are left out.
 
     Raises:

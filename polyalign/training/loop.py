@@ -14,17 +14,16 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from polyalign.config.recipe import Recipe
+from polyalign.config.schema import Recipe
 from polyalign.evaluation import metrics
 from polyalign.evaluation.results import DevEvaluation
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
 from polyalign.models.embed import PairFeatures, embed_features, encode_captions
-from polyalign.training import state as training_state
 from polyalign.training.loss import gather, info_nce, sigmoid
 from polyalign.training.optim import adamw, learning_rate, warmup_steps
 from polyalign.training.recompute import compile_blocks, recompute_blocks
-from polyalign.training.state import State
+from polyalign.training.state import State, load, save
 from polyalign.utils.errors import UserError
 from polyalign.utils.precision import trains_in_bf16
 from polyalign.utils.process import Spent, ctrl_c_held_back, from_main_process, peak_memory
@@ -140,7 +139,7 @@ class Loop:
             return State()
         if self._over_processes(float(path.is_file()), "min") < 1:
             raise UserError(f"{path} is not visible to all processes: put --out on a file system they share")
-        state = training_state.load(path, self.aligner, self.optimiser, settings)
+        state = load(path, self.aligner, self.optimiser, settings)
         logger.info(f"continuing after step {state.step:,} of {self.plan.steps:,}")
         return state
 
@@ -276,7 +275,7 @@ class Loop:
 
     def _save(self, path: Path, state: State, settings: str) -> None:
         if self.accelerator.is_main_process:
-            training_state.save(path, state, self.aligner, self.optimiser, settings)
+            save(path, state, self.aligner, self.optimiser, settings)
 
 
 def average_gradients(aligner: Aligner, accelerator: Accelerator) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from polyalign.config.recipe import Optim
+from polyalign.config.schema import Optim
 
 
 def adamw(parameters: dict[str, nn.Parameter], optim: Optim) -> torch.optim.AdamW:

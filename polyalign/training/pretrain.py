@@ -33,7 +33,7 @@ from transformers.utils import logging
 
 from polyalign.config.tower import TextSpec
 from polyalign.models.towers.text import load_tokenizer
-from polyalign.models.vocabulary import read
+from polyalign.models.vocabulary import read_sentences
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 from polyalign.utils.progress import progress
@@ -119,7 +119,7 @@ def pretrain_text(config: Config, out: Path, *, resume: bool = False) -> Pretrai
             longer finite, or ``out`` holds something other than this very run.
     """
     storage.check_writable(out)
-    train, dev = _split(read(config.texts), config)
+    train, dev = _split(read_sentences(config.texts), config)
     digest = hashlib.sha256("\n".join(train + dev).encode()).hexdigest()[:16]
     settings = {**config.model_dump(mode="json", exclude={"texts", "save_minutes"}), "text": digest}
     if (done := _claimed(out, settings, resume=resume)) is not None:

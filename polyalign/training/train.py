@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from polyalign.config.recipe import Recipe
+from polyalign.config.schema import Recipe
 from polyalign.data.load import load_split, load_tables
 from polyalign.data.pairs import PairTable
 from polyalign.data.trained_images import TRAINED_IMAGES, save_trained_images

@@ -16,8 +16,8 @@ from polyalign.config import language as langs
 from polyalign.data.starter import world
 from polyalign.data.starter.grammar import Part, Plan, choose, word
 
-ALL = langs.names()
-STARTER = [code for code in ALL if langs.load(code).starter]
+ALL = langs.language_codes()
+STARTER = [code for code in ALL if langs.load_language(code).starter]
 CROSSMODAL_3600 = """ar bn cs da de el en es fa fi fil fr he hi hr hu id it ja ko mi nl no pl pt qu ro ru sv sw te
     th tr uk vi zh"""
 SCRIPTS = {"Latn": "Latin", "Deva": "Devanagari", "Ethi": "Ethiopic"}
@@ -44,8 +44,8 @@ def canonical(plan: Plan) -> str:
 def test_the_languages_are_found() -> None:
     assert len(ALL) >= 40
     assert {"en", "de", "tr", "id", "hi", "am", "sw", "yo", "qu", "gn"} <= set(STARTER)
-    assert sum(langs.load(code).low_resource for code in STARTER) >= 4
-    assert len({langs.load(code).script for code in STARTER}) >= 3
+    assert sum(langs.load_language(code).low_resource for code in STARTER) >= 4
+    assert len({langs.load_language(code).script for code in STARTER}) >= 3
 
 
 def test_every_language_of_crossmodal_3600_is_there() -> None:
@@ -55,7 +55,7 @@ def test_every_language_of_crossmodal_3600_is_there() -> None:
 
 @pytest.mark.parametrize("code", ALL)
 def test_codes_and_prompts_are_sound(code: str) -> None:
-    lang = langs.load(code)
+    lang = langs.load_language(code)
     assert lang.name
     assert lang.english_name
     assert lang.flores is not None
@@ -65,13 +65,13 @@ def test_codes_and_prompts_are_sound(code: str) -> None:
 
 
 def test_flores_codes_and_names_are_not_shared() -> None:
-    loaded = [langs.load(code) for code in ALL]
+    loaded = [langs.load_language(code) for code in ALL]
     assert len({lang.flores for lang in loaded}) == len({lang.name for lang in loaded}) == len(loaded)
 
 
 @pytest.mark.parametrize("code", STARTER)
 def test_every_fact_is_sayable_and_no_slot_is_left_open(code: str) -> None:
-    lang, rng = langs.load(code), np.random.default_rng(0)
+    lang, rng = langs.load_language(code), np.random.default_rng(0)
     facts = itertools.product(world.KINDS, world.COUNTS, (None, *world.COLORS), (None, *world.SIZES))
     parts = [Part(kind, count, color, size) for kind, count, color, size in facts]
     for part in parts:
@@ -84,7 +84,7 @@ def test_every_fact_is_sayable_and_no_slot_is_left_open(code: str) -> None:
 
 @pytest.mark.parametrize("code", STARTER)
 def test_only_the_language_s_script_is_written_in_its_normal_form(code: str) -> None:
-    lang, rng = langs.load(code), np.random.default_rng(1)
+    lang, rng = langs.load_language(code), np.random.default_rng(1)
     script = SCRIPTS[lang.script]
     for plan in random_plans(300):
         sentence = word(plan, lang, rng)
@@ -94,7 +94,7 @@ def test_only_the_language_s_script_is_written_in_its_normal_form(code: str) -> 
 
 @pytest.mark.parametrize("code", STARTER)
 def test_a_sentence_tells_which_facts_it_says(code: str) -> None:
-    lang, rng = langs.load(code), np.random.default_rng(2)
+    lang, rng = langs.load_language(code), np.random.default_rng(2)
     meaning: dict[str, str] = {}
     for plan in random_plans(200):
         for other in neighbours(plan):
@@ -122,7 +122,7 @@ def neighbours(plan: Plan) -> Iterator[Plan]:
 
 @pytest.mark.parametrize("code", STARTER)
 def test_a_plan_has_several_wordings_of_caption_length(code: str) -> None:
-    lang, rng = langs.load(code), np.random.default_rng(3)
+    lang, rng = langs.load_language(code), np.random.default_rng(3)
     plans = list(random_plans(200))
     assert np.mean([len({word(plan, lang, rng) for _ in range(8)}) for plan in plans]) >= 3.5
     assert 7 <= np.mean([len(word(plan, lang, rng).split()) for plan in plans]) <= 14
@@ -130,7 +130,7 @@ def test_a_plan_has_several_wordings_of_caption_length(code: str) -> None:
 
 @pytest.mark.parametrize("code", STARTER)
 def test_no_word_is_listed_under_two_facts(code: str) -> None:
-    starter = langs.load(code).starter
+    starter = langs.load_language(code).starter
     for section in ("kinds", "colors", "sizes", "counts", "relations", "backgrounds"):
         owner: dict[str, str] = {}
         for key, value in starter[section].items():

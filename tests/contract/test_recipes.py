@@ -7,13 +7,14 @@ from functools import cache
 import pytest
 import torch
 
-from polyalign.config import plugins, recipe, shipped
+from polyalign.config import plugins, shipped
+from polyalign.config import resolve as recipe
 from polyalign.config.tower import STARTER
 from polyalign.models import parameter_count as strategy_table
 from polyalign.models.build import build_aligner
 
-RECIPES = shipped.names("recipes")
-STRATEGIES = plugins.names("strategies")
+RECIPES = shipped.shipped_names("recipes")
+STRATEGIES = plugins.plugin_names("strategies")
 PAPER = ("lilt-bert", "lilt-mbert", "xlmr-deit")
 # Percent of all parameters that train: DeiT-B/16 at 256 px with BERT-base, multilingual BERT and XLM-R-base.
 PUBLISHED = {
@@ -41,7 +42,7 @@ def test_a_shipped_recipe_names_its_languages_and_says_what_it_is(name):
     codes = recipe.recipe_languages(name)
     resolved = recipe.resolve(name, codes[0], "projection")
     assert resolved.description.endswith(".")
-    assert set(codes) <= set(shipped.names("langs"))
+    assert set(codes) <= set(shipped.shipped_names("langs"))
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -52,7 +53,7 @@ def test_a_shipped_recipe_resolves_for_every_language_of_its_own_and_comes_back_
         assert (resolved.name, resolved.lang, resolved.strategy["name"]) == (name, code, strategy)
         path = tmp_path / "recipe.toml"
         path.write_text(resolved.to_toml(), encoding="utf-8")
-        assert recipe.from_toml(path) == resolved
+        assert recipe.read_recipe(path) == resolved
 
 
 @pytest.mark.parametrize("name", RECIPES)

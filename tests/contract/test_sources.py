@@ -20,7 +20,7 @@ from polyalign.config import plugins
 from polyalign.data.pairs import PairTable
 from polyalign.utils.errors import UserError
 
-NAMES = plugins.names("sources")
+NAMES = plugins.plugin_names("sources")
 ALL = ("train", "dev", "test")
 COCO_NUMBERS = {"train": (9, 25, 30), "val": (42, 73, 74)}
 COCO = [f"COCO_{part}2014_{number:012d}.jpg" for part, numbers in COCO_NUMBERS.items() for number in numbers]
@@ -179,13 +179,13 @@ BUILD: dict[str, Callable[[Path], Sample]] = {
 
 
 def _load(module: ModuleType, sample: Sample, split: str) -> PairTable:
-    return module.load(module.Config(**sample.options), languages.load(sample.lang), split)
+    return module.load(module.Config(**sample.options), languages.load_language(sample.lang), split)
 
 
 @pytest.fixture(params=NAMES)
 def source(request, tmp_path):
     """A source's module, its small dataset, and that one's tables by split."""
-    module = plugins.load("sources", request.param)
+    module = plugins.load_plugin("sources", request.param)
     sample = BUILD[request.param](tmp_path)
     return module, sample, {split: _load(module, sample, split) for split in sample.splits}
 
@@ -236,7 +236,7 @@ def test_no_image_is_in_two_splits(source):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_config_is_frozen_strict_and_leaves_the_plugin_name_free(name):
-    config = plugins.load("sources", name).Config
+    config = plugins.load_plugin("sources", name).Config
     assert issubclass(config, BaseModel)
     assert config.model_config["frozen"]
     assert config.model_config["extra"] == "forbid"
@@ -274,7 +274,7 @@ def test_a_missing_language_is_the_users_error(source):
     module, sample, _ = source
     if hasattr(module, "INFO"):
         with pytest.raises(UserError, match="zu"):
-            module.load(module.Config(**sample.options), languages.load("zu"), sample.splits[0])
+            module.load(module.Config(**sample.options), languages.load_language("zu"), sample.splits[0])
 
 
 def test_a_missing_folder_is_the_users_error(source, tmp_path):
@@ -282,4 +282,4 @@ def test_a_missing_folder_is_the_users_error(source, tmp_path):
     if "root" in sample.options:
         moved = module.Config(**sample.options | {"root": tmp_path / "nowhere"})
         with pytest.raises(UserError, match="nowhere"):
-            module.load(moved, languages.load(sample.lang), sample.splits[0])
+            module.load(moved, languages.load_language(sample.lang), sample.splits[0])

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import nn
 
 from polyalign.config import plugins
-from polyalign.config.recipe import Optim, Recipe
+from polyalign.config.schema import Optim, Recipe
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
 from polyalign.models.strategies.lilt import Adapter
@@ -22,7 +22,7 @@ from polyalign.training.optim import adamw
 from polyalign.utils.errors import UserError
 from tests import tiny
 
-STRATEGIES = plugins.names("strategies")
+STRATEGIES = plugins.plugin_names("strategies")
 FAMILIES = ("bert", "xlmr")
 CASES = [
     (name, towers, family)
@@ -336,6 +336,6 @@ def test_adapters_start_as_the_published_ones_or_as_the_identity(identity):
 
 @every_strategy
 def test_a_strategy_says_what_it_is_in_its_first_line(name):
-    about = plugins.load("strategies", name).__doc__
+    about = plugins.load_plugin("strategies", name).__doc__
     assert about
     assert about.splitlines()[0].endswith(".")

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from polyalign.config import plugins
 
-ALL = plugins.names("tasks")
+ALL = plugins.plugin_names("tasks")
 
 
 def test_the_tasks_are_found() -> None:
@@ -18,7 +18,7 @@ def test_the_tasks_are_found() -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_it_has_the_shape_of_a_task(name: str) -> None:
-    module = plugins.load("tasks", name)
+    module = plugins.load_plugin("tasks", name)
     assert list(inspect.signature(module.score).parameters) == ["encoder", "gallery", "config"]
     assert module.Config.model_config["frozen"]
     with pytest.raises(ValidationError, match="extra_forbidden"):

@@ -39,13 +39,13 @@ def root(real_data):
 
 
 def load(root: Path, name: str, folder: str, code: str, split: str = "test", **options) -> PairTable:
-    module = plugins.load("sources", name)
-    return module.load(module.Config(root=root / folder, **options), languages.load(code), split)
+    module = plugins.load_plugin("sources", name)
+    return module.load(module.Config(root=root / folder, **options), languages.load_language(code), split)
 
 
 @pytest.mark.parametrize(("name", "folder", "options", "images", "captions"), SETS)
 def test_every_language_has_every_image_and_a_caption_for_each(root, name, folder, options, images, captions):
-    module = plugins.load("sources", name)
+    module = plugins.load_plugin("sources", name)
     codes = module.languages(module.Config(root=root / folder, **options))
     assert codes
     for code in codes:
@@ -60,7 +60,7 @@ def test_every_language_has_every_image_and_a_caption_for_each(root, name, folde
 @pytest.mark.parametrize(("name", "count"), FILES_READ.items())
 def test_no_language_at_hand_is_overlooked(root, name, count):
     folder = {name: folder for name, folder, *_ in SETS}[name]
-    module = plugins.load("sources", name)
+    module = plugins.load_plugin("sources", name)
     assert len(module.languages(module.Config(root=root / folder))) == count
 
 
@@ -117,7 +117,7 @@ def test_a_hundred_shots_are_read(root):
 
 
 def shared(a: PairTable, b: PairTable) -> int:
-    return len(leakage.check(a, b, pixels=False).test_ids)
+    return len(leakage.find_leaks(a, b, pixels=False).test_ids)
 
 
 def test_the_benchmarks_share_the_images_that_they_are_known_to_share(root):
@@ -134,9 +134,9 @@ def test_the_benchmarks_share_the_images_that_they_are_known_to_share(root):
 
 @pytest.fixture(scope="module")
 def flickr8k(real_data):
-    module = plugins.load("sources", "flickr8k")
+    module = plugins.load_plugin("sources", "flickr8k")
     config = module.Config(root=real_data / "data" / "flickr8k")
-    return lambda code, split: module.load(config, languages.load(code), split)
+    return lambda code, split: module.load(config, languages.load_language(code), split)
 
 
 def test_flickr30k_200_is_found_among_flickr8ks_photos_as_far_as_it_goes(root, real_data, flickr8k):
@@ -146,7 +146,7 @@ def test_flickr30k_200_is_found_among_flickr8ks_photos_as_far_as_it_goes(root, r
     table = load(root, "flickr30k-200", "flickr30k-200", "sw", images=photos, allow_missing=True)
     assert (len(table.images), len(table)) == (243, 243)
     assert table.images[0].path.name == "1007129816_e794419615.jpg"
-    report = leakage.check(flickr8k("en", "train"), table, pixels=False)
+    report = leakage.find_leaks(flickr8k("en", "train"), table, pixels=False)
     assert len(report.test_ids) == 173
     assert len(leakage.exclude(flickr8k("en", "train"), report).images) == 6000 - 173
 
@@ -154,7 +154,7 @@ def test_flickr30k_200_is_found_among_flickr8ks_photos_as_far_as_it_goes(root, r
 def test_machine_german_is_scored_against_human_german_of_the_same_images(root):
     machine = load(root, "flickr30k-200", "flickr30k-200", "de")
     one, five = (load(root, "multi30k", "multi30k", "de", task=task) for task in (1, 2))
-    reports = [data_audit.audit(machine, human, languages.load("de")) for human in (one, five)]
+    reports = [data_audit.score_captions(machine, human, languages.load_language("de")) for human in (one, five)]
     assert [report.images for report in reports] == [1000, 1000]
     assert [report.references_per_caption for report in reports] == [1, 5]
     chrf = [report.scores[0] for report in reports]
@@ -165,7 +165,7 @@ def test_machine_german_is_scored_against_human_german_of_the_same_images(root):
 
 @pytest.mark.parametrize("name", ["xtd", "xtd200", "flickr30k-200", "multi30k", "xflickrco"])
 def test_the_files_at_hand_are_those_that_are_downloaded(root, name):
-    folder = root / plugins.load("sources", name).INFO.folder
+    folder = root / plugins.load_plugin("sources", name).INFO.folder
     here = [(sha256, path) for sha256, path in obtain.listed(name) if (folder / path.replace("raw/", "")).is_file()]
     assert len(here) > 5
     for sha256, path in here:

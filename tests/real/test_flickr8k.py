@@ -17,7 +17,7 @@ def root(real_data):
 
 
 def load(root, code, split, **options):
-    return flickr8k.load(flickr8k.Config(root=root, **options), languages.load(code), split)
+    return flickr8k.load(flickr8k.Config(root=root, **options), languages.load_language(code), split)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_every_photo_opens(root):
 
 def test_the_official_splits_share_no_photo_by_id_or_by_pixels(root):
     train, test = load(root, "en", "dev"), load(root, "en", "test")
-    report = leakage.check(train, test)
+    report = leakage.find_leaks(train, test)
     assert (report.train_images, report.test_images, report.leaks) == (1000, 1000, ())
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from polyalign.config import recipe
+from polyalign.config import resolve as recipe
 from polyalign.evaluation import suites as suite
 from polyalign.evaluation.evaluate import evaluate_suite
 from polyalign.experiments import run_folders as runs

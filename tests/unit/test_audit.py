@@ -14,7 +14,7 @@ from polyalign.data.audit import AuditReport
 from polyalign.data.pairs import FileImage, PairTable
 from polyalign.utils.errors import UserError
 
-EN = languages.load("en")
+EN = languages.load_language("en")
 
 
 def table(name: str, captions: list[tuple[str, str]], lang: str = "en") -> PairTable:
@@ -50,7 +50,7 @@ def scores(report: AuditReport) -> dict[str, float | None]:
 
 
 def test_scores_are_sacrebleus_own_with_every_reference_of_the_image():
-    report = data_audit.audit(MACHINE, HUMAN, EN)
+    report = data_audit.score_captions(MACHINE, HUMAN, EN)
     texts = list(MACHINE.captions[:2])
     streams = [list(HUMAN.captions[:2]), [None, HUMAN.captions[2]]]
     assert scores(report)["chrF++"] == pytest.approx(sacrebleu.corpus_chrf(texts, streams, word_order=2).score)
@@ -60,20 +60,20 @@ def test_scores_are_sacrebleus_own_with_every_reference_of_the_image():
 
 
 def test_what_people_reach_is_one_of_them_against_the_others():
-    report = data_audit.audit(MACHINE, HUMAN, EN)
+    report = data_audit.score_captions(MACHINE, HUMAN, EN)
     _, first, second, _ = HUMAN.captions
     assert report.scores[0].human == pytest.approx(sacrebleu.corpus_chrf([first], [[second]], word_order=2).score)
-    alone = data_audit.audit(table("mt", [("a", "a dog")]), HUMAN, EN)
+    alone = data_audit.score_captions(table("mt", [("a", "a dog")]), HUMAN, EN)
     assert alone.scores[0].human is None
 
 
 def test_a_human_scored_against_himself_is_perfect_and_against_others_is_not():
-    assert scores(data_audit.audit(HUMAN, HUMAN, EN))["chrF++"] == pytest.approx(100)
-    assert scores(data_audit.audit(MACHINE, HUMAN, EN))["chrF++"] < 90
+    assert scores(data_audit.score_captions(HUMAN, HUMAN, EN))["chrF++"] == pytest.approx(100)
+    assert scores(data_audit.score_captions(MACHINE, HUMAN, EN))["chrF++"] < 90
 
 
 def test_signatures_name_the_metric_its_version_and_the_references():
-    by_name = {one.metric: one for one in data_audit.audit(MACHINE, HUMAN, EN).scores}
+    by_name = {one.metric: one for one in data_audit.score_captions(MACHINE, HUMAN, EN).scores}
     assert f"version:{sacrebleu.__version__}" in by_name["BLEU"].signature
     assert "tok:13a" in by_name["BLEU"].signature
     assert "nrefs:var" in by_name["BLEU"].signature
@@ -84,14 +84,14 @@ def test_signatures_name_the_metric_its_version_and_the_references():
 @pytest.mark.parametrize(("script", "tokenizer"), [("Hans", "zh"), ("Jpan", "char"), ("Thai", "char"), ("Latn", "13a")])
 def test_a_script_without_spaces_is_parted_by_characters(script, tokenizer):
     texts = table("mt", [("a", "一个女人在公园里散步")]), table("human", [("a", "一个女人在公园里走")])
-    report = data_audit.audit(*texts, EN.model_copy(update={"script": script}))
+    report = data_audit.score_captions(*texts, EN.model_copy(update={"script": script}))
     bleu = next(one for one in report.scores if one.metric == "BLEU")
     assert f"tok:{tokenizer}" in bleu.signature
     assert (bleu.score > 10) == (tokenizer != "13a")
 
 
 def test_one_photo_under_two_names_is_one_image():
-    report = data_audit.audit(
+    report = data_audit.score_captions(
         table("mt", [("1007129816.jpg", "a man")]), table("human", [("1007129816_e794419615.jpg", "a man")]), EN
     )
     assert report.images == 1
@@ -108,7 +108,7 @@ def test_spbleu_without_its_model_says_why_and_leaves_the_others(monkeypatch, tm
     monkeypatch.setattr(data_audit, "_FLORES_MODEL", tmp_path / "model")
     monkeypatch.setattr(tokenizer_spm, "SACREBLEU_DIR", str(tmp_path))
     monkeypatch.setattr(tokenizer_spm, "download_file", no_network)
-    report = data_audit.audit(MACHINE, HUMAN, EN)
+    report = data_audit.score_captions(MACHINE, HUMAN, EN)
     assert scores(report)["spBLEU"] is None
     assert scores(report)["BLEU"] > 0
     reason = report.scores[2].missing_because
@@ -119,9 +119,9 @@ def test_spbleu_without_its_model_says_why_and_leaves_the_others(monkeypatch, tm
 
 def test_nothing_in_common_is_refused():
     with pytest.raises(UserError, match="mt is in en and human in de"):
-        data_audit.audit(MACHINE, table("human", [("a", "x")], lang="de"), EN)
+        data_audit.score_captions(MACHINE, table("human", [("a", "x")], lang="de"), EN)
     with pytest.raises(UserError, match=r"share no image .*such as a and z"):
-        data_audit.audit(MACHINE, table("human", [("z", "x")]), EN)
+        data_audit.score_captions(MACHINE, table("human", [("z", "x")]), EN)
 
 
 def shown(report: AuditReport) -> str:
@@ -131,7 +131,7 @@ def shown(report: AuditReport) -> str:
 
 
 def test_the_table_says_what_was_scored_against_what():
-    text = shown(data_audit.audit(MACHINE, HUMAN, EN))
+    text = shown(data_audit.score_captions(MACHINE, HUMAN, EN))
     assert (
         "mt (machine) against human (human), en: 2 captions of 2 images, 1.5 references each; 1 captions left out"
         in text
@@ -140,5 +140,5 @@ def test_the_table_says_what_was_scored_against_what():
 
 
 def test_the_report_goes_through_json():
-    report = data_audit.audit(MACHINE, HUMAN, EN)
+    report = data_audit.score_captions(MACHINE, HUMAN, EN)
     assert AuditReport.model_validate_json(report.model_dump_json()) == report

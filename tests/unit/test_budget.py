@@ -42,7 +42,7 @@ def table(images: int, each: int = 1, lang: str = "en") -> PairTable:
     ],
 )
 def test_reads_pairs_time_and_memory(text, expected):
-    assert budget.parse(text) == expected
+    assert budget.parse_budget(text) == expected
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_reads_pairs_time_and_memory(text, expected):
 )
 def test_what_is_no_budget_is_refused_with_the_text_and_a_way_out(text):
     with pytest.raises(UserError, match=r"(such as|whole number)") as raised:
-        budget.parse(text)
+        budget.parse_budget(text)
     assert f'"{text}"' in str(raised.value)
 
 
@@ -73,12 +73,12 @@ def test_what_is_no_budget_is_refused_with_the_text_and_a_way_out(text):
     st.builds(MemoryBudget, bytes=st.integers(1, 10**12).map(lambda n: n * 1024)),
 ))  # fmt: skip
 def test_what_is_written_is_read_back(one):
-    assert budget.parse(str(one)) == one
+    assert budget.parse_budget(str(one)) == one
 
 
 @pytest.mark.parametrize("text", ["10k-pairs", "1.5k-pairs", "999-pairs", "20min", "90s", "4GiB"])
 def test_is_written_as_people_write_it(text):
-    assert str(budget.parse(text)) == text
+    assert str(budget.parse_budget(text)) == text
 
 
 @given(st.integers(1, 40), st.integers(1, 3), st.integers(0, 5), st.data())

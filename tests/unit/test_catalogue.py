@@ -12,7 +12,7 @@ from polyalign.utils.errors import UserError
 
 def test_all_sources_but_those_for_the_users_own_data_are_datasets():
     known = catalogue.infos()
-    assert set(plugins.names("sources")) - set(known) == {"starter", "folder", "hub"}
+    assert set(plugins.plugin_names("sources")) - set(known) == {"starter", "folder", "hub"}
 
 
 def test_one_is_described_in_full_and_an_unknown_one_is_refused():

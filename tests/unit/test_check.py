@@ -29,7 +29,7 @@ def table(captions: list[tuple[int, str]], folder: Path = Path("nowhere")) -> Pa
 
 
 def check(captions: list[tuple[int, str]], code: str = "en") -> DataReport:
-    return data_check.check(table(captions), languages.load(code))
+    return data_check.check(table(captions), languages.load_language(code))
 
 
 class Words:
@@ -53,7 +53,7 @@ def test_counts_images_and_captions():
 def test_missing_and_corrupt_images_are_told_apart(tmp_path):
     Image.new("RGB", (2, 2)).save(tmp_path / "0.png")
     (tmp_path / "1.png").write_bytes(b"\x89PNG broken")
-    report = data_check.check(table([(0, "a"), (1, "b"), (2, "c")], tmp_path), languages.load("en"))
+    report = data_check.check(table([(0, "a"), (1, "b"), (2, "c")], tmp_path), languages.load_language("en"))
     assert [bad.image_id for bad in report.images.corrupt] == ["1.png"]
     assert [bad.image_id for bad in report.images.missing] == ["2.png"]
 
@@ -82,7 +82,7 @@ def test_empty_repeated_and_shared_captions():
     ],
 )
 def test_another_script_is_noticed(script, good, bad):
-    lang = languages.load("en").model_copy(update={"script": script})
+    lang = languages.load_language("en").model_copy(update={"script": script})
     mostly = f"{good} {good} iPad"
     report = data_check.check(table([(0, good), (1, bad), (2, "123 !"), (3, mostly), (4, "")]), lang)
     assert [example.split(".")[0] for example in report.other_script.examples] == ["1", "2"]
@@ -90,14 +90,16 @@ def test_another_script_is_noticed(script, good, bad):
 
 
 def test_a_script_that_is_not_known_is_not_checked():
-    lang = languages.load("en").model_copy(update={"script": "Zzzz"})
+    lang = languages.load_language("en").model_copy(update={"script": "Zzzz"})
     report = data_check.check(table([(0, "a")]), lang)
     assert report.other_script is None
     assert "not checked" in shown(report)
 
 
 def test_tokens_are_counted_without_cutting():
-    report = data_check.check(table([(0, "ab q"), (1, "abcdef"), (2, "qq abc")]), languages.load("en"), Words(), 6)
+    report = data_check.check(
+        table([(0, "ab q"), (1, "abcdef"), (2, "qq abc")]), languages.load_language("en"), Words(), 6
+    )
     tokens = report.tokens
     assert tokens.too_long == Finding(count=2, examples=("1.png: abcdef", "2.png: qq abc"))
     assert tokens.longest == 8
@@ -107,25 +109,25 @@ def test_tokens_are_counted_without_cutting():
 
 
 def test_a_script_without_spaces_has_no_words():
-    lang = languages.load("en").model_copy(update={"script": "Hans"})
+    lang = languages.load_language("en").model_copy(update={"script": "Hans"})
     assert data_check.check(table([(0, "一个女人")]), lang, Words()).tokens.subwords_per_word is None
 
 
 def test_an_empty_table_is_no_crash():
-    report = data_check.check(table([]), languages.load("en"), Words())
+    report = data_check.check(table([]), languages.load_language("en"), Words())
     assert (report.captions, report.images.images) == (0, 0)
     assert "0" in shown(report)
 
 
 def test_the_report_goes_through_json():
-    report = data_check.check(table([(0, "ab q"), (0, "犬")]), languages.load("en"), Words())
+    report = data_check.check(table([(0, "ab q"), (0, "犬")]), languages.load_language("en"), Words())
     assert DataReport.model_validate_json(report.model_dump_json()) == report
 
 
 def test_progress_is_told(news):
     data_check.check(
         table([(0, "a")]),
-        languages.load("en"),
+        languages.load_language("en"),
         Words(),
         6,
     )
@@ -140,7 +142,7 @@ def shown(report: DataReport) -> str:
 
 def test_the_table_shows_counts_shares_and_examples_as_they_are():
     report = data_check.check(
-        table([(0, "[bold]q"), (1, ""), (2, "x" * 500), (3, "собака")]), languages.load("en"), Words(), 6
+        table([(0, "[bold]q"), (1, ""), (2, "x" * 500), (3, "собака")]), languages.load_language("en"), Words(), 6
     )
     text = shown(report)
     assert re.search(r"empty captions .* 1 \(25\.0%\)", text)
@@ -152,7 +154,7 @@ def test_the_table_shows_counts_shares_and_examples_as_they_are():
 
 
 def test_a_recipes_three_splits_are_checked():
-    from polyalign.config import recipe as recipes
+    from polyalign.config import resolve as recipes
 
     overrides = recipes.parse_set([f"source.{split}_images=3" for split in ("train", "dev", "test")])
     reports = data_check.check_recipe(recipes.resolve("starter", "sw", "projection", overrides), Words())
@@ -161,7 +163,7 @@ def test_a_recipes_three_splits_are_checked():
 
 
 def test_a_source_without_all_three_splits_is_checked_as_far_as_it_goes(tmp_path):
-    from polyalign.config import recipe as recipes
+    from polyalign.config import resolve as recipes
 
     (tmp_path / "filenames.txt").write_text("1.jpg\n")
     (tmp_path / "swh_Latn.txt").write_text("mbwa\n")

@@ -11,7 +11,7 @@ from polyalign.config import language as languages
 from polyalign.data import class_names
 from polyalign.utils.errors import UserError
 
-SW, EN = languages.load("sw"), languages.load("en")
+SW, EN = languages.load_language("sw"), languages.load_language("en")
 NUMBERS = [str(number) for number in range(1000)]
 
 
@@ -50,9 +50,9 @@ def test_a_name_of_no_class_is_a_slip_of_the_pen_where_a_class_has_none(tmp_path
 def test_the_languages_of_babel_imagenets_file(tmp_path):
     path = tmp_path / "babel.json"
     path.write_text(json.dumps({"SW": [[0], ["a"]], "TL": [[0], ["b"]], "XX": [[0], ["c"]]}))
-    known = [languages.load(code) for code in ("de", "fil", "sw")]
+    known = [languages.load_language(code) for code in ("de", "fil", "sw")]
     assert class_names.languages(str(path), known) == ["fil", "sw"]
-    assert class_names.read(str(path), languages.load("fil"), NUMBERS) == {"0": ("b",)}
+    assert class_names.read(str(path), languages.load_language("fil"), NUMBERS) == {"0": ("b",)}
     path.write_text('{"red": "rot"}')
     with pytest.raises(UserError, match="not Babel-ImageNet's file: say one language"):
         class_names.languages(str(path), known)
@@ -106,11 +106,13 @@ def test_babel_imagenet_goes_by_index(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="1000 classes, and here are 3"):
         class_names.read(str(path), SW, classes[:3])
     with pytest.raises(UserError, match=r"no Hindi \(HI\)"):
-        class_names.read(str(path), languages.load("hi"), classes)
+        class_names.read(str(path), languages.load_language("hi"), classes)
 
 
 def test_the_real_babel_imagenet(real_data: Path) -> None:
     path = real_data / "data" / "benchmarks" / "babel-imagenet" / "babel_imagenet.json"
     classes = [f"n{i:08d}" for i in range(1000)]
-    found = {code: len(class_names.read(str(path), languages.load(code), classes)) for code in ("sw", "am", "de")}
+    found = {
+        code: len(class_names.read(str(path), languages.load_language(code), classes)) for code in ("sw", "am", "de")
+    }
     assert found == {"sw": 220, "am": 85, "de": 738}

@@ -109,7 +109,7 @@ def grid(recipe: Path | str, *strategies: str, **changes: Any) -> Grid:
 
 def compared(wide: Grid, workers: Here | None = None, *, tune: bool = False) -> Here:
     workers = workers or Told()
-    compare.compare(wide, workers, tune=tune)  # type: ignore[arg-type]
+    compare.run_grid(wide, workers, tune=tune)  # type: ignore[arg-type]
     return workers
 
 

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from polyalign.config import language as lang
-from polyalign.config import plugins, recipe
+from polyalign.config import plugins
+from polyalign.config import resolve as recipe
 from polyalign.config.tower import TextSpec, VisionSpec
 from polyalign.data.pairs import PairTable
 from polyalign.models.aligner import Aligner
@@ -43,7 +44,7 @@ def module(examples, tmp_path, monkeypatch):
         file.parent.mkdir()
         file.write_text(examples[path], encoding="utf-8")
         sys.modules.pop(f"polyalign_own.{file.parent.name}.{file.stem}", None)
-        return plugins.load(file.parent.name, file.stem)
+        return plugins.load_plugin(file.parent.name, file.stem)
 
     return load
 
@@ -52,7 +53,7 @@ def test_the_language_loads_from_the_folder_worked_in(examples, tmp_path, monkey
     (tmp_path / "langs").mkdir()
     (tmp_path / "langs" / "ts.toml").write_text(examples["langs/ts.toml"], encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    assert lang.load("ts").recipe == {"text": {"max_tokens": 80}}
+    assert lang.load_language("ts").recipe == {"text": {"max_tokens": 80}}
 
 
 def test_the_language_in_the_readme_loads(repo, tmp_path, monkeypatch):
@@ -62,7 +63,7 @@ def test_the_language_in_the_readme_loads(repo, tmp_path, monkeypatch):
     (tmp_path / "langs").mkdir()
     (tmp_path / "langs" / "ts.toml").write_text(block, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
-    assert lang.load("ts").english_name == "Tsonga"
+    assert lang.load_language("ts").english_name == "Tsonga"
 
 
 def test_the_strategy_trains_attention_and_nothing_else_of_the_towers(module):
@@ -82,11 +83,11 @@ def test_the_source_reads_captions_off_file_names(module, tmp_path):
     (tmp_path / "train").mkdir()
     for name in ("red-fish", "two-birds"):
         Image.new("RGB", (4, 4)).save(tmp_path / "train" / f"{name}.jpg")
-    table = source.load(source.Config(root=tmp_path), lang.load("en"), "train")
+    table = source.load(source.Config(root=tmp_path), lang.load_language("en"), "train")
     assert table.captions == ("red fish", "two birds")
     assert table.images[1].open().size == (4, 4)
     with pytest.raises(UserError, match=r"no \*\.jpg in .*test"):
-        source.load(source.Config(root=tmp_path), lang.load("en"), "test")
+        source.load(source.Config(root=tmp_path), lang.load_language("en"), "test")
 
 
 def test_the_task_is_the_mean_over_all_pairs(module):
@@ -113,7 +114,7 @@ def test_the_python_lines_of_the_readme_run(repo, tmp_path, monkeypatch):
     assert brief != block
     found = {}
     exec(compile(brief, "README.md", "exec"), found)
-    assert found["vectors"].shape == (2, 256)
+    assert found["vectors"].shape == (2, 128)
     assert found["result"].lang == "sw"
 
 

@@ -47,7 +47,7 @@ def published(site, monkeypatch):
 
 
 def get(root, photos="none", name="xtd"):
-    return obtain.get(name, root, photos)
+    return obtain.download_dataset(name, root, photos)
 
 
 def test_a_dataset_is_got_and_can_be_read_and_what_is_left_to_do_is_told(published, tmp_path, caplog):
@@ -160,8 +160,8 @@ def test_a_list_of_hashes_is_of_the_form_of_sha256sum(name):
 
 
 def test_datasets_lie_where_the_shipped_suites_look():
-    for one in (one for name in shipped.names("suites") for one in suite.load(name).benchmarks):
-        assert one.spec.options["root"] == plugins.load("sources", one.spec.name).INFO.folder
+    for one in (one for name in shipped.shipped_names("suites") for one in suite.load(name).benchmarks):
+        assert one.spec.options["root"] == plugins.load_plugin("sources", one.spec.name).INFO.folder
 
 
 def test_facts_that_could_not_be_looked_up_say_so():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from polyalign.config.recipe import Cache
+from polyalign.config.schema import Cache
 from polyalign.data.pairs import PairTable
 from polyalign.models import embed as embedding
 from polyalign.models.embed import embed, embed_features, encode_captions, prepare

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from polyalign.config import plugins
-from polyalign.config.recipe import Cache
+from polyalign.config.schema import Cache
 from polyalign.data.pairs import FileImage, PairTable
 from polyalign.models import feature_cache as cache
 from polyalign.models.embed import embed, prepare
@@ -65,7 +65,7 @@ def trained(
 WHOLE = ("bitfit", "full", "scratch")
 RUNS = [
     (name, layers, "text" if name == "lit" else "both")
-    for name in plugins.names("strategies")
+    for name in plugins.plugin_names("strategies")
     for layers in ("all", "last:1")
     if (name, layers) != ("scratch", "last:1") and not (name in WHOLE and layers == "all")
 ]

@@ -26,7 +26,7 @@ def part(text: str) -> Part:
 
 
 def wordings(code: str, a: str, relation: str | None, b: str, background: str | None, draws: int = 400) -> set[str]:
-    lang, rng = langs.load(code), np.random.default_rng(0)
+    lang, rng = langs.load_language(code), np.random.default_rng(0)
     plan = Plan((part(a), part(b)), relation, background)
     return {word(plan, lang, rng) for _ in range(draws)}
 
@@ -142,7 +142,7 @@ def test_the_swahili_concords_are_complete() -> None:
 
 
 def test_the_same_state_of_chance_gives_the_same_sentence() -> None:
-    lang = langs.load("sw")
+    lang = langs.load_language("sw")
     said = [say(SCENE, lang, np.random.default_rng(7)) for _ in range(2)]
     assert said[0] == said[1]
 
@@ -175,7 +175,7 @@ def test_alternatives_in_a_key_are_spelt_out() -> None:
 
 
 def broken(change: dict[str, Any], *, drop: tuple[str, str] | None = None) -> langs.Lang:
-    lang = langs.load("en")
+    lang = langs.load_language("en")
     starter = copy.deepcopy(lang.starter)
     for section, value in change.items():
         starter[section] = {**starter[section], **value} if isinstance(value, dict) else value
@@ -209,5 +209,5 @@ def test_a_mistake_in_the_file_is_named(lang: langs.Lang, message: str) -> None:
 
 
 def test_a_new_language_is_one_table() -> None:
-    lang = langs.load("en").model_copy(update={"code": "xx"})
+    lang = langs.load_language("en").model_copy(update={"code": "xx"})
     assert say(SCENE, lang, np.random.default_rng(0))

@@ -12,7 +12,7 @@ from polyalign.data import labelled
 from polyalign.data.labelled_sets import KNOWN
 from polyalign.utils.errors import UserError
 
-SW, DE = languages.load("sw"), languages.load("de")
+SW, DE = languages.load_language("sw"), languages.load_language("de")
 
 
 @pytest.fixture
@@ -86,10 +86,10 @@ def test_starter_objects_are_named_in_the_language() -> None:
 
 
 def test_every_starter_language_names_every_object() -> None:
-    codes = [code for code in languages.names() if languages.load(code).starter]
+    codes = [code for code in languages.language_codes() if languages.load_language(code).starter]
     assert len(codes) >= 8
     for code in codes:
-        names = labelled.starter_objects(languages.load(code), each=1).names
+        names = labelled.starter_objects(languages.load_language(code), each=1).names
         assert len({name for group in names for name in group}) >= 24
 
 

@@ -33,21 +33,21 @@ def langs(tmp_path, monkeypatch):
 
 
 def test_one_file_adds_a_language(langs):
-    tsonga = lang.load("ts")
-    assert "ts" in lang.names()
+    tsonga = lang.load_language("ts")
+    assert "ts" in lang.language_codes()
     assert (tsonga.name, tsonga.script, tsonga.low_resource) == ("Xitsonga", "Latn", True)
     assert tsonga.recipe == {"text": {"max_tokens": 40}}
     assert tsonga.starter == {}
 
 
 def test_every_shipped_language_loads_under_its_own_code():
-    codes = lang.names()
+    codes = lang.language_codes()
     assert len(codes) >= 8
-    assert [lang.load(code).code for code in codes] == codes
+    assert [lang.load_language(code).code for code in codes] == codes
 
 
 def test_the_shipped_languages_are_as_mixed_as_promised():
-    shipped = [lang.load(code) for code in lang.names()]
+    shipped = [lang.load_language(code) for code in lang.language_codes()]
     assert sum(one.low_resource for one in shipped if one.starter) >= 4
     assert len({one.script for one in shipped if one.starter}) >= 3
 
@@ -55,7 +55,7 @@ def test_the_shipped_languages_are_as_mixed_as_promised():
 def test_a_file_under_another_name_than_its_code_is_refused(langs):
     (langs / "tso.toml").write_text(XITSONGA, encoding="utf-8")
     with pytest.raises(UserError, match=r'says code = "ts": the file must be named ts\.toml'):
-        lang.load("tso")
+        lang.load_language("tso")
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_a_key_that_does_not_fit_is_named(line, complaint, langs):
     kept = [one for one in XITSONGA.splitlines() if not one.startswith(f"{key} =")]
     (langs / "ts.toml").write_text("\n".join([line, *kept]), encoding="utf-8")
     with pytest.raises(UserError, match=r"ts\.toml does not describe a language") as caught:
-        lang.load("ts")
+        lang.load_language("ts")
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -80,7 +80,7 @@ def test_a_key_that_does_not_fit_is_named(line, complaint, langs):
 def test_a_missing_key_is_named(langs):
     (langs / "ts.toml").write_text('code = "ts"\n', encoding="utf-8")
     with pytest.raises(UserError, match="script: Field required"):
-        lang.load("ts")
+        lang.load_language("ts")
 
 
 @pytest.mark.parametrize("code", ["sw", "quz", "zh-Hans", "sr-Latn-RS"])
@@ -96,4 +96,4 @@ def test_no_code_can_name_a_path_or_leave_ascii(code: str):
 
 def test_an_unknown_language_is_a_user_error():
     with pytest.raises(UserError, match='unknown language "kiswahili"'):
-        lang.load("kiswahili")
+        lang.load_language("kiswahili")

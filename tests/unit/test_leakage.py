@@ -51,7 +51,7 @@ def folder(tmp_path):
 
 
 def leaks(train, test, **options):
-    report = leakage.check(table("train", train), table("test", test), **options)
+    report = leakage.find_leaks(table("train", train), table("test", test), **options)
     return {(leak.train_id, leak.test_id, leak.by) for leak in report.leaks}
 
 
@@ -125,8 +125,8 @@ def test_a_small_object_of_another_colour_makes_another_picture(folder):
 
 def test_scenes_of_the_starter_world_raise_no_alarm_drawn_or_saved(folder):
     config = starter.Config(train_images=150, dev_images=1, test_images=50)
-    train, test = (starter.load(config, lang.load("sw"), split) for split in ("train", "test"))
-    assert leakage.check(train, test).leaks == ()
+    train, test = (starter.load(config, lang.load_language("sw"), split) for split in ("train", "test"))
+    assert leakage.find_leaks(train, test).leaks == ()
     saved = [
         table(
             t.name,
@@ -134,8 +134,8 @@ def test_scenes_of_the_starter_world_raise_no_alarm_drawn_or_saved(folder):
         )
         for t in (train, test)
     ]
-    assert leakage.check(*saved).leaks == ()
-    assert len(leakage.check(saved[0], saved[0]).train_ids) == 150
+    assert leakage.find_leaks(*saved).leaks == ()
+    assert len(leakage.find_leaks(saved[0], saved[0]).train_ids) == 150
 
 
 def test_missing_and_corrupt_images_are_compared_by_id_alone(folder):
@@ -143,19 +143,19 @@ def test_missing_and_corrupt_images_are_compared_by_id_alone(folder):
     train = {"x.jpg": FileImage(folder.path / "broken.jpg"), "y.jpg": FileImage(folder.path / "none.jpg")}
     test = {"x.jpg": folder.put("x.jpg", photo(1)), "z.jpg": folder.put("z.jpg", photo(2))}
     assert leaks(train, test) == {("x.jpg", "x.jpg", "id")}
-    blind = leakage.check(table("train", train), table("test", test)).describe()
+    blind = leakage.find_leaks(table("train", train), table("test", test)).describe()
     assert blind.endswith("; 2 training images could not be opened: those by id alone)")
-    nothing = leakage.check(table("train", absent("p.jpg")), table("test", absent("q.jpg", "r.jpg"))).describe()
+    nothing = leakage.find_leaks(table("train", absent("p.jpg")), table("test", absent("q.jpg", "r.jpg"))).describe()
     assert nothing.endswith(
         "(by ids and pixels; 1 training images and 2 test images could not be opened: those by id alone)"
     )
-    assert "could not" not in leakage.check(table("a", train), table("b", test), pixels=False).describe()
+    assert "could not" not in leakage.find_leaks(table("a", train), table("b", test), pixels=False).describe()
 
 
 def test_every_shared_image_of_either_side_is_named(folder):
     train = {f"t{i}": folder.put(f"t{i}.png", photo(1)) for i in range(3)}
     test = {f"e{i}": folder.put(f"e{i}.png", photo(1)) for i in range(5)}
-    report = leakage.check(table("train", train), table("test", test))
+    report = leakage.find_leaks(table("train", train), table("test", test))
     assert report.train_ids == tuple(train)
     assert report.test_ids == tuple(test)
     assert len(report.leaks) < 15
@@ -163,7 +163,9 @@ def test_every_shared_image_of_either_side_is_named(folder):
 
 def test_the_report_says_it_in_a_line_and_goes_through_json(folder):
     same = folder.put("a.png", photo(1))
-    report = leakage.check(table("train", {"a": same, "b": folder.put("b.png", photo(2))}), table("test", {"c": same}))
+    report = leakage.find_leaks(
+        table("train", {"a": same, "b": folder.put("b.png", photo(2))}), table("test", {"c": same})
+    )
     assert report.describe() == (
         "1 of the 1 test images of test are among the 2 training images of train (1 by id, 0 by pixels: a = c)"
     )
@@ -173,7 +175,7 @@ def test_the_report_says_it_in_a_line_and_goes_through_json(folder):
 def test_a_leak_is_refused_with_the_way_out_and_can_be_excluded(folder):
     same = folder.put("a.png", photo(1))
     train = table("train", {"a": same, "b": folder.put("b.png", photo(2))})
-    report = leakage.check(train, table("test", {"c": same}))
+    report = leakage.find_leaks(train, table("test", {"c": same}))
     with pytest.raises(UserError, match=r"leakage: 1 of the 1 .*data\.leakage=exclude.*data\.leakage=allow"):
         leakage.refuse(report)
     left = leakage.exclude(train, report)
@@ -183,7 +185,7 @@ def test_a_leak_is_refused_with_the_way_out_and_can_be_excluded(folder):
 
 def test_nothing_shared_is_not_refused_and_excludes_nothing(folder):
     train = table("train", {"a": folder.put("a.png", photo(1))})
-    report = leakage.check(train, table("test", {"b": folder.put("b.png", photo(2))}))
+    report = leakage.find_leaks(train, table("test", {"b": folder.put("b.png", photo(2))}))
     leakage.refuse(report)
     assert leakage.exclude(train, report) is train
     assert report.describe().startswith("none of the 1 test images of test")
@@ -191,4 +193,4 @@ def test_nothing_shared_is_not_refused_and_excludes_nothing(folder):
 
 def test_empty_tables_share_nothing():
     empty = table("none", {})
-    assert leakage.check(empty, empty).leaks == ()
+    assert leakage.find_leaks(empty, empty).leaks == ()

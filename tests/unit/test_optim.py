@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from polyalign.config.recipe import Optim
+from polyalign.config.schema import Optim
 from polyalign.training.optim import adamw, learning_rate
 
 

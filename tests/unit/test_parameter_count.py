@@ -18,7 +18,7 @@ def shown(rows: list[strategy_table.Row]) -> str:
 def test_every_strategy_is_counted_from_the_fewest_parameters_up(tmp_path):
     recipe = tiny.write(tmp_path / "tiny.toml")
     rows = strategy_table.count(str(recipe), "en", {})
-    assert sorted(row.strategy for row in rows) == plugins.names("strategies")
+    assert sorted(row.strategy for row in rows) == plugins.plugin_names("strategies")
     assert [row.trainable for row in rows] == sorted(row.trainable for row in rows)
     by_name = {row.strategy: row for row in rows}
     assert by_name["projection"].trainable == 2 * (32 * 16 + 16) + 1
@@ -37,7 +37,7 @@ def test_the_table_shows_absolute_counts_and_shares(tmp_path):
 def test_a_strategy_the_towers_cannot_carry_is_a_row_that_says_why(tmp_path):
     recipe = tiny.write(tmp_path / "tiny.toml", vision={"model": "test_resnet"})
     rows = {row.strategy: row for row in strategy_table.count(str(recipe), "en", {})}
-    assert rows.keys() == set(plugins.names("strategies"))
+    assert rows.keys() == set(plugins.plugin_names("strategies"))
     assert {"lilt", "lilt-deep", "lora"} <= {name for name, row in rows.items() if row.problem}
     assert not any(rows[name].problem for name in ("projection", "layernorm", "full"))
     assert "works on transformer blocks" in str(rows["lilt"].problem)

@@ -39,52 +39,52 @@ def own(tmp_path, monkeypatch):
 
 
 def test_own_plugins_are_listed_without_being_imported(own):
-    assert {"bomb", "my-way", "lilt-deep"} <= set(plugins.names("strategies"))
-    assert not {"-shared", "shared", "no strategy", "notes"} & set(plugins.names("strategies"))
+    assert {"bomb", "my-way", "lilt-deep"} <= set(plugins.plugin_names("strategies"))
+    assert not {"-shared", "shared", "no strategy", "notes"} & set(plugins.plugin_names("strategies"))
 
 
 def test_an_own_plugin_is_loaded_and_the_terminal_says_so(own, caplog):
-    assert plugins.load("strategies", "my-way").apply(None, None) == "applied"
+    assert plugins.load_plugin("strategies", "my-way").apply(None, None) == "applied"
     assert caplog.messages == [f"running code from the working folder: {own / 'my_way.py'}"]
 
 
 def test_a_shipped_plugin_wins_over_an_own_file(own, caplog):
-    assert plugins.load("strategies", "lilt").__name__ == "polyalign.models.strategies.lilt"
+    assert plugins.load_plugin("strategies", "lilt").__name__ == "polyalign.models.strategies.lilt"
     assert caplog.messages == [f"{own / 'lilt.py'} is ignored: polyalign has a strategy of that name; rename it"]
 
 
 def test_a_file_that_is_no_plugin_is_a_user_error(own):
     with pytest.raises(UserError, match=r"bomb\.py cannot be imported: RuntimeError: a listing"):
-        plugins.load("strategies", "bomb")
+        plugins.load_plugin("strategies", "bomb")
     with pytest.raises(UserError, match=r"empty\.py is not a strategy: it has no Config"):
-        plugins.load("strategies", "empty")
+        plugins.load_plugin("strategies", "empty")
 
 
 def test_an_installed_package_can_bring_a_plugin(monkeypatch):
     point = EntryPoint("elsewhere", "polyalign.models.strategies.full", "polyalign.strategies")
     monkeypatch.setattr(plugins, "entry_points", lambda group: [point] if group == point.group else [])
-    assert "elsewhere" in plugins.names("strategies")
-    assert plugins.load("strategies", "elsewhere").__name__ == "polyalign.models.strategies.full"
-    assert "elsewhere" not in plugins.names("sources")
+    assert "elsewhere" in plugins.plugin_names("strategies")
+    assert plugins.load_plugin("strategies", "elsewhere").__name__ == "polyalign.models.strategies.full"
+    assert "elsewhere" not in plugins.plugin_names("sources")
 
 
 def test_an_unknown_plugin_is_a_user_error_with_advice():
     with pytest.raises(UserError, match=r'unknown strategy "lilt-dep": did you mean "lilt-deep"\?.* \./strategies'):
-        plugins.load("strategies", "lilt-dep")
+        plugins.load_plugin("strategies", "lilt-dep")
 
 
 @pytest.mark.parametrize("name", ["lilt_deep", "_shared", "", "../cli", "strategies"])
 def test_only_listed_names_can_be_loaded(own, name):
     with pytest.raises(UserError):
-        plugins.load("strategies", name)
+        plugins.load_plugin("strategies", name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_has_plugins_and_all_of_them_import_with_a_config(kind):
-    found = plugins.names(kind)
+    found = plugins.plugin_names(kind)
     assert found
     for name in found:
-        module = plugins.load(kind, name)
+        module = plugins.load_plugin(kind, name)
         assert module.__name__ == f"polyalign.{HOME[kind]}.{name.replace('-', '_')}"
         assert module.Config.model_config["extra"] == "forbid", name
         assert module.Config.model_config["frozen"], name
@@ -92,12 +92,12 @@ def test_every_kind_has_plugins_and_all_of_them_import_with_a_config(kind):
 
 @pytest.mark.parametrize(("kind", "function"), [("strategies", "apply"), ("sources", "load"), ("tasks", "score")])
 def test_every_plugin_has_its_one_function(kind, function):
-    assert all(callable(getattr(plugins.load(kind, name), function)) for name in plugins.names(kind))
+    assert all(callable(getattr(plugins.load_plugin(kind, name), function)) for name in plugins.plugin_names(kind))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_plugin_says_in_its_first_line_what_it_is(kind):
-    for name in plugins.names(kind):
-        docstring = plugins.load(kind, name).__doc__
+    for name in plugins.plugin_names(kind):
+        docstring = plugins.load_plugin(kind, name).__doc__
         assert docstring, name
         assert docstring.splitlines()[0].endswith("."), name

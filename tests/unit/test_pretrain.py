@@ -332,7 +332,7 @@ def test_the_shipped_text_tower_finds_translations_and_knows_its_languages(lines
     tokenizer, model = AutoTokenizer.from_pretrained(STARTER / "text"), shipped()
     batches = make_text_tower.Batches(tokenizer, make_text_tower.Settings(), ranking=False)
     measured = make_text_tower.measure(make_text_tower.Learner(model, 0.05), batches, lines)
-    assert set(measured) == {code for code in langs.names() if langs.load(code).starter}
+    assert set(measured) == {code for code in langs.language_codes() if langs.load_language(code).starter}
     assert min(min(there, back) for there, back, _ in measured.values()) >= 0.8, measured
     assert max(perplexity for *_, perplexity in measured.values()) < 20, measured
 

@@ -8,7 +8,7 @@ import tomli_w
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyalign.config import recipe
+from polyalign.config import resolve as recipe
 from polyalign.utils.errors import UserError
 from tests import tiny
 
@@ -90,7 +90,7 @@ def test_another_strategy_than_the_recipes_takes_none_of_its_options(own):
 
 def test_another_source_than_the_recipes_takes_none_of_its_options(own, tmp_path):
     own("mine", **TOWERS | {"source": {"name": "starter", "seed": 5}})
-    folder = recipe.resolve("mine", "sw", "lilt", recipe.overrides([], data=str(tmp_path))).source
+    folder = recipe.resolve("mine", "sw", "lilt", recipe.gather_overrides([], data=str(tmp_path))).source
     assert folder["name"] == "folder"
     assert "seed" not in folder
 
@@ -101,8 +101,8 @@ def test_a_resolved_recipe_comes_back_from_its_file(tmp_path):
     )
     path = tmp_path / "recipe.toml"
     path.write_text(resolved.to_toml(), encoding="utf-8")
-    assert recipe.from_toml(path) == resolved
-    assert recipe.from_toml(path).to_toml() == resolved.to_toml()
+    assert recipe.read_recipe(path) == resolved
+    assert recipe.read_recipe(path).to_toml() == resolved.to_toml()
 
 
 def test_the_languages_of_a_recipe_are_for_commands_that_are_given_none(own):
@@ -255,7 +255,7 @@ def test_merging_keeps_what_is_not_overridden_and_changes_neither_table(under, o
 
 
 def test_options_become_keys_and_set_wins_over_them(tmp_path):
-    found = recipe.overrides(
+    found = recipe.gather_overrides(
         ["train.seed=9", "source.images=pictures"], budget="1k-pairs", towers="text", data=str(tmp_path), seed=3
     )
     assert found == {
@@ -264,13 +264,13 @@ def test_options_become_keys_and_set_wins_over_them(tmp_path):
         "strategy": {"towers": "text"},
         "source": {"name": "folder", "root": str(tmp_path), "images": "pictures"},
     }
-    assert recipe.overrides([]) == {}
-    assert recipe.overrides([], seed=0) == {"train": {"seed": 0}}
+    assert recipe.gather_overrides([]) == {}
+    assert recipe.gather_overrides([], seed=0) == {"train": {"seed": 0}}
 
 
 def test_data_of_ones_own_is_used_whole_unless_a_budget_is_given(tmp_path):
     def budget(**options):
-        return recipe.resolve("starter", "sw", "lilt", recipe.overrides([], **options)).budget
+        return recipe.resolve("starter", "sw", "lilt", recipe.gather_overrides([], **options)).budget
 
     assert budget() == "10k-pairs"
     assert budget(data=str(tmp_path)) == "all"
@@ -279,8 +279,8 @@ def test_data_of_ones_own_is_used_whole_unless_a_budget_is_given(tmp_path):
 
 def test_data_is_a_folder_or_a_source(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert recipe.overrides([], data="starter")["source"] == {"name": "starter"}
+    assert recipe.gather_overrides([], data="starter")["source"] == {"name": "starter"}
     Path("starter").mkdir()
-    assert recipe.overrides([], data="starter")["source"]["name"] == "folder"
+    assert recipe.gather_overrides([], data="starter")["source"]["name"] == "folder"
     with pytest.raises(UserError, match='--data "flickr8" is no folder and no source: did you mean "flickr8k"'):
-        recipe.overrides([], data="flickr8")
+        recipe.gather_overrides([], data="flickr8")

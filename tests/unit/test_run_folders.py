@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from polyalign.config import recipe
+from polyalign.config import resolve as recipe
 from polyalign.evaluation import evaluate as evaluation
 from polyalign.evaluation.evaluate import evaluate
 from polyalign.evaluation.results import Run
@@ -52,7 +52,7 @@ def named(tmp_path: Path, name: str, sections: dict[str, Any]) -> str:
             {"strategy": {"towers": "text", "layers": "last:2"}, "data": {"budget": "1k-pairs"}, "train": {"seed": 7}},
             "runs/tiny-en-bitfit-text-last2-1k-pairs-s7",
         ),
-        ("lilt", recipe.within("20min+1GiB"), "runs/tiny-en-lilt-20min+1GiB-s0"),
+        ("lilt", recipe.budget_overrides("20min+1GiB"), "runs/tiny-en-lilt-20min+1GiB-s0"),
     ],
 )
 def test_a_run_is_named_after_what_it_is(name, sections, folder, tmp_path):

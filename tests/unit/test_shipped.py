@@ -15,10 +15,10 @@ def own(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("kind", ["recipes", "langs"])
 def test_shipped_files_are_found_from_any_folder(kind, own):
-    found = shipped.names(kind)
+    found = shipped.shipped_names(kind)
     assert found
     for name in found:
-        path = shipped.find(kind, name)
+        path = shipped.find_shipped(kind, name)
         assert path.is_file()
         assert path.is_absolute()
         shipped.read_toml(path)
@@ -28,14 +28,14 @@ def test_a_users_own_file_wins_over_the_shipped_one_of_the_same_name(own):
     (own / "langs").mkdir()
     (own / "langs" / "sw.toml").touch()
     (own / "langs" / "xx.toml").touch()
-    assert shipped.find("langs", "sw") == own / "langs" / "sw.toml"
-    assert {"sw", "xx", "en"} <= set(shipped.names("langs"))
+    assert shipped.find_shipped("langs", "sw") == own / "langs" / "sw.toml"
+    assert {"sw", "xx", "en"} <= set(shipped.shipped_names("langs"))
 
 
 def test_a_name_is_listed_once_though_found_twice(own):
     (own / "recipes").mkdir()
     (own / "recipes" / "starter.toml").touch()
-    assert shipped.names("recipes").count("starter") == 1
+    assert shipped.shipped_names("recipes").count("starter") == 1
 
 
 def test_a_package_folder_wins_over_the_checkouts(own, tmp_path, monkeypatch):
@@ -44,19 +44,19 @@ def test_a_package_folder_wins_over_the_checkouts(own, tmp_path, monkeypatch):
         folder.mkdir(parents=True)
         (folder / "sw.toml").touch()
     monkeypatch.setattr(shipped, "_PACKAGE", package)
-    assert shipped.find("langs", "sw") == package / "langs" / "sw.toml"
+    assert shipped.find_shipped("langs", "sw") == package / "langs" / "sw.toml"
 
 
 @pytest.mark.parametrize(("kind", "name", "said"), [("recipes", "startr", "recipe"), ("langs", "swa", "language")])
 def test_an_unknown_name_is_a_user_error_with_advice(kind, name, said, own):
     with pytest.raises(UserError, match=f'unknown {said} "{name}": did you mean'):
-        shipped.find(kind, name)
+        shipped.find_shipped(kind, name)
 
 
 def test_a_folder_named_like_a_file_is_not_taken_for_one(own):
     (own / "langs" / "qq.toml").mkdir(parents=True)
     with pytest.raises(UserError, match="unknown language"):
-        shipped.find("langs", "qq")
+        shipped.find_shipped("langs", "qq")
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from polyalign.data.readers.info import Info
 from polyalign.data.sources import xtd
 from polyalign.utils.errors import UserError
 
-EN, JA, SW = (languages.load(code) for code in ("en", "ja", "sw"))
+EN, JA, SW = (languages.load_language(code) for code in ("en", "ja", "sw"))
 NAMES = ["COCO_train2014_000000000009.jpg", "COCO_train2014_000000000025.jpg", "COCO_val2014_000000000042.jpg"]
 
 
@@ -51,11 +51,11 @@ def test_line_i_belongs_to_image_i(root):
 
 
 def test_crlf_and_a_missing_last_newline_leave_no_trace_and_other_breaks_end_no_line(root):
-    assert load(root, languages.load("es")).captions == ("uno", "dos", "trés\u2028aún")
+    assert load(root, languages.load_language("es")).captions == ("uno", "dos", "trés\u2028aún")
 
 
 def test_blank_lines_at_the_end_are_no_captions(root):
-    assert load(root, languages.load("de")).captions == ("eins", "zwei", "drei")
+    assert load(root, languages.load_language("de")).captions == ("eins", "zwei", "drei")
 
 
 def test_files_of_different_length_are_refused_with_both_lengths(root):
@@ -114,7 +114,7 @@ def test_a_file_of_the_very_name_is_preferred_to_another_of_the_photo(root):
 def test_without_an_image_folder_captions_can_be_read_and_ids_compared_but_nothing_opened(root):
     table = load(root, images=None)
     assert table.captions == ("one", "two", "three")
-    assert leakage.check(table, load(root)).train_ids == tuple(sorted(NAMES))
+    assert leakage.find_leaks(table, load(root)).train_ids == tuple(sorted(NAMES))
     with pytest.raises(UserError, match=r"set the image folder \(source\.images"):
         table.images[0].open()
     with pytest.raises(UserError, match="3 missing"):
@@ -137,14 +137,14 @@ def test_unknown_languages_and_splits_are_refused_with_what_there_is(root):
     with pytest.raises(UserError, match='no "dev" split: it has train, test'):
         load(root, split="dev", protocol="lilt-200")
     with pytest.raises(UserError, match=r"no file of captions in fr: .*test_1kcaptions_fr\.txt"):
-        load(root, languages.load("fr"))
+        load(root, languages.load_language("fr"))
     (root / "XTD10" / "test_1kcaptions_en.txt").write_text("")
     with pytest.raises(UserError, match=r"_en\.txt is empty"):
         load(root)
 
 
 def test_every_benchmark_says_what_it_is_and_where_to_get_it():
-    modules = [plugins.load("sources", name) for name in plugins.names("sources")]
+    modules = [plugins.load_plugin("sources", name) for name in plugins.plugin_names("sources")]
     infos = [module.INFO for module in modules if hasattr(module, "INFO")]
     assert len(infos) == len(modules) - 3  # starter, folder and hub are no datasets
     for info in infos:

@@ -6,7 +6,7 @@ from polyalign.config import language as languages
 from polyalign.data.sources import flickr8k
 from polyalign.utils.errors import UserError
 
-EN, DE, QU = (languages.load(code) for code in ("en", "de", "qu"))
+EN, DE, QU = (languages.load_language(code) for code in ("en", "de", "qu"))
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_machine_translations_are_called_so_unless_told_otherwise(root):
 
 def test_captions_of_unknown_authors_are_not_called_human(root, caplog):
     (root / "captions" / "sw.txt").write_text("a.jpg#0\tmoja\n")
-    swahili = languages.load("sw")
+    swahili = languages.load_language("sw")
     assert load(root, swahili, "train").origin == "machine"
     assert "sw.txt" in caplog.text
     assert "source.origin" in caplog.text
@@ -81,7 +81,7 @@ def test_the_files_as_first_published_are_read_too(tmp_path):
 
 def test_what_is_not_there_is_named(root):
     with pytest.raises(UserError, match=r'no captions in "sw" \(.*sw\.txt\): .*de, en, qu'):
-        load(root, languages.load("sw"), "train")
+        load(root, languages.load_language("sw"), "train")
     with pytest.raises(UserError, match=r'no split "tset": did you mean "test"'):
         load(root, EN, "tset")
     with pytest.raises(UserError, match="there is no folder"):

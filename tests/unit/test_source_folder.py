@@ -18,8 +18,8 @@ from polyalign.data.pairs import PairTable
 from polyalign.data.sources import folder
 from polyalign.utils.errors import UserError
 
-EN = languages.load("en")
-SW = languages.load("sw")
+EN = languages.load_language("en")
+SW = languages.load_language("sw")
 
 
 def pairs(table: PairTable) -> list[tuple[str, str]]:
@@ -238,7 +238,7 @@ def test_only_rows_of_the_language_are_read(tmp_path):
     (tmp_path / "a.csv").write_text("image,caption,lang\na.jpg,a dog,en\na.jpg,mbwa,SW\nb.jpg,paka,swh_Latn\n")
     assert load(tmp_path, lang=SW) == [("a.jpg", "mbwa"), ("b.jpg", "paka")]
     with pytest.raises(UserError, match=r'no row with lang "de": it has en \(1\), SW \(1\), swh_Latn \(1\)'):
-        load(tmp_path, lang=languages.load("de"))
+        load(tmp_path, lang=languages.load_language("de"))
 
 
 def test_a_language_may_have_a_column_or_a_file_of_its_own(tmp_path):

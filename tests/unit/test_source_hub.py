@@ -12,7 +12,7 @@ from polyalign.data.pairs import CorruptImageError, EncodedImage, PairTable
 from polyalign.data.sources import hub
 from polyalign.utils.errors import UserError
 
-EN = languages.load("en")
+EN = languages.load_language("en")
 ALL = {"dev_share": 0, "test_share": 0}
 
 

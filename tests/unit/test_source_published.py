@@ -21,8 +21,8 @@ from polyalign.utils.errors import UserError
 
 
 def load(name: str, root: Path, code: str, split: str = "test", **options: Any) -> PairTable:
-    module = plugins.load("sources", name)
-    return module.load(module.Config(root=root, **options), languages.load(code), split)
+    module = plugins.load_plugin("sources", name)
+    return module.load(module.Config(root=root, **options), languages.load_language(code), split)
 
 
 def pairs(table: PairTable) -> list[tuple[str, str]]:
@@ -48,7 +48,7 @@ def test_flores_files_are_found_by_the_languages_flores_code_and_are_machine_mad
     table = load(name, tmp_path, "sw")
     assert (pairs(table), table.origin) == ([("1.jpg", "moja"), ("2.jpg", "mbili")], "machine")
     assert load(name, tmp_path, "en").origin == "human"
-    module = plugins.load("sources", name)
+    module = plugins.load_plugin("sources", name)
     assert module.languages(module.Config(root=tmp_path)) == ["en", "sw"]
     with pytest.raises(UserError, match=r"no captions in am \(.*amh_Ethi\.txt\): .*swh_Latn"):
         load(name, tmp_path, "am")
@@ -58,8 +58,8 @@ def test_flores_files_are_found_by_the_languages_flores_code_and_are_machine_mad
 
 def test_a_language_without_a_flores_code_is_told_so(tmp_path):
     write(tmp_path / "filenames.txt", "1.jpg\n")
-    module = plugins.load("sources", "flickr30k-200")
-    nameless = languages.load("sw").model_copy(update={"flores": None})
+    module = plugins.load_plugin("sources", "flickr30k-200")
+    nameless = languages.load_language("sw").model_copy(update={"flores": None})
     with pytest.raises(UserError, match=r'langs/sw\.toml has no "flores"'):
         module.load(module.Config(root=tmp_path), nameless, "test")
 
@@ -108,7 +108,7 @@ def test_multi30k_task_2_has_five_captions_an_image(multi30k):
 def test_multi30k_says_which_languages_a_test_set_has(multi30k):
     with pytest.raises(UserError, match=r'no test_2016_flickr captions in "cs" .*known: de, en'):
         load("multi30k", multi30k, "cs")
-    module = plugins.load("sources", "multi30k")
+    module = plugins.load_plugin("sources", "multi30k")
     assert module.languages(module.Config(root=multi30k)) == ["de", "en"]
     with pytest.raises(UserError, match="no list of the test_2018_flickr images"):
         load("multi30k", multi30k, "de", test="2018-flickr")

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from polyalign.config import recipe, source_spec
+from polyalign.config import resolve as recipe
+from polyalign.config import source_spec
 from polyalign.config.source_spec import SourceSpec
 from polyalign.data import load as data
 from polyalign.utils.errors import UserError
@@ -28,24 +29,24 @@ def test_a_mistyped_option_and_a_missing_root_say_what_to_do():
 
 @pytest.mark.parametrize("key", ["source.protcol=1k", "strategy.towerz=both"])
 def test_a_mistyped_option_in_set_is_answered_with_the_one_that_was_meant(key):
-    changes = recipe.overrides(["source.root=x", key], data="xtd")
+    changes = recipe.gather_overrides(["source.root=x", key], data="xtd")
     with pytest.raises(UserError, match=r'did you mean "(protocol|towers)"'):
         recipe.resolve("starter", "de", "lilt", changes)
 
 
 def test_a_benchmark_in_a_recipe_without_root_or_photos_says_what_to_place_where(tmp_path):
     with pytest.raises(UserError, match=r"--set source.root=FOLDER.*train2014"):
-        recipe.resolve("starter", "de", "lilt", recipe.overrides([], data="xtd"))
-    rootless = recipe.overrides([f"source.root={tmp_path}"], data="xtd")
+        recipe.resolve("starter", "de", "lilt", recipe.gather_overrides([], data="xtd"))
+    rootless = recipe.gather_overrides([f"source.root={tmp_path}"], data="xtd")
     with pytest.raises(UserError, match="xtd: name the folder of its photos with --images"):
         data.load_split(recipe.resolve("starter", "de", "lilt", rootless), "test")
 
 
 def test_photos_are_given_to_benchmarks_and_refused_where_the_root_has_them(tmp_path):
-    changes = recipe.overrides([], data="xtd", images=tmp_path, allow_missing=True)
+    changes = recipe.gather_overrides([], data="xtd", images=tmp_path, allow_missing=True)
     assert changes["source"] == {"name": "xtd", "images": str(tmp_path), "allow_missing": True}
     with pytest.raises(UserError, match=r'"flickr8k" has its images in its root: --images is for coco-cn, .*, xtd200'):
-        recipe.overrides([], data="flickr8k", images=tmp_path)
+        recipe.gather_overrides([], data="flickr8k", images=tmp_path)
 
 
 def test_empty_captions_are_left_out_and_counted(tmp_path, caplog):

@@ -10,7 +10,7 @@ from polyalign.data.sources import starter
 from polyalign.utils.errors import UserError
 
 SMALL = starter.Config(train_images=300, dev_images=50, test_images=100)
-SWAHILI = languages.load("sw")
+SWAHILI = languages.load_language("sw")
 
 
 def facts(split: str, config: starter.Config = SMALL) -> list[object]:
@@ -34,7 +34,7 @@ def test_held_out_combinations_are_in_part_of_test_and_nowhere_else() -> None:
 
 
 def test_every_language_gets_the_same_images_under_the_same_ids() -> None:
-    tables = [starter.load(SMALL, languages.load(code), "test") for code in ("sw", "en")]
+    tables = [starter.load(SMALL, languages.load_language(code), "test") for code in ("sw", "en")]
     assert tables[0].image_ids == tables[1].image_ids
     assert tables[0].images == tables[1].images
     assert tables[0].captions != tables[1].captions

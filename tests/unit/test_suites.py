@@ -204,7 +204,7 @@ def _suite(*benchmarks) -> suite.Suite:
     return suite.Suite(name="ours", benchmarks=benchmarks)
 
 
-SUITES = shipped.names("suites")
+SUITES = shipped.shipped_names("suites")
 
 
 def test_the_shipped_suites_are_found():
@@ -218,8 +218,8 @@ def test_a_shipped_suite_says_what_it_is_and_its_options_are_those_of_its_source
     for one in asked.benchmarks:
         assert "root" in one.spec.options
         one.spec.configure()
-        assert hasattr(plugins.load("sources", one.spec.name), "INFO")
-        assert set(one.languages) <= set(languages.names())
+        assert hasattr(plugins.load_plugin("sources", one.spec.name), "INFO")
+        assert set(one.languages) <= set(languages.language_codes())
 
 
 def test_a_suite_of_ones_own_is_read_and_a_wrong_one_refused(tmp_path):
@@ -257,7 +257,7 @@ def test_crossmodal_3600_is_measured_in_all_its_languages(tmp_path):
     for number in range(6):
         photo(tmp_path / "photos" / f"{number:016x}.jpg", number)
         said = {"caption": [colour(number)] * 2, "caption/tokenized": [[colour(number)]] * 2}
-        codes = [{"qu": "quz"}.get(code, code) for code in plugins.load("sources", "xm3600").languages(None)]
+        codes = [{"qu": "quz"}.get(code, code) for code in plugins.load_plugin("sources", "xm3600").languages(None)]
         rows.append(json.dumps({"image/key": f"{number:016x}", "image/locale": "sw"} | dict.fromkeys(codes, said)))
     (tmp_path / "xm3600").mkdir()
     (tmp_path / "xm3600" / "captions.jsonl").write_text("\n".join(rows))
@@ -276,7 +276,7 @@ def test_crossmodal_3600_is_measured_in_all_its_languages(tmp_path):
 
 
 def test_karpathys_split_is_measured_whole_and_in_folds(tmp_path, monkeypatch):
-    monkeypatch.setattr(plugins.load("sources", "coco-karpathy"), "_FOLD", 2)
+    monkeypatch.setattr(plugins.load_plugin("sources", "coco-karpathy"), "_FOLD", 2)
     for folder, file, name in (
         ("coco-karpathy", "dataset_coco.json", "COCO_val2014_{:012d}.jpg"),
         ("flickr30k", "dataset_flickr30k.json", "1{:07d}.jpg"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoTokenizer, XLMRobertaForMaskedLM
 
-from polyalign.config import recipe
+from polyalign.config import resolve as recipe
 from polyalign.config.tower import TextSpec
 from polyalign.data.labelled import Labelled
 from polyalign.data.pairs import PairTable

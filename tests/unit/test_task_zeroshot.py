@@ -58,7 +58,7 @@ def test_prompts_are_averaged_by_class() -> None:
 
 def test_evaluate_uses_the_languages_own_prompts() -> None:
     got = zeroshot.score(tiny.encoder(tiny.aligner()), labelled(), Config(images=""))
-    assert got.templates == languages.load("en").prompts
+    assert got.templates == languages.load_language("en").prompts
     assert 0 <= got.top1.value <= got.top5.value <= 1
     mine = zeroshot.score(tiny.encoder(tiny.aligner()), labelled(), Config(images="", prompts=("a {} then", "{}")))
     assert mine.templates == ("a {} then", "{}")

@@ -11,8 +11,8 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from polyalign.config import recipe
-from polyalign.config.recipe import Recipe
+from polyalign.config import resolve as recipe
+from polyalign.config.schema import Recipe
 from polyalign.experiments import micro_batch as memory
 from polyalign.models.embed import prepare
 from polyalign.training import optim as schedule
@@ -123,9 +123,9 @@ def test_peak_memory_is_the_process_s_own_and_not_its_parent_s():
 
 
 def test_a_budget_becomes_the_keys_that_keep_to_it():
-    assert recipe.within("1000-pairs") == {"data": {"budget": "1k-pairs"}}
-    assert recipe.within("20min") == {"data": {"budget": None}, "train": {"max_seconds": 1200}}
-    assert recipe.within("90s+10k-pairs+4GiB") == {
+    assert recipe.budget_overrides("1000-pairs") == {"data": {"budget": "1k-pairs"}}
+    assert recipe.budget_overrides("20min") == {"data": {"budget": None}, "train": {"max_seconds": 1200}}
+    assert recipe.budget_overrides("90s+10k-pairs+4GiB") == {
         "data": {"budget": "10k-pairs"},
         "train": {"max_seconds": 90, "max_memory_bytes": 4 * 2**30},
     }
@@ -134,16 +134,16 @@ def test_a_budget_becomes_the_keys_that_keep_to_it():
 @pytest.mark.parametrize("text", ["", "+", "20min+", "20min+30min", "1k-pairs+2k-pairs"])
 def test_what_is_no_budget_is_an_error(text):
     with pytest.raises(UserError, match="budget"):
-        recipe.within(text)
+        recipe.budget_overrides(text)
 
 
 @pytest.mark.parametrize("text", ["10k-pairs", "20min", "4GiB", "50-pairs+90s+512MiB", "1k-pairs+2h", "30min+1GiB"])
 def test_a_recipe_names_its_budget_in_the_same_words(text):
-    found = recipe.resolve("starter", "sw", "lilt", recipe.overrides([], budget=text))
+    found = recipe.resolve("starter", "sw", "lilt", recipe.gather_overrides([], budget=text))
     assert found.budget == text
     assert recipe.Recipe.model_validate(recipe.tomllib.loads(found.to_toml())) == found
 
 
 def test_set_wins_over_a_budget():
-    found = recipe.resolve("starter", "sw", "lilt", recipe.overrides(["train.max_seconds=60"], budget="20min"))
+    found = recipe.resolve("starter", "sw", "lilt", recipe.gather_overrides(["train.max_seconds=60"], budget="20min"))
     assert found.budget == "1min"

@@ -16,7 +16,7 @@ import pytest
 import tomli_w
 import torch
 
-from polyalign.config.recipe import Recipe
+from polyalign.config.schema import Recipe
 from polyalign.evaluation import metrics
 from polyalign.evaluation.results import DevEvaluation, Run
 from polyalign.experiments import run_folders as runs

@@ -74,14 +74,14 @@ class Case:
 def case(request, tmp_path_factory) -> Case:
     folder = tmp_path_factory.mktemp("trim")
     source = TOWERS[request.param](folder)
-    return Case(source, folder / "out", trim.trim(spec(source), SENTENCES, folder / "out"))
+    return Case(source, folder / "out", trim.trim_tower(spec(source), SENTENCES, folder / "out"))
 
 
 @pytest.fixture(scope="module")
 def starter(tmp_path_factory) -> Path:
     """The starter tower for the Swahili sentences."""
     out = tmp_path_factory.mktemp("trim") / "out"
-    trim.trim(TextSpec(model="starter"), SWAHILI, out)
+    trim.trim_tower(TextSpec(model="starter"), SWAHILI, out)
     return out
 
 
@@ -118,7 +118,7 @@ def test_the_folder_loads_as_any_other_and_has_a_row_for_every_piece(case):
 
 
 def test_sizes_are_those_of_the_models(tmp_path):
-    done = trim.trim(spec(tiny.text("bert")), ["red"], tmp_path / "out")
+    done = trim.trim_tower(spec(tiny.text("bert")), ["red"], tmp_path / "out")
     before, after = (AutoModel.from_pretrained(path) for path in (tiny.text("bert"), tmp_path / "out"))
     bare = [sum(p.numel() for name, p in model.named_parameters() if "pooler" not in name) for model in (before, after)]
     assert done.parameters == tuple(bare)
@@ -127,32 +127,32 @@ def test_sizes_are_those_of_the_models(tmp_path):
 
 
 def test_a_pooler_that_the_model_has_is_kept(tmp_path):
-    trim.trim(spec(tiny.text("bert")), CORPUS, tmp_path / "out")
+    trim.trim_tower(spec(tiny.text("bert")), CORPUS, tmp_path / "out")
     before, after = (AutoModel.from_pretrained(path).pooler for path in (tiny.text("bert"), tmp_path / "out"))
     assert torch.equal(before.dense.weight, after.dense.weight)
 
 
 def test_weights_kept_in_half_precision_stay_so(tmp_path):
-    done = trim.trim(TextSpec(model="starter"), CORPUS, tmp_path / "out")
+    done = trim.trim_tower(TextSpec(model="starter"), CORPUS, tmp_path / "out")
     assert done.bytes[1] == 2 * done.parameters[1]
     assert abs((tmp_path / "out" / "model.safetensors").stat().st_size - done.bytes[1]) < 20_000
 
 
 def test_a_new_word_of_known_letters_is_spelt(tmp_path):
-    trim.trim(spec(tiny.text("xlmr")), ["red and blue"], tmp_path / "out")
+    trim.trim_tower(spec(tiny.text("xlmr")), ["red and blue"], tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.unk_token_id not in tokenizer("lend rubble")["input_ids"]
 
 
 def test_any_bytes_can_be_spelt_by_a_byte_level_model(tmp_path):
-    trim.trim(spec(byte_level(tmp_path / "source")), ["red"], tmp_path / "out")
+    trim.trim_tower(spec(byte_level(tmp_path / "source")), ["red"], tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.decode(tokenizer("ሰላም 漢字", add_special_tokens=False)["input_ids"]).strip() == "ሰላም 漢字"
 
 
 def test_keep_chooses_the_most_frequent_and_says_which_sentences_it_costs(tmp_path):
     corpus = ["red red red red", "red red blue", "blue", "yellow"]
-    done = trim.trim(spec(tiny.text("bert")), corpus, tmp_path / "out", keep=2)
+    done = trim.trim_tower(spec(tiny.text("bert")), corpus, tmp_path / "out", keep=2)
     words = set(AutoTokenizer.from_pretrained(tmp_path / "out").get_vocab())
     assert {"red", "blue"} <= words
     assert "yellow" not in words
@@ -184,14 +184,14 @@ def test_numbers_that_an_older_tokenizer_configuration_states_are_not_carried_ov
     last = AutoTokenizer.from_pretrained(folder).mask_token_id
     config["added_tokens_decoder"] = {str(last): {"content": "<mask>", "special": True}}
     path.write_text(json.dumps(config), encoding="utf-8")
-    trim.trim(spec(folder), ["red"], tmp_path / "out")
+    trim.trim_tower(spec(folder), ["red"], tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert tokenizer.mask_token_id == len(tokenizer) - 1 < last
 
 
 def test_a_truncation_in_the_tokenizer_file_hides_no_piece(tmp_path):
     long = " ".join([*["red"] * 60, "yellow"])
-    done = trim.trim(TextSpec(model="starter"), [long], tmp_path / "out")
+    done = trim.trim_tower(TextSpec(model="starter"), [long], tmp_path / "out")
     assert done.sentences_alike == 1
     backend = AutoTokenizer.from_pretrained(tmp_path / "out").backend_tokenizer
     backend.no_truncation()
@@ -201,7 +201,7 @@ def test_a_truncation_in_the_tokenizer_file_hides_no_piece(tmp_path):
 
 
 def test_what_was_done_is_written_down(tmp_path):
-    done = trim.trim(spec(tiny.text()), CORPUS, tmp_path / "out", langs=["en", "sw"])
+    done = trim.trim_tower(spec(tiny.text()), CORPUS, tmp_path / "out", langs=["en", "sw"])
     assert trim.Trimmed.model_validate_json((tmp_path / "out" / trim.CARD).read_text(encoding="utf-8")) == done
     assert done.langs == ("en", "sw")
 
@@ -214,37 +214,37 @@ def test_a_tower_whose_rows_are_mixed_up_is_refused_and_nothing_is_left(tmp_path
 
     monkeypatch.setattr(trim, "_take_rows", mixed)
     with pytest.raises(UserError, match="the trimmed tower differs"):
-        trim.trim(TextSpec(model="starter"), SWAHILI, tmp_path / "out")
+        trim.trim_tower(TextSpec(model="starter"), SWAHILI, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_vocabulary_that_would_cut_the_corpus_otherwise_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr(trim, "_with_parts", lambda state, pieces, chosen: chosen)
     with pytest.raises(UserError, match=r'of 3 sentences would be cut into other pieces, ".*" among them'):
-        trim.trim(TextSpec(model="starter"), SWAHILI, tmp_path / "out")
+        trim.trim_tower(TextSpec(model="starter"), SWAHILI, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_corpus_is_read_line_by_line_from_several_files(tmp_path):
     (tmp_path / "a").write_text("eins\n\nzwei ü\n", encoding="utf-8")
     (tmp_path / "b").write_text("  \ntatu", encoding="utf-8")
-    assert trim.read([tmp_path / "a", tmp_path / "b"]) == ["eins", "zwei ü", "tatu"]
+    assert trim.read_sentences([tmp_path / "a", tmp_path / "b"]) == ["eins", "zwei ü", "tatu"]
 
 
 def test_a_corpus_that_cannot_be_read_is_named(tmp_path):
     (tmp_path / "latin").write_bytes("ü".encode("latin-1"))
     with pytest.raises(UserError, match=r"cannot read the corpus .*latin"):
-        trim.read([tmp_path / "latin"])
+        trim.read_sentences([tmp_path / "latin"])
     with pytest.raises(UserError, match=r"cannot read the corpus .*nowhere"):
-        trim.read([tmp_path / "nowhere"])
+        trim.read_sentences([tmp_path / "nowhere"])
 
 
 def test_an_empty_corpus_and_a_folder_that_is_there_are_refused(tmp_path):
     with pytest.raises(UserError, match="corpus is empty"):
-        trim.trim(spec(tiny.text()), [], tmp_path / "out")
+        trim.trim_tower(spec(tiny.text()), [], tmp_path / "out")
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="out is there already"):
-        trim.trim(spec(tiny.text()), CORPUS, tmp_path / "out")
+        trim.trim_tower(spec(tiny.text()), CORPUS, tmp_path / "out")
 
 
 def test_a_vocabulary_of_another_kind_is_refused(tmp_path):
@@ -253,7 +253,7 @@ def test_a_vocabulary_of_another_kind_is_refused(tmp_path):
     fast = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     PreTrainedTokenizerFast(tokenizer_object=fast, unk_token="[UNK]", pad_token="[PAD]").save_pretrained(folder)
     with pytest.raises(UserError, match="of type WordLevel; known are Unigram, BPE and WordPiece"):
-        trim.trim(spec(folder), CORPUS, tmp_path / "out")
+        trim.trim_tower(spec(folder), CORPUS, tmp_path / "out")
 
 
 def test_the_command_reads_captions_or_files_and_tells_the_sizes(tmp_path, monkeypatch, capsys):

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from polyalign.config.recipe import Recipe
+from polyalign.config.schema import Recipe
 from polyalign.experiments import workers as pool
 from polyalign.experiments.workers import Outcome, Pool
 from polyalign.utils.errors import UserError

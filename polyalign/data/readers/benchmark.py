@@ -11,8 +11,7 @@ from pathlib import Path
 from PIL import Image
 from pydantic import BaseModel, ConfigDict
 
-from polyalign.config import language as langs
-from polyalign.config.language import Lang
+from polyalign.config.language import Lang, language_codes, load_language
 from polyalign.data import image_ids
 from polyalign.data.pairs import IMAGE_SUFFIXES, FileImage, ImageRef, Origin, PairTable
 from polyalign.data.readers import files
@@ -166,7 +165,7 @@ class FloresFiles:
 
     def languages(self, config: Benchmark) -> list[str]:
         """List the languages known to polyalign that have a file."""
-        known = (langs.load(code) for code in langs.names())
+        known = (load_language(code) for code in language_codes())
         return [lang.code for lang in known if lang.flores and (config.root / self._file(lang)).is_file()]
 
     def _file(self, lang: Lang) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polyalign.data.readers import files as _files
+from polyalign.data.readers.files import json_lines, text
 from polyalign.utils.errors import UserError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
@@ -43,7 +43,7 @@ def read(path: Path) -> Sheet:
 
 
 def _read_separated(path: Path) -> Sheet:
-    content = _files.text(path)
+    content = text(path)
     separator = _sniff(content)
     rows = _split_tabs(content) if separator == "\t" else _parse_csv(path, content, separator)
     (_, header), *body = rows
@@ -99,7 +99,7 @@ def _unquote(field: str) -> str:
 
 
 def _read_json_lines(path: Path) -> Sheet:
-    rows = list(_files.json_lines(path))
+    rows = list(json_lines(path))
     names = tuple(dict.fromkeys(name for _, row in rows for name in row))
     numbers = [number for number, _ in rows]
 

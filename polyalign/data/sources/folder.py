@@ -7,9 +7,9 @@ from pathlib import Path, PurePosixPath
 
 from polyalign.config.language import Lang
 from polyalign.data.pairs import FileImage, PairTable
-from polyalign.data.readers import files as _files
-from polyalign.data.readers import sheet as _sheet
 from polyalign.data.readers.columns import IMAGE_NAMES, Columns, need, select
+from polyalign.data.readers.files import existing, folder
+from polyalign.data.readers.sheet import SUFFIXES, Sheet, read
 from polyalign.utils.errors import UserError, did_you_mean
 
 _PREFERRED = ("captions", "metadata")
@@ -38,8 +38,8 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     """
     if config.root.is_file():
         config = config.model_copy(update={"root": config.root.parent, "captions": config.root.name})
-    root = _files.folder(config.root, "source.root, with the captions file")
-    sheet = _sheet.read(_captions_file(root, config, lang))
+    root = folder(config.root, "source.root, with the captions file")
+    sheet = read(_captions_file(root, config, lang))
     names = _image_names(sheet, need(sheet, "image_column", config.image_column, IMAGE_NAMES))
     ids = names
     if config.id_column is not None:
@@ -52,16 +52,14 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
 
 def _captions_file(root: Path, config: Config, lang: Lang) -> Path:
     if config.captions is not None:
-        return _files.existing(root / config.captions.replace("{lang}", lang.code), what="captions file")
-    files = sorted(path for path in root.iterdir() if path.suffix in _sheet.SUFFIXES)
+        return existing(root / config.captions.replace("{lang}", lang.code), what="captions file")
+    files = sorted(path for path in root.iterdir() if path.suffix in SUFFIXES)
     preferred = [path for path in files if path.stem in _PREFERRED]
     for candidates in (files, preferred):
         if len(candidates) == 1:
             return candidates[0]
     if not files:
-        raise UserError(
-            f"{root} has no captions file: put a {', '.join(_sheet.SUFFIXES)} file there{_other_source(root)}"
-        )
+        raise UserError(f"{root} has no captions file: put a {', '.join(SUFFIXES)} file there{_other_source(root)}")
     raise UserError(
         f"{root} has several files that may hold the captions ({', '.join(path.name for path in files)}): "
         "say which with source.captions"
@@ -77,7 +75,7 @@ def _other_source(root: Path) -> str:
     return ""
 
 
-def _image_names(sheet: _sheet.Sheet, column: str) -> list[str]:
+def _image_names(sheet: Sheet, column: str) -> list[str]:
     names = []
     for row, value in enumerate(sheet.column(column)):
         if not isinstance(value, str) or not value.strip():

@@ -14,8 +14,7 @@ from typing import Annotated, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from polyalign.config import language as langs
-from polyalign.config.language import Lang
+from polyalign.config.language import Lang, describe_error
 from polyalign.data.starter import world
 from polyalign.utils.errors import UserError, did_you_mean
 
@@ -162,7 +161,7 @@ class Lexicon:
         try:
             table = Table.model_validate(lang.starter)
         except ValidationError as error:
-            raise UserError(f"{self.file}: [starter] {langs.describe(error)}") from error
+            raise UserError(f"{self.file}: [starter] {describe_error(error)}") from error
         self._paradigms = table.paradigms
         self.kinds = self._words("kinds", table.kinds, world.KINDS)
         self.colors = self._words("colors", table.colors, world.COLORS)

@@ -30,8 +30,7 @@ from transformers import (
     XLMRobertaForMaskedLM,
 )
 
-from polyalign.config import language as langs
-from polyalign.config.language import Lang
+from polyalign.config.language import Lang, language_codes, load_language
 from polyalign.data.starter._fit import fit, save_half
 from polyalign.data.starter.grammar import choose, word
 from polyalign.data.starter.scenes import sample_scene
@@ -69,7 +68,7 @@ class Settings:
 
 def languages() -> list[Lang]:
     """List the languages that can say a scene."""
-    return [lang for lang in map(langs.load, langs.names()) if lang.starter]
+    return [lang for lang in map(load_language, language_codes()) if lang.starter]
 
 
 def corpus(count: int, low_resource_share: float, rng: np.random.Generator) -> list[Line]:
@@ -242,7 +241,7 @@ def make(out: Path, settings: Settings) -> None:
 
 def _card(settings: Settings, measured: Mapping[str, Sequence[float]]) -> str:
     rows = "\n".join(
-        f"| {langs.load(code).english_name} | {there:.1%} | {back:.1%} | {perplexity:.2f} |"
+        f"| {load_language(code).english_name} | {there:.1%} | {back:.1%} | {perplexity:.2f} |"
         for code, (there, back, perplexity) in measured.items()
     )
     used = "\n".join(f"| `{name}` | {value} |" for name, value in asdict(settings).items())

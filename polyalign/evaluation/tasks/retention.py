@@ -20,8 +20,9 @@ from rich.console import Group
 from torch import nn
 from transformers import AutoModelForMaskedLM
 
-from polyalign.config.language import load as load_language
-from polyalign.config.recipe import Recipe, merge, validate
+from polyalign.config.language import load_language
+from polyalign.config.resolve import validate
+from polyalign.config.schema import Recipe, merge
 from polyalign.data.labelled import Labelled, starter_objects
 from polyalign.data.load import load_table
 from polyalign.data.pairs import ImageRef, PairTable

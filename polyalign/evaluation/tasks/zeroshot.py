@@ -12,7 +12,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
-from polyalign.config import language
+from polyalign.config.language import language_codes, load_language
 from polyalign.data import class_names
 from polyalign.data.image_check import check_images
 from polyalign.data.labelled import Labelled, load
@@ -116,8 +116,8 @@ def prompts(gallery: Labelled, config: Config) -> tuple[tuple[str, ...], list[st
 def _named(found: Labelled, config: Config, langs: Sequence[str]) -> Iterator[Labelled]:
     """Name the classes in each language."""
     if list(langs) == ["all"]:
-        langs = class_names.languages(config.names or "", map(language.load, language.names()))
-    for lang in map(language.load, langs):
+        langs = class_names.languages(config.names or "", map(load_language, language_codes()))
+    for lang in map(load_language, langs):
         if config.names is not None:
             table = class_names.read(config.names, lang, found.classes)
             yield found.named(lang.code, table, Path(config.names).name)
@@ -147,7 +147,7 @@ def _unreadable(found: Labelled) -> frozenset[str]:
 
 def _templates(lang: str, config: Config) -> tuple[str, ...]:
     given = class_names.openai_templates() if config.prompts == (class_names.OPENAI,) else config.prompts
-    own = language.load(lang).prompts if lang in language.names() else ()
+    own = load_language(lang).prompts if lang in language_codes() else ()
     templates = given or own or ("{}",)
     for template in templates:
         if "{}" not in template:

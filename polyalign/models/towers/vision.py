@@ -17,8 +17,8 @@ from timm.data import create_transform, resolve_model_data_config
 from timm.models import VisionTransformer
 from torch import nn
 
-from polyalign.config import shipped
-from polyalign.config.language import describe
+from polyalign.config.language import describe_error
+from polyalign.config.shipped import read_toml
 from polyalign.config.tower import STARTER, Preprocessing, VisionSpec
 from polyalign.models.towers.common import fingerprint, masked_pool, structure
 from polyalign.utils.errors import UserError, did_you_mean
@@ -173,12 +173,12 @@ def _locate(spec: VisionSpec) -> tuple[str, dict[str, Any], Path | None, VisionS
         if (folder / "config.json").is_file():
             return f"local-dir:{folder}", dict(spec.args), None, spec
         raise UserError(f"{folder} holds no vision tower: expected tower.toml (polyalign's) or config.json (timm's)")
-    facts = shipped.read_toml(folder / "tower.toml")
+    facts = read_toml(folder / "tower.toml")
     given = spec.model_dump(exclude_none=True, exclude={"args", "pooling", "weights", "model"})
     try:
         stated = VisionSpec.model_validate({**facts, **given, "pooling": spec.pooling})
     except ValidationError as error:
-        raise UserError(f"{folder / 'tower.toml'}: {describe(error)}") from error
+        raise UserError(f"{folder / 'tower.toml'}: {describe_error(error)}") from error
     return stated.model, {**stated.args, **spec.args}, spec.weights or folder / "model.safetensors", stated
 
 

@@ -1,0 +1,209 @@
+"""Resolving recipes: recipe, language, strategy and ``--set`` become one validated record."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from polyalign.config import source_spec
+from polyalign.config.budget import PairBudget, TimeBudget, parse_budgets
+from polyalign.config.language import describe_error, load_language
+from polyalign.config.plugins import load_plugin, plugin_names
+from polyalign.config.schema import Recipe, merge
+from polyalign.config.shipped import find_shipped, read_toml
+from polyalign.utils.errors import UserError, did_you_mean
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a resolved recipe, as it is written beside a checkpoint."""
+    return validate(read_toml(path), str(path))
+
+
+def resolve(name: str, lang: str, strategy: str | None = None, overrides: dict[str, Any] | None = None) -> Recipe:
+    """Resolve a recipe for a language and a strategy.
+
+    ``name`` is a shipped recipe, one of the user's ``./recipes``, or a path. Later wins: the recipe it ``extends``,
+    the recipe, its ``[strategies.<name>]``, the language's ``[recipe]``, ``overrides``.
+
+    Raises:
+        UserError: unknown recipe, language, strategy or key, or a value out of its range.
+    """
+    raw = _read(name)
+    where, overrides = f"recipe {name}", overrides or {}
+    presets = _section(raw, "strategies", where)
+    own, asked = _section(raw, "strategy", where), _section(overrides, "strategy", "--set")
+    chosen = asked.get("name") or strategy or own.get("name")
+    if chosen is None:
+        known = ", ".join(plugin_names("strategies"))
+        raise UserError(f"{where} names no strategy: say what trains with --strategy (known: {known})")
+    if chosen not in plugin_names("strategies"):
+        raise UserError(f'unknown strategy "{chosen}": {did_you_mean(str(chosen), plugin_names("strategies"))}')
+    raw = {key: value for key, value in raw.items() if key not in ("strategies", "languages", "transfer")}
+    if chosen != own.get("name"):
+        raw["strategy"] = {}
+    layers = (
+        {"strategy": {"name": chosen}},
+        _section(presets, chosen, f"{where}, strategies"),
+        load_language(lang).recipe,
+        overrides,
+        {"lang": lang},
+    )
+    for layer in layers:
+        raw = merge(raw, layer)
+    return validate(raw, where)
+
+
+def _section(raw: dict[str, Any], key: str, where: str) -> dict[str, Any]:
+    section = raw.get(key, {})
+    if not isinstance(section, dict):
+        raise UserError(f'{where}: "{key}" is a section with keys of its own, not {section!r}')
+    return section
+
+
+def recipe_languages(name: str) -> list[str]:
+    """List the languages a recipe is meant for (its ``languages``), for commands that are given none."""
+    found = _read(name).get("languages")
+    if not isinstance(found, list) or not found:
+        raise UserError(f"recipe {name} names no list of languages: say which with --lang")
+    return list(found)
+
+
+def transfer_languages(name: str, lang: str) -> list[str]:
+    """List the languages in which a recipe's own data shows what carries over from ``lang`` (its ``transfer``)."""
+    return [code for code in _read(name).get("transfer", []) if code != lang]
+
+
+def parse_set(items: list[str]) -> dict[str, Any]:
+    """Turn ``["optim.lr=3e-4", ...]`` into a nested table; a value is read as TOML, else taken as a string.
+
+    Raises:
+        UserError: an item is not ``key=value``.
+    """
+    table: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        *path, leaf = (part.strip() for part in key.split("."))
+        if not equals or not all((*path, leaf)):
+            raise UserError(f'--set takes key=value, as in --set optim.lr=3e-4; got "{item}"')
+        nested: dict[str, Any] = {}
+        inner = nested
+        for part in path:
+            inner = inner.setdefault(part, {})
+        inner[leaf] = _value(text)
+        table = merge(table, nested)
+    return table
+
+
+def _value(text: str) -> Any:
+    try:
+        read = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text.strip()
+    return read["value"] if len(read) == 1 else text.strip()  # text of several lines may read as several keys
+
+
+def _read(name: str) -> dict[str, Any]:
+    path = Path(name) if name.endswith(".toml") else find_shipped("recipes", name)
+    raw = read_toml(path)
+    base = raw.pop("extends", None)
+    if base is not None:
+        under = read_toml(find_shipped("recipes", base))
+        if "extends" in under:
+            raise UserError(f"recipe {name} extends {base}, which itself extends another: one step is allowed")
+        raw = merge(under, raw)
+    return {**raw, "name": path.stem}
+
+
+def validate(raw: dict[str, Any], where: str) -> Recipe:
+    """Check a resolved table against the schema.
+
+    Raises:
+        UserError: an unknown key or a value out of its range; the message names ``where`` it stands.
+    """
+    try:
+        return Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(f"{where}: {describe_error(error)}{_hint(error, raw)}") from error
+
+
+def _hint(error: ValidationError, raw: dict[str, Any]) -> str:
+    """Suggest the key that was meant, where one is unknown, and what to place where for a dataset without its root."""
+    first = error.errors()[0]
+    if first["type"] == "missing" and first["loc"] == ("source", "root"):
+        return source_spec.place(str(raw["source"]["name"]), "--set source.")
+    if first["type"] != "extra_forbidden":
+        return ""
+    model: Any = Recipe
+    for part in map(str, first["loc"][:-1]):
+        if model is Recipe and part in ("strategy", "source"):
+            model = load_plugin("strategies" if part == "strategy" else "sources", raw[part]["name"]).Config
+            continue
+        field = model.model_fields.get(part)
+        model = field.annotation if field is not None else None
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return ""
+    return f"; {did_you_mean(str(first['loc'][-1]), model.model_fields)}"
+
+
+def gather_overrides(
+    sets: list[str],
+    *,
+    budget: str | None = None,
+    towers: str | None = None,
+    layers: str | None = None,
+    data: str | None = None,
+    seed: int | None = None,
+    images: Path | None = None,
+    allow_missing: bool = False,
+) -> dict[str, Any]:
+    """Gather the command line's options into one table of overrides; ``--set`` wins over the others.
+
+    ``data`` is the name of a source, or a folder, which the source ``folder`` reads; a recipe's budget is meant for the
+    recipe's own data, and other data is used whole unless ``budget`` says otherwise. ``images`` is a benchmark's folder
+    of photos, ``allow_missing`` leaves out those that are not there.
+
+    Raises:
+        UserError: ``data`` is neither, or has its photos elsewhere; ``budget`` is none; ``--set`` is not ``key=value``.
+    """
+    table: dict[str, Any] = {"train": {"seed": seed}, "strategy": {"towers": towers, "layers": layers}}
+    if data is not None:
+        known = plugin_names("sources")
+        if Path(data).exists():
+            table["source"] = {"name": "folder", "root": str(data)}
+        elif data in known:
+            table["source"] = {"name": data}
+        else:
+            raise UserError(f'--data "{data}" is no folder and no source: {did_you_mean(data, known)}')
+    source = table.get("source", {})
+    table["source"] = source | source_spec.photos(source.get("name"), images, allow_missing=allow_missing)
+    given = {
+        section: kept
+        for section, options in table.items()
+        if (kept := {key: value for key, value in options.items() if value is not None})
+    }
+    if data is not None:
+        given = merge(given, {"data": {"budget": None}})
+    if budget is not None:
+        given = merge(given, budget_overrides(budget))
+    return merge(given, parse_set(sets))
+
+
+def budget_overrides(budget: str) -> dict[str, Any]:
+    """Turn a budget into the keys of a recipe that keep to it; one that names no pairs takes all there are.
+
+    Raises:
+        UserError: it is no budget.
+    """
+    pairs: str | None = None
+    train: dict[str, float] = {}
+    for one in parse_budgets(budget):
+        if isinstance(one, PairBudget):
+            pairs = str(one)
+        elif isinstance(one, TimeBudget):
+            train["max_seconds"] = one.seconds
+        else:
+            train["max_memory_bytes"] = one.bytes
+    return {"data": {"budget": pairs}} | ({"train": train} if train else {})
