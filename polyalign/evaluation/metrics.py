@@ -181,39 +181,6 @@ def recalls(seeds: Sequence[Hits]) -> npt.NDArray[np.float64]:
     return _with_mean(pooled / _same_queries(seeds).sum(axis=0))
 
 
-def resample(
-    entries: Sequence[Sequence[Hits]], *, resamples: int = 1000, seed: int = 0
-) -> list[npt.NDArray[np.float64]]:
-    """Bootstrap the recalls of every entry over images, and over its seeds where it has several.
-
-    Images and seeds are drawn independently (they are crossed: each seed answers for the same images). All entries get
-    the same images, and those with equally many seeds the same seeds, so their differences are a paired bootstrap.
-
-    Args:
-        entries: for each entry one ``Hits`` a training seed, all on the same gallery.
-        resamples: R.
-        seed: of the draws.
-
-    Returns:
-        (R, 7) for each entry, columns as ``recalls``.
-    """
-    queries = _same_queries([run for seeds in entries for run in seeds])
-    images, columns = queries.shape
-    stacked = np.concatenate([run.hits for seeds in entries for run in seeds] + [queries], axis=1)
-    drawn = np.concatenate([weights @ stacked for weights in _image_weights(seed, resamples, images)])
-    # Sums of whole numbers, exact in any order: the same bits on every machine.
-    totals = drawn.reshape(resamples, -1, columns)
-    hits, asked = totals[:, :-1], totals[:, -1]
-    out, start = [], 0
-    for seeds in entries:
-        count = len(seeds)
-        chosen = _draw(np.random.default_rng((seed, count)), resamples, count) / count
-        pooled = np.einsum("rs,rsm->rm", chosen, hits[:, start : start + count])
-        out.append(_with_mean(pooled / asked))
-        start += count
-    return out
-
-
 def resample_together(
     entries: Sequence[tuple[Hits, Ints]], photos: int, *, resamples: int = 1000, seed: int = 0
 ) -> list[npt.NDArray[np.float64]]:
@@ -242,32 +209,10 @@ def resample_together(
 
 
 def interval(samples: npt.NDArray[np.float64], confidence: float = 0.95) -> npt.NDArray[np.float64]:
-    """Return the percentile interval of each column of ``resample``: (2, M), low and high."""
+    """Return the percentile interval of each column of ``resample_together``: (2, M), low and high."""
     tail = (1 - confidence) / 2
     bounds: npt.NDArray[np.float64] = np.quantile(samples, [tail, 1 - tail], axis=0)
     return bounds
-
-
-def paired_p_value(samples_a: npt.NDArray[np.float64], samples_b: npt.NDArray[np.float64]) -> float:
-    """Return the two-sided bootstrap p-value for A and B being equally good.
-
-    Args:
-        samples_a: (R,) one column of ``resample`` for A.
-        samples_b: (R,) the same column for B, of the same draws on the same gallery.
-    """
-    difference = samples_a - samples_b
-    tail = min(np.count_nonzero(difference <= 0), np.count_nonzero(difference >= 0))
-    return min(1.0, 2 * (1 + tail) / (1 + len(difference)))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjust p-values for several comparisons (Holm, 1979), in the order given."""
-    adjusted = [0.0] * len(p_values)
-    highest = 0.0
-    for position, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
-        highest = max(highest, min(1.0, (len(p_values) - position) * p_values[index]))
-        adjusted[index] = highest
-    return adjusted
 
 
 def _with_mean(six: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -1,9 +1,7 @@
-"""Results as tables: for the terminal (100 columns), as Markdown and as CSV. Percent with one decimal."""
+"""Results as tables: for the terminal (100 columns) and as Markdown. Percent with one decimal."""
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 
 from rich import box
@@ -198,15 +196,6 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Write a Markdown table: the first column to the left, the others to the right."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
-
-
-def csv_text(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Write CSV with a header, lines ending in a newline alone."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return buffer.getvalue()
 
 
 def _text_to_image(result: Retrieval) -> Direction:

@@ -162,7 +162,7 @@ def test_options_reach_the_recipe(run, recipe, tmp_path, monkeypatch):
     )
     assert (code, err) == (0, "")
     [(folder, resolved)] = asked
-    assert folder == Path("runs/tiny-de-bitfit-text-last1-50-pairs-s3")
+    assert re.fullmatch("runs/tiny-de-bitfit-text-last1-50-pairs-s3-[0-9a-f]{6}", folder.as_posix())
     assert resolved == tiny.resolved(
         "bitfit", lang="de", strategy={"towers": "text", "layers": "last:1"}, data={"budget": "50-pairs"},
         train={"seed": 3, "evals": 2}, optim={"lr": 0.5},

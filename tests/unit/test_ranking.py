@@ -221,9 +221,14 @@ def some_hits(rng: np.random.Generator, images: int, good: float) -> metrics.Hit
     return metrics.gather_hits(by_text, np.where(rng.random(images) < good, 1, 20), image_of)
 
 
+def resampled(hits: metrics.Hits, **options: int) -> np.ndarray:
+    images = len(hits.hits)
+    return metrics.resample_together([(hits, np.arange(images))], images, **options)[0]
+
+
 def test_interval_agrees_with_scipy_on_clusters() -> None:
     hits = some_hits(np.random.default_rng(2), 120, 0.4)
-    low, high = metrics.interval(metrics.resample([[hits]], resamples=4000)[0])
+    low, high = metrics.interval(resampled(hits, resamples=4000))
     for column in (0, 3):
         oracle = scipy.stats.bootstrap(
             (hits.hits[:, column], hits.queries[:, column]),
@@ -240,24 +245,23 @@ def test_interval_agrees_with_scipy_on_clusters() -> None:
 def test_captions_of_one_image_are_not_independent() -> None:
     image_of, found = np.repeat(np.arange(200), 5), np.repeat(np.arange(200) % 2, 5)
     all_or_none = metrics.gather_hits(np.where(found, 1, 20), np.where(found[::5], 1, 20), image_of)
-    low, high = metrics.interval(metrics.resample([[all_or_none]])[0])
+    low, high = metrics.interval(resampled(all_or_none))
     assert high[0] - low[0] == pytest.approx(2 * 1.96 * (0.25 / 200) ** 0.5, rel=0.15)
 
 
 def test_resampling_is_seeded_and_blocks_do_not_change_it(monkeypatch: pytest.MonkeyPatch) -> None:
     hits = some_hits(np.random.default_rng(2), 50, 0.4)
-    (whole,) = metrics.resample([[hits, hits]], seed=3)
-    assert np.array_equal(whole, metrics.resample([[hits, hits]], seed=3)[0])
-    assert not np.array_equal(whole, metrics.resample([[hits, hits]], seed=4)[0])
+    whole = resampled(hits, seed=3)
+    assert np.array_equal(whole, resampled(hits, seed=3))
+    assert not np.array_equal(whole, resampled(hits, seed=4))
     monkeypatch.setattr(metrics, "_SCORES_PER_BLOCK", 50 * 64)
-    assert np.array_equal(whole, metrics.resample([[hits, hits]], seed=3)[0])
-    assert np.array_equal(whole, metrics.resample([[hits], [hits, hits]], seed=3)[1])
+    assert np.array_equal(whole, resampled(hits, seed=3))
 
 
 def test_a_thousand_resamples_of_a_thousand_images_take_less_than_a_second() -> None:
     hits = some_hits(np.random.default_rng(2), 1000, 0.4)
     start = time.perf_counter()
-    metrics.resample([[hits]], resamples=1000)
+    resampled(hits, resamples=1000)
     assert time.perf_counter() - start < 1
 
 
@@ -265,51 +269,15 @@ def test_interval_covers_the_truth_about_95_times_in_100() -> None:
     rng = np.random.default_rng(8)
     covered = 0
     for _ in range(200):
-        low, high = metrics.interval(metrics.resample([[some_hits(rng, 150, 0.3)]], resamples=400)[0])
+        low, high = metrics.interval(resampled(some_hits(rng, 150, 0.3), resamples=400))
         covered += low[3] <= 0.3 <= high[3]
     assert 180 <= covered <= 199
-
-
-def test_paired_test_tells_a_better_model_from_an_equal_one() -> None:
-    rng = np.random.default_rng(4)
-    a = [some_hits(rng, 300, 0.5) for _ in range(3)]
-    better = [some_hits(rng, 300, 0.65) for _ in range(3)]
-    samples = [drawn[:, -1] for drawn in metrics.resample([a, better])]
-    assert metrics.paired_p_value(*samples) < 0.01
-    assert metrics.paired_p_value(samples[1], samples[0]) == metrics.paired_p_value(*samples)
-    assert metrics.paired_p_value(samples[0], samples[0]) == 1.0
-
-
-def test_pairing_sees_a_small_gain_that_holds_for_every_image() -> None:
-    hits = some_hits(np.random.default_rng(6), 400, 0.5)
-    gain = np.zeros_like(hits.hits)
-    gain[:40, :3] = 1
-    better = metrics.Hits(np.minimum(hits.hits + gain, hits.queries), hits.queries)
-    samples = metrics.resample([[hits], [better]])
-    low, high = metrics.interval(samples[0])
-    assert low[-1] < metrics.recalls([better])[-1] < high[-1]  # intervals overlap
-    assert metrics.paired_p_value(*(drawn[:, -1] for drawn in samples)) < 0.01
-
-
-def test_seeds_that_disagree_widen_the_interval() -> None:
-    rng = np.random.default_rng(7)
-    alike = [some_hits(rng, 500, 0.5) for _ in range(3)]
-    apart = [some_hits(rng, 500, good) for good in (0.3, 0.5, 0.7)]
-    widths = [np.diff(metrics.interval(drawn)[:, -1])[0] for drawn in metrics.resample([alike, apart])]
-    assert widths[1] > 3 * widths[0]
 
 
 def test_runs_on_other_galleries_are_not_pooled() -> None:
     rng = np.random.default_rng(7)
     with pytest.raises(ValueError, match="same gallery"):
         metrics.recalls([some_hits(rng, 10, 0.5), some_hits(rng, 11, 0.5)])
-
-
-def test_holm_by_hand() -> None:
-    # 3 * 0.01, 2 * 0.02, then 1 * 0.03 held up to the 0.04 before it
-    assert metrics.holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
-    assert metrics.holm([0.5, 0.9]) == [1.0, 1.0]
-    assert metrics.holm([]) == []
 
 
 # Galleries that share photos
@@ -319,13 +287,6 @@ def a_hits(seed, images=30, each=2):
     rng = np.random.default_rng(seed)
     image_of = np.repeat(np.arange(images), each)
     return metrics.gather_hits(rng.integers(1, 15, len(image_of)), rng.integers(1, 15, images), image_of)
-
-
-def test_one_gallery_is_resampled_together_as_it_is_alone():
-    hits = a_hits(0)
-    [together] = metrics.resample_together([(hits, np.arange(30))], 30, resamples=200, seed=3)
-    [alone] = metrics.resample([[hits]], resamples=200, seed=3)
-    np.testing.assert_allclose(together, alone, rtol=1e-12)
 
 
 def test_galleries_are_resampled_together_like_a_plain_loop():

@@ -125,7 +125,8 @@ def test_the_interval_of_an_average_draws_a_photo_with_its_captions_in_all_langu
     other = [swapped[i] if i < 6 else right[i] for i in range(12)]
     alone, same, value = spread(half, half)
     assert value == 0.5
-    assert same == alone > 0.3
+    assert same == 0.5  # the percentiles of 12 fair coins are 3 and 9
+    assert alone > same, "a single recall has an exact interval, which is wider on so few images"
     assert spread(half, other)[1:] == (0, 0.5)
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import io
 
 import numpy as np
@@ -127,8 +126,3 @@ def test_knowledge_shows_its_one_number() -> None:
 
 def test_markdown() -> None:
     assert tables.markdown(["a", "b"], [["x|y", "1"]]) == "| a | b |\n| --- | ---: |\n| x\\|y | 1 |\n"
-
-
-def test_csv_round_trip() -> None:
-    text = tables.csv_text(["a", "b"], [['say "x", y', 0.5], ["", None]])
-    assert list(csv.reader(io.StringIO(text))) == [["a", "b"], ['say "x", y', "0.5"], ["", ""]]
