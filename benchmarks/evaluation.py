@@ -47,9 +47,9 @@ def embeddings(captions: int, images: int) -> tuple[Array, Array, Array]:
 
 def blocks(image: Array, caption: Array, image_of: Array) -> tuple[Array, Array]:
     """Rank both directions as polyalign does."""
-    from polyalign.evaluation import metrics
+    from polyalign.evaluation.ranking import both_directions
 
-    text_to_image, image_to_text = metrics.both_directions(image, caption, image_of)
+    text_to_image, image_to_text = both_directions(image, caption, image_of)
     return text_to_image.rank, image_to_text.rank
 
 
@@ -76,7 +76,7 @@ _BYTES_A_SCORE = {"polyalign, in blocks": 0, "matrix, counted": 5, "matrix, sort
 
 
 def _measure(method: str, captions: int, images: int) -> dict[str, Any]:
-    import polyalign.evaluation.metrics  # noqa: F401  (no part of what is measured)
+    import polyalign.evaluation.ranking  # noqa: F401  (no part of what is measured)
 
     made = embeddings(captions, images)
     machine.peak_memory()  # imports torch

@@ -17,7 +17,7 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from polyalign.config.language import describe_error
 from polyalign.data.pairs import Origin
-from polyalign.evaluation import metrics
+from polyalign.evaluation import bootstrap, ranking
 from polyalign.evaluation.intervals import recall_intervals
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
@@ -75,12 +75,12 @@ class Score(Record):
 
 def with_intervals(observed: npt.NDArray[np.float64], drawn: npt.NDArray[np.float64]) -> tuple[Score, ...]:
     """Return each observed figure ``(M,)`` with the interval of its bootstrap draws ``(R, M)``."""
-    low, high = metrics.interval(drawn)
+    low, high = bootstrap.interval(drawn)
     columns = zip(observed.tolist(), low.tolist(), high.tolist(), strict=True)
     return tuple(Score(value=value, low=bottom, high=top) for value, bottom, top in columns)
 
 
-def recall_scores(seeds: Sequence[metrics.Hits]) -> tuple[Score, ...]:
+def recall_scores(seeds: Sequence[ranking.Hits]) -> tuple[Score, ...]:
     """Return the six recalls and the mean recall, averaged over seeds, with the intervals of ``recall_intervals``.
 
     Args:
@@ -151,7 +151,7 @@ class Retrieval(Record):
         """Count the captions of each image (I,)."""
         return np.bincount(self._image_of(), minlength=self.images).astype(np.int64)
 
-    def hits(self) -> metrics.Hits:
+    def hits(self) -> ranking.Hits:
         """Gather the hits by image, to resample and to test against another run.
 
         Raises:
@@ -161,7 +161,7 @@ class Retrieval(Record):
         if not ranks[0]:
             raise ValueError(f"the ranks of {self.gallery} in {self.lang} were left out")
         folds = np.array(self.fold_of) if self.fold_of else None
-        return metrics.gather_hits(np.array(ranks[0]), np.array(ranks[1]), self._image_of(), folds)
+        return ranking.gather_hits(np.array(ranks[0]), np.array(ranks[1]), self._image_of(), folds)
 
     def without_ranks(self) -> Retrieval:
         """Leave the ranks out, which is most of the record, where nothing is to be tested against it."""
@@ -171,7 +171,7 @@ class Retrieval(Record):
     def chance(self) -> npt.NDArray[np.float64]:
         """Return the six recalls (6,) that a random ordering of this gallery would have on average."""
         counts, folds = self.captions_per_image(), np.array(self.fold_of or [0] * self.images)
-        means: npt.NDArray[np.float64] = np.mean([metrics.chance(counts[folds == f]) for f in np.unique(folds)], axis=0)
+        means: npt.NDArray[np.float64] = np.mean([ranking.chance(counts[folds == f]) for f in np.unique(folds)], axis=0)
         return means
 
 

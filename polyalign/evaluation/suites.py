@@ -22,7 +22,7 @@ from polyalign.config.source_spec import SourceSpec
 from polyalign.data import image_check, image_ids
 from polyalign.data.load import load_source
 from polyalign.data.pairs import PairTable
-from polyalign.evaluation import metrics, tables
+from polyalign.evaluation import bootstrap, ranking, tables
 from polyalign.evaluation.encoders import Encoder, ImageMemory
 from polyalign.evaluation.results import Record, Retrieval, Score, with_intervals
 from polyalign.evaluation.tasks import retrieval
@@ -194,7 +194,7 @@ def averages(results: Sequence[Retrieval], photos: Sequence[Sequence[str]]) -> I
         results: with their ranks.
         photos: which photo each image of each result is; equal ones are drawn together for the intervals.
     """
-    observed = [metrics.recalls([result.hits()]) for result in results]
+    observed = [ranking.recalls([result.hits()]) for result in results]
     drawn = _resample(results, photos)
     galleries = list(dict.fromkeys(result.gallery for result in results))
     for gallery in [*galleries, *(["all galleries"] if len(galleries) > 1 else [])]:
@@ -209,24 +209,24 @@ def averages(results: Sequence[Retrieval], photos: Sequence[Sequence[str]]) -> I
             yield _average(gallery, "low-resource languages", scarce, observed, drawn)
 
 
-def _resample(results: Sequence[Retrieval], photos: Sequence[Sequence[str]]) -> list[metrics.Floats]:
+def _resample(results: Sequence[Retrieval], photos: Sequence[Sequence[str]]) -> list[ranking.Floats]:
     number = {photo: index for index, photo in enumerate(dict.fromkeys(one for own in photos for one in own))}
     entries = [
         (result.hits(), np.array([number[photo] for photo in own])) for result, own in zip(results, photos, strict=True)
     ]
-    return list(metrics.resample_together(entries, len(number)))
+    return list(bootstrap.resample_together(entries, len(number)))
 
 
 def _average(
     gallery: str,
     over: str,
     by_lang: Mapping[str, Sequence[int]],
-    observed: Sequence[metrics.Floats],
-    drawn: Sequence[metrics.Floats],
+    observed: Sequence[ranking.Floats],
+    drawn: Sequence[ranking.Floats],
 ) -> Average:
     """Average the results of each language (their indices), then over languages, and every draw likewise."""
 
-    def mean(rows: Sequence[metrics.Floats]) -> npt.NDArray[np.float64]:
+    def mean(rows: Sequence[ranking.Floats]) -> npt.NDArray[np.float64]:
         found: npt.NDArray[np.float64] = np.mean(
             [np.mean([rows[i] for i in own], axis=0) for own in by_lang.values()], axis=0
         )

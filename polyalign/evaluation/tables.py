@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from rich import box
 from rich.table import Table
 
-from polyalign.evaluation import metrics
+from polyalign.evaluation import ranking
 from polyalign.evaluation.results import Direction, Retention, Retrieval, Run, Score, TextByRetrieval, ZeroShot
 
 _DIRECTIONS = ("text to image", "image to text")
-_RECALL_NAMES = (*(f"{way}\nR@{k}" for way in ("t→i", "i→t") for k in metrics.RECALL_AT), "mean\nrecall")
+_RECALL_NAMES = (*(f"{way}\nR@{k}" for way in ("t→i", "i→t") for k in ranking.RECALL_AT), "mean\nrecall")
 
 
 def percent(score: Score | float) -> str:
@@ -79,7 +79,7 @@ def retrieval_table(trained: Retrieval, untrained: Retrieval | None = None, *, l
         padding=(0, 1, 0, 0),
     )
     table.add_column("", no_wrap=True)
-    for name in (*(f"R@{k}" for k in metrics.RECALL_AT), "median\nrank"):
+    for name in (*(f"R@{k}" for k in ranking.RECALL_AT), "median\nrank"):
         table.add_column(name, justify="right", no_wrap=True)
     chance = trained.chance()
     results = [(label, trained)] if untrained is None else [("untrained projection", untrained), (label, trained)]

@@ -13,7 +13,7 @@ from typing import Any
 from polyalign.config.language import language_codes, load_language
 from polyalign.config.schema import complete
 from polyalign.evaluation import tables
-from polyalign.evaluation.metrics import RECALL_AT
+from polyalign.evaluation.ranking import RECALL_AT
 from polyalign.evaluation.results import LeftOut, Retrieval, Run
 from polyalign.experiments import figures, quotes
 from polyalign.experiments.significance import SIGNIFICANCE, Comparison, Method, comparisons

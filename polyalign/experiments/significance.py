@@ -16,7 +16,7 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 
 from polyalign.evaluation.intervals import image_covariance, mean_recalls
-from polyalign.evaluation.metrics import Hits
+from polyalign.evaluation.ranking import Hits
 from polyalign.evaluation.results import LeftOut, Retrieval, Run, Score, recall_scores
 from polyalign.experiments.multiple_comparisons import AgainstBest, compare_with_best
 from polyalign.utils.errors import UserError

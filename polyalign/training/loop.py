@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from polyalign.config.schema import Recipe
-from polyalign.evaluation import metrics
+from polyalign.evaluation import ranking
 from polyalign.evaluation.results import DevEvaluation
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
@@ -249,9 +249,9 @@ class Loop:
 
     def _dev_mean_recall(self) -> float:
         embedded = embed_features(self.aligner, self.dev, rows_at_a_time(self.recipe))
-        ranked = metrics.both_directions(embedded.images, embedded.captions, embedded.image_of)
-        hits = metrics.gather_hits(ranked[0].rank, ranked[1].rank, embedded.image_of)
-        return float(metrics.recalls([hits])[-1])
+        ranked = ranking.both_directions(embedded.images, embedded.captions, embedded.image_of)
+        hits = ranking.gather_hits(ranked[0].rank, ranked[1].rank, embedded.image_of)
+        return float(ranking.recalls([hits])[-1])
 
     def _clock(self, began: Spent) -> Spent:
         """Read the time spent; under a time budget that of the slowest process, so that all end at the same step."""
@@ -291,7 +291,7 @@ def average_gradients(aligner: Aligner, accelerator: Accelerator) -> None:
 
 def collapse_alarm(dev_evaluations: list[DevEvaluation], dev_images: int) -> str | None:
     """Return a warning if the last dev evaluation shows a collapse: recall at chance, or under half of the best."""
-    chance = sum(min(k / dev_images, 1) for k in metrics.RECALL_AT) / len(metrics.RECALL_AT)
+    chance = sum(min(k / dev_images, 1) for k in ranking.RECALL_AT) / len(ranking.RECALL_AT)
     last, best = dev_evaluations[-1].dev_mean_recall, max(look.dev_mean_recall for look in dev_evaluations)
     advice = "lower the learning rate (--set optim.lr=...); the best state so far is kept"
     if len(dev_evaluations) > 2 and last <= 1.25 * chance:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from polyalign.data.pairs import PairTable
-from polyalign.evaluation import metrics
+from polyalign.evaluation import ranking
 from polyalign.evaluation.tasks import retrieval
 
 
@@ -40,7 +40,7 @@ def ours(images, captions, image_of):
         image_of=image_of,
     )
     found = retrieval.measure(images, captions, table)
-    return {k: (found.text_to_image.recall[k].value, found.image_to_text.recall[k].value) for k in metrics.RECALL_AT}
+    return {k: (found.text_to_image.recall[k].value, found.image_to_text.recall[k].value) for k in ranking.RECALL_AT}
 
 
 def unit(rows):
@@ -61,7 +61,7 @@ def test_without_ties_every_number_is_clip_benchmarks(seed, each):
     """With one caption an image or five, in any order: its recall is clipped to a hit, which is what ours is."""
     images, captions, image_of = world(seed, 60, each)
     found = ours(images, captions, image_of)
-    for k in metrics.RECALL_AT:
+    for k in ranking.RECALL_AT:
         assert found[k] == pytest.approx(clip_benchmark(images, captions, image_of, k), abs=1e-6)
     assert 0 < found[1][0] < 1
 
@@ -71,7 +71,7 @@ def test_images_with_different_numbers_of_captions_agree_too():
     image_of = np.concatenate([np.arange(40), rng.integers(0, 40, 70)])
     images, captions = unit(rng.standard_normal((40, 8))), unit(rng.standard_normal((110, 8)))
     found = ours(images, captions, image_of)
-    for k in metrics.RECALL_AT:
+    for k in ranking.RECALL_AT:
         assert found[k] == pytest.approx(clip_benchmark(images, captions, image_of, k), abs=1e-6)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.retrieval import RetrievalHitRate
 
-from polyalign.evaluation import metrics
+from polyalign.evaluation import bootstrap, ranking
 from polyalign.utils.errors import UserError
 
 
@@ -20,16 +20,16 @@ def unit(rng: np.random.Generator, rows: int, width: int = 16) -> np.ndarray:
     return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
 
 
-def rank_captions(scores: list[list[float]], image_of: list[int]) -> metrics.Ranked:
+def rank_captions(scores: list[list[float]], image_of: list[int]) -> ranking.Ranked:
     """Rank a matrix of captions by images: the identity as images makes a caption's scores its own coordinates."""
     matrix = np.array(scores, dtype=np.float32)
-    return metrics.both_directions(np.eye(matrix.shape[1]), matrix, np.array(image_of))[0]
+    return ranking.both_directions(np.eye(matrix.shape[1]), matrix, np.array(image_of))[0]
 
 
-def rank_images(scores: list[list[float]], image_of: list[int]) -> metrics.Ranked:
+def rank_images(scores: list[list[float]], image_of: list[int]) -> ranking.Ranked:
     """Rank a matrix of images by captions."""
     matrix = np.array(scores, dtype=np.float32)
-    return metrics.both_directions(matrix, np.eye(matrix.shape[1]), np.array(image_of))[1]
+    return ranking.both_directions(matrix, np.eye(matrix.shape[1]), np.array(image_of))[1]
 
 
 def naive_ranks(queries: np.ndarray, keys: np.ndarray, query_image: np.ndarray, key_image: np.ndarray) -> list[int]:
@@ -81,18 +81,18 @@ def test_a_collapsed_model_is_last_in_both_directions() -> None:
     images = np.tile(unit(np.random.default_rng(0), 1, 300), (50, 1))
     captions = np.tile(unit(np.random.default_rng(1), 1, 300), (250, 1))
     image_of = np.repeat(np.arange(50), 5)
-    by_text, by_image = metrics.both_directions(images, captions, image_of)
+    by_text, by_image = ranking.both_directions(images, captions, image_of)
     assert (by_text.rank == 50).all()
     assert by_text.tied.all()
     assert (by_image.rank == 246).all()
-    assert metrics.recalls([metrics.gather_hits(by_text.rank, by_image.rank, image_of)]).max() == 0.0
+    assert ranking.recalls([ranking.gather_hits(by_text.rank, by_image.rank, image_of)]).max() == 0.0
 
 
 def test_equal_keys_tie_wherever_they_stand() -> None:
     # Plain float32 products give equal columns different last bits, depending on where in a block they lie.
     rng = np.random.default_rng(3)
     images = np.repeat(unit(rng, 1, 257), 1031, axis=0)
-    by_text, by_image = metrics.both_directions(images, unit(rng, 1031, 257), np.arange(1031))
+    by_text, by_image = ranking.both_directions(images, unit(rng, 1031, 257), np.arange(1031))
     assert (by_text.rank == 1031).all()
     assert sorted(by_image.rank) == list(range(1, 1032))
 
@@ -103,8 +103,8 @@ def test_blocks_do_not_change_ranks(block_rows: int) -> None:
     captions = np.concatenate([unit(rng, 211, 96)] * 3)
     images = unit(rng, 131, 96)
     image_of = np.concatenate([np.arange(131), rng.integers(131, size=len(captions) - 131)])
-    whole = metrics.both_directions(images, captions, image_of)
-    blocks = metrics.both_directions(images, captions, image_of, block_rows=block_rows)
+    whole = ranking.both_directions(images, captions, image_of)
+    blocks = ranking.both_directions(images, captions, image_of, block_rows=block_rows)
     for one, other in zip(whole, blocks, strict=True):
         assert np.array_equal(one.rank, other.rank)
         assert np.array_equal(one.tied, other.tied)
@@ -119,7 +119,7 @@ def test_matches_the_naive_twin(seed: int, images: int, extra: int, grid: bool) 
     caption_emb = unit(rng, len(image_of), 4)
     if grid:  # coarse coordinates, exact in float32, make many ties
         image_emb, caption_emb = np.round(image_emb * 2) / 2, np.round(caption_emb * 2) / 2
-    by_text, by_image = metrics.both_directions(image_emb, caption_emb, image_of)
+    by_text, by_image = ranking.both_directions(image_emb, caption_emb, image_of)
     own = np.arange(images)
     # Coordinates on the grid before comparing, since the twin scores in float64.
     image_emb, caption_emb = (np.round(x.astype(np.float64) * 2**25) / 2**25 for x in (image_emb, caption_emb))
@@ -134,18 +134,18 @@ def test_order_of_queries_and_keys_does_not_matter(seed: int) -> None:
     images, image_of = unit(rng, 20), np.concatenate([np.arange(20), rng.integers(20, size=15)])
     captions = unit(rng, 35)
     captions[5:9] = captions[4]
-    by_text, by_image = metrics.both_directions(images, captions, image_of)
+    by_text, by_image = ranking.both_directions(images, captions, image_of)
     assert by_text.rank.min() >= 1
     assert by_text.rank.max() <= 20
     assert (by_image.rank <= 35 - np.bincount(image_of) + 1).all()
     shuffled = rng.permutation(35)
-    again_text, again_image = metrics.both_directions(images, captions[shuffled], image_of[shuffled])
+    again_text, again_image = ranking.both_directions(images, captions[shuffled], image_of[shuffled])
     assert np.array_equal(again_text.rank, by_text.rank[shuffled])
     assert np.array_equal(again_image.rank, by_image.rank)
 
 
 def test_an_image_without_caption_is_never_found() -> None:
-    by_text, by_image = metrics.both_directions(np.eye(3), np.eye(3)[:2], np.array([0, 2]))
+    by_text, by_image = ranking.both_directions(np.eye(3), np.eye(3)[:2], np.array([0, 2]))
     assert by_text.rank.tolist() == [1, 3]
     assert by_image.rank.tolist() == [1, 3, 2]
     assert by_image.tied.tolist() == [False, False, True]
@@ -156,11 +156,11 @@ def test_hit_rates_agree_with_torchmetrics() -> None:
     images, image_of = unit(rng, 60), np.repeat(np.arange(60), 5)
     captions = images[image_of] + 1.5 * unit(rng, 300)
     captions /= np.linalg.norm(captions, axis=1, keepdims=True)
-    by_text, by_image = metrics.both_directions(images, captions, image_of)
-    recalls = metrics.recalls([metrics.gather_hits(by_text.rank, by_image.rank, image_of)])
+    by_text, by_image = ranking.both_directions(images, captions, image_of)
+    recalls = ranking.recalls([ranking.gather_hits(by_text.rank, by_image.rank, image_of)])
     scores = torch.from_numpy(captions @ images.T)
     right = torch.from_numpy(image_of[:, None] == np.arange(60))
-    for column, k in enumerate(metrics.RECALL_AT):
+    for column, k in enumerate(ranking.RECALL_AT):
         for offset, matrix, target in ((0, scores, right), (3, scores.T, right.T)):
             indexes = torch.arange(len(matrix))[:, None].expand_as(matrix)
             oracle = RetrievalHitRate(top_k=k)(matrix.flatten(), target.flatten(), indexes.flatten())
@@ -169,16 +169,16 @@ def test_hit_rates_agree_with_torchmetrics() -> None:
 
 
 def test_hits_by_hand() -> None:
-    hits = metrics.gather_hits(np.array([1, 6, 11, 2]), np.array([1, 7]), np.array([0, 0, 1, 1]))
+    hits = ranking.gather_hits(np.array([1, 6, 11, 2]), np.array([1, 7]), np.array([0, 0, 1, 1]))
     assert hits.hits.tolist() == [[1, 1, 2, 1, 1, 1], [0, 1, 1, 0, 0, 1]]
     assert hits.queries.tolist() == [[2, 2, 2, 1, 1, 1]] * 2
-    assert metrics.recalls([hits]).tolist() == pytest.approx([0.25, 0.5, 0.75, 0.5, 0.5, 1.0, 3.5 / 6])
+    assert ranking.recalls([hits]).tolist() == pytest.approx([0.25, 0.5, 0.75, 0.5, 0.5, 1.0, 3.5 / 6])
 
 
 def test_nan_is_an_error_and_not_rank_one() -> None:
     emb = np.full((3, 4), np.nan)
     with pytest.raises(UserError, match="NaN"):
-        metrics.both_directions(emb, emb, np.arange(3))
+        ranking.both_directions(emb, emb, np.arange(3))
 
 
 @pytest.mark.parametrize(
@@ -194,13 +194,13 @@ def test_nan_is_an_error_and_not_rank_one() -> None:
 )
 def test_misuse_is_refused(images: np.ndarray, captions: np.ndarray, image_of: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        metrics.both_directions(images, captions, np.array(image_of, dtype=np.int64))
+        ranking.both_directions(images, captions, np.array(image_of, dtype=np.int64))
 
 
 def test_chance_by_hand() -> None:
-    one = metrics.chance(np.ones(1000, dtype=np.int64))
+    one = ranking.chance(np.ones(1000, dtype=np.int64))
     assert one.tolist() == pytest.approx([0.001, 0.005, 0.01] * 2)
-    two = metrics.chance(np.array([2, 1]))
+    two = ranking.chance(np.array([2, 1]))
     # of three captions, an image with two misses at 1 with 1/3, an image with one with 2/3; nothing misses at 5
     assert two.tolist() == pytest.approx([0.5, 1, 1, 0.5, 1, 1])
 
@@ -210,25 +210,25 @@ def test_chance_is_what_random_embeddings_get() -> None:
     image_of = np.repeat(np.arange(30), rng.integers(1, 6, size=30))
     total = np.zeros(6)
     for _ in range(300):
-        by_text, by_image = metrics.both_directions(unit(rng, 30, 24), unit(rng, len(image_of), 24), image_of)
-        total += metrics.recalls([metrics.gather_hits(by_text.rank, by_image.rank, image_of)])[:6]
-    assert total / 300 == pytest.approx(metrics.chance(np.bincount(image_of)), abs=0.015)
+        by_text, by_image = ranking.both_directions(unit(rng, 30, 24), unit(rng, len(image_of), 24), image_of)
+        total += ranking.recalls([ranking.gather_hits(by_text.rank, by_image.rank, image_of)])[:6]
+    assert total / 300 == pytest.approx(ranking.chance(np.bincount(image_of)), abs=0.015)
 
 
-def some_hits(rng: np.random.Generator, images: int, good: float) -> metrics.Hits:
+def some_hits(rng: np.random.Generator, images: int, good: float) -> ranking.Hits:
     image_of = np.repeat(np.arange(images), 5)
     by_text = np.where(rng.random(images * 5) < good, 1, 20)
-    return metrics.gather_hits(by_text, np.where(rng.random(images) < good, 1, 20), image_of)
+    return ranking.gather_hits(by_text, np.where(rng.random(images) < good, 1, 20), image_of)
 
 
-def resampled(hits: metrics.Hits, **options: int) -> np.ndarray:
+def resampled(hits: ranking.Hits, **options: int) -> np.ndarray:
     images = len(hits.hits)
-    return metrics.resample_together([(hits, np.arange(images))], images, **options)[0]
+    return bootstrap.resample_together([(hits, np.arange(images))], images, **options)[0]
 
 
 def test_interval_agrees_with_scipy_on_clusters() -> None:
     hits = some_hits(np.random.default_rng(2), 120, 0.4)
-    low, high = metrics.interval(resampled(hits, resamples=4000))
+    low, high = bootstrap.interval(resampled(hits, resamples=4000))
     for column in (0, 3):
         oracle = scipy.stats.bootstrap(
             (hits.hits[:, column], hits.queries[:, column]),
@@ -244,8 +244,8 @@ def test_interval_agrees_with_scipy_on_clusters() -> None:
 
 def test_captions_of_one_image_are_not_independent() -> None:
     image_of, found = np.repeat(np.arange(200), 5), np.repeat(np.arange(200) % 2, 5)
-    all_or_none = metrics.gather_hits(np.where(found, 1, 20), np.where(found[::5], 1, 20), image_of)
-    low, high = metrics.interval(resampled(all_or_none))
+    all_or_none = ranking.gather_hits(np.where(found, 1, 20), np.where(found[::5], 1, 20), image_of)
+    low, high = bootstrap.interval(resampled(all_or_none))
     assert high[0] - low[0] == pytest.approx(2 * 1.96 * (0.25 / 200) ** 0.5, rel=0.15)
 
 
@@ -254,7 +254,7 @@ def test_resampling_is_seeded_and_blocks_do_not_change_it(monkeypatch: pytest.Mo
     whole = resampled(hits, seed=3)
     assert np.array_equal(whole, resampled(hits, seed=3))
     assert not np.array_equal(whole, resampled(hits, seed=4))
-    monkeypatch.setattr(metrics, "_SCORES_PER_BLOCK", 50 * 64)
+    monkeypatch.setattr(ranking, "_SCORES_PER_BLOCK", 50 * 64)
     assert np.array_equal(whole, resampled(hits, seed=3))
 
 
@@ -269,7 +269,7 @@ def test_interval_covers_the_truth_about_95_times_in_100() -> None:
     rng = np.random.default_rng(8)
     covered = 0
     for _ in range(200):
-        low, high = metrics.interval(resampled(some_hits(rng, 150, 0.3), resamples=400))
+        low, high = bootstrap.interval(resampled(some_hits(rng, 150, 0.3), resamples=400))
         covered += low[3] <= 0.3 <= high[3]
     assert 180 <= covered <= 199
 
@@ -277,7 +277,7 @@ def test_interval_covers_the_truth_about_95_times_in_100() -> None:
 def test_runs_on_other_galleries_are_not_pooled() -> None:
     rng = np.random.default_rng(7)
     with pytest.raises(ValueError, match="same gallery"):
-        metrics.recalls([some_hits(rng, 10, 0.5), some_hits(rng, 11, 0.5)])
+        ranking.recalls([some_hits(rng, 10, 0.5), some_hits(rng, 11, 0.5)])
 
 
 # Galleries that share photos
@@ -286,13 +286,13 @@ def test_runs_on_other_galleries_are_not_pooled() -> None:
 def a_hits(seed, images=30, each=2):
     rng = np.random.default_rng(seed)
     image_of = np.repeat(np.arange(images), each)
-    return metrics.gather_hits(rng.integers(1, 15, len(image_of)), rng.integers(1, 15, images), image_of)
+    return ranking.gather_hits(rng.integers(1, 15, len(image_of)), rng.integers(1, 15, images), image_of)
 
 
 def test_galleries_are_resampled_together_like_a_plain_loop():
     first, second = a_hits(1), a_hits(2, images=12, each=3)
     photos = [np.arange(30), np.array([29, 3, 5, *range(30, 39)])]
-    found = metrics.resample_together([(first, photos[0]), (second, photos[1])], 39, resamples=150, seed=5)
+    found = bootstrap.resample_together([(first, photos[0]), (second, photos[1])], 39, resamples=150, seed=5)
     drawn = np.random.default_rng(5).integers(39, size=(150, 39))
     for hits, photo, rows in zip((first, second), photos, found, strict=True):
         for draw, row in zip(drawn, rows, strict=True):
@@ -304,17 +304,17 @@ def test_galleries_are_resampled_together_like_a_plain_loop():
 
 
 def test_a_gallery_of_which_no_photo_is_drawn_keeps_its_recalls():
-    rare = metrics.gather_hits(np.array([3]), np.array([1]), np.array([0]))
-    found = metrics.resample_together([(a_hits(0), np.arange(30)), (rare, np.array([30]))], 31, resamples=200)[1]
-    np.testing.assert_array_equal(found, np.broadcast_to(metrics.recalls([rare]), (200, 7)))
+    rare = ranking.gather_hits(np.array([3]), np.array([1]), np.array([0]))
+    found = bootstrap.resample_together([(a_hits(0), np.arange(30)), (rare, np.array([30]))], 31, resamples=200)[1]
+    np.testing.assert_array_equal(found, np.broadcast_to(ranking.recalls([rare]), (200, 7)))
 
 
 def test_hits_of_folds_give_the_mean_of_the_folds():
     """By hand: a fold of one image with three captions, all found; one of two images, of whose captions one is."""
     image_of, fold_of = np.array([0, 0, 0, 1, 2]), np.array([7, 2, 2])
-    hits = metrics.gather_hits(np.array([1, 1, 1, 1, 2]), np.array([1, 1, 6]), image_of, fold_of)
+    hits = ranking.gather_hits(np.array([1, 1, 1, 1, 2]), np.array([1, 1, 6]), image_of, fold_of)
     # text to image at 1: (3/3 + 1/2) / 2, not 4/5; image to text at 1 and at 5: (1/1 + 1/2) / 2, not 2/3
-    assert metrics.recalls([hits])[:6] == pytest.approx([0.75, 1, 1, 0.75, 0.75, 1])
+    assert ranking.recalls([hits])[:6] == pytest.approx([0.75, 1, 1, 0.75, 0.75, 1])
 
 
 def test_memory_does_not_grow_with_the_square_of_the_gallery():
@@ -324,7 +324,7 @@ def test_memory_does_not_grow_with_the_square_of_the_gallery():
     images, captions = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (images, captions))
     tracemalloc.start()
     try:
-        metrics.both_directions(images, captions, np.arange(30_000) % 3_000)
+        ranking.both_directions(images, captions, np.arange(30_000) % 3_000)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -41,8 +41,8 @@ def complaint(*args: object, **options: object) -> str:
 def test_later_layers_win_one_by_one(own, monkeypatch):
     own("base", **TOWERS, optim={"lr": 1.0, "epochs": 1, "batch_size": 11, "grad_clip": 5.0, "warmup_steps": 6})
     own("mine", extends="base", optim={"epochs": 2}, strategies={"lilt": {"optim": {"batch_size": 22}}})
-    lang = recipe.languages.load("sw").model_copy(update={"recipe": {"optim": {"grad_clip": 2.0, "warmup_steps": 7}}})
-    monkeypatch.setattr(recipe.languages, "load", lambda code: lang)
+    lang = recipe.load_language("sw").model_copy(update={"recipe": {"optim": {"grad_clip": 2.0, "warmup_steps": 7}}})
+    monkeypatch.setattr(recipe, "load_language", lambda code: lang)
     optim = recipe.resolve("mine", "sw", "lilt", {"optim": {"warmup_steps": 8}}).optim
     assert (optim.lr, optim.epochs, optim.batch_size, optim.grad_clip, optim.warmup_steps) == (1.0, 2, 22, 2.0, 8)
     assert recipe.resolve("mine", "sw", "bitfit").optim.batch_size == 11

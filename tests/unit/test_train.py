@@ -17,7 +17,7 @@ import tomli_w
 import torch
 
 from polyalign.config.schema import Recipe
-from polyalign.evaluation import metrics
+from polyalign.evaluation import ranking
 from polyalign.evaluation.results import DevEvaluation, Run
 from polyalign.experiments import run_folders as runs
 from polyalign.models import embed
@@ -266,7 +266,7 @@ def test_what_is_kept_is_the_best_look_not_the_last(tmp_path, monkeypatch):
         return whole(aligner)
 
     loop = loop_for(tiny.resolved("projection", train={"evals": 4, "patience": 2}))
-    monkeypatch.setattr(metrics, "recalls", lambda hits: np.array([next(recalls)]))
+    monkeypatch.setattr(ranking, "recalls", lambda hits: np.array([next(recalls)]))
     monkeypatch.setattr(train.checkpoint, "trained_state", noted)
     state = loop.run(tmp_path / "state", resume=False)
     assert state.best_dev_evaluation == 1

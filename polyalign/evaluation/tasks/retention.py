@@ -26,7 +26,7 @@ from polyalign.config.schema import Recipe, merge
 from polyalign.data.labelled import Labelled, starter_objects
 from polyalign.data.load import load_table
 from polyalign.data.pairs import ImageRef, PairTable
-from polyalign.evaluation import metrics, tables
+from polyalign.evaluation import ranking, tables
 from polyalign.evaluation.encoders import Encoder, aligner_of
 from polyalign.evaluation.results import Change, Retention
 from polyalign.models.aligner import Aligner
@@ -194,11 +194,11 @@ def sentence_retrieval(one: Features, other: Features) -> float:
         one: (N, W) unit features of the sentences in one language.
         other: (N, W) those of their translations.
     """
-    there, back = metrics.both_directions(one, other, np.arange(len(one)))
+    there, back = ranking.both_directions(one, other, np.arange(len(one)))
     return float((there.rank == 1).mean() + (back.rank == 1).mean()) / 2
 
 
-def knn_accuracy(features: Features, labels: metrics.Ints, neighbours: int) -> float:
+def knn_accuracy(features: Features, labels: ranking.Ints, neighbours: int) -> float:
     """Classify every second image of a class by its nearest among the others, weighted by similarity.
 
     Args:

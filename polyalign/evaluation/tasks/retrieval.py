@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 
 from polyalign.data.pairs import PairTable
-from polyalign.evaluation import metrics, tables
+from polyalign.evaluation import ranking, tables
 from polyalign.evaluation.encoders import Encoder
 from polyalign.evaluation.results import Direction, DirectionName, Retrieval, Score, recall_scores
 from polyalign.utils.errors import UserError
@@ -38,7 +38,7 @@ def render(results: Sequence[Retrieval]) -> Table:
     return tables.retrieval_overview(results)
 
 
-def measure(image_emb: metrics.Floats, caption_emb: metrics.Floats, gallery: PairTable) -> Retrieval:
+def measure(image_emb: ranking.Floats, caption_emb: ranking.Floats, gallery: PairTable) -> Retrieval:
     """Measure retrieval from embeddings; the intervals cover test images only.
 
     Args:
@@ -48,7 +48,7 @@ def measure(image_emb: metrics.Floats, caption_emb: metrics.Floats, gallery: Pai
     """
     check_gallery(gallery)
     text_to_image, image_to_text = _rank(image_emb, caption_emb, gallery)
-    hits = metrics.gather_hits(text_to_image.rank, image_to_text.rank, gallery.image_of, gallery.fold_of)
+    hits = ranking.gather_hits(text_to_image.rank, image_to_text.rank, gallery.image_of, gallery.fold_of)
     scores = recall_scores([hits])
     in_order = np.array_equal(gallery.image_of, np.arange(len(gallery.images)))
     return Retrieval(
@@ -90,30 +90,30 @@ def fingerprint(gallery: PairTable) -> str:
 
 
 def _rank(
-    image_emb: metrics.Floats, caption_emb: metrics.Floats, gallery: PairTable
-) -> tuple[metrics.Ranked, metrics.Ranked]:
+    image_emb: ranking.Floats, caption_emb: ranking.Floats, gallery: PairTable
+) -> tuple[ranking.Ranked, ranking.Ranked]:
     """Rank in both directions, within each fold where the gallery has folds."""
     if gallery.fold_of is None:
-        return metrics.both_directions(image_emb, caption_emb, gallery.image_of)
+        return ranking.both_directions(image_emb, caption_emb, gallery.image_of)
     ways = [_unranked(len(gallery.captions)), _unranked(len(gallery.images))]
     for fold in np.unique(gallery.fold_of):
         images = np.flatnonzero(gallery.fold_of == fold)
         captions = np.flatnonzero(gallery.fold_of[gallery.image_of] == fold)
         image_of = np.searchsorted(images, gallery.image_of[captions])
-        found = metrics.both_directions(image_emb[images], caption_emb[captions], image_of)
+        found = ranking.both_directions(image_emb[images], caption_emb[captions], image_of)
         for way, part, rows in zip(ways, found, (captions, images), strict=True):
             way.rank[rows], way.tied[rows] = part.rank, part.tied
     return ways[0], ways[1]
 
 
-def _unranked(queries: int) -> metrics.Ranked:
-    return metrics.Ranked(rank=np.zeros(queries, np.int64), tied=np.zeros(queries, np.bool_))
+def _unranked(queries: int) -> ranking.Ranked:
+    return ranking.Ranked(rank=np.zeros(queries, np.int64), tied=np.zeros(queries, np.bool_))
 
 
-def _direction(name: DirectionName, ranked: metrics.Ranked, scores: Sequence[Score]) -> Direction:
+def _direction(name: DirectionName, ranked: ranking.Ranked, scores: Sequence[Score]) -> Direction:
     return Direction(
         direction=name,
-        recall=dict(zip(metrics.RECALL_AT, scores, strict=True)),
+        recall=dict(zip(ranking.RECALL_AT, scores, strict=True)),
         median_rank=float(np.median(ranked.rank)),
         mean_rank=float(ranked.rank.mean()),
         queries=len(ranked.rank),

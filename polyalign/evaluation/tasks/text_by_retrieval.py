@@ -14,7 +14,7 @@ from rich.table import Table
 from sacrebleu.metrics.chrf import CHRF
 
 from polyalign.data.pairs import PairTable
-from polyalign.evaluation import metrics, tables
+from polyalign.evaluation import ranking, tables
 from polyalign.evaluation.encoders import Encoder
 from polyalign.evaluation.results import TextByRetrieval
 from polyalign.utils.errors import UserError
@@ -45,7 +45,7 @@ def render(results: Sequence[TextByRetrieval]) -> Table:
 
 
 def measure(
-    image_emb: metrics.Floats, caption_emb: metrics.Floats, gallery: PairTable, *, seed: int = 0
+    image_emb: ranking.Floats, caption_emb: ranking.Floats, gallery: PairTable, *, seed: int = 0
 ) -> TextByRetrieval:
     """Score from embeddings: the nearest caption, a random one of another image, and one of the image's own.
 
@@ -66,7 +66,7 @@ def measure(
         lang=gallery.lang,
         images=len(gallery.images),
         captions=len(gallery.captions),
-        chrf=_chrf(chrf, metrics.nearest(image_emb, caption_emb).tolist(), own, gallery),
+        chrf=_chrf(chrf, ranking.nearest(image_emb, caption_emb).tolist(), own, gallery),
         random=_chrf(chrf, [int(rng.choice(own[other])) for other in others], own, gallery),
         own=_chrf(chrf, [int(captions[0]) for captions in own], own, gallery),
         signature=str(chrf.get_signature()),
@@ -90,7 +90,7 @@ def check_gallery(gallery: PairTable) -> None:
         )
 
 
-def _chrf(chrf: CHRF, chosen: Sequence[int], own: Sequence[metrics.Ints], gallery: PairTable) -> float:
+def _chrf(chrf: CHRF, chosen: Sequence[int], own: Sequence[ranking.Ints], gallery: PairTable) -> float:
     """Score a chosen caption for each image against the image's captions other than it."""
     references = [
         [gallery.captions[c] for c in captions if c != pick] for pick, captions in zip(chosen, own, strict=True)

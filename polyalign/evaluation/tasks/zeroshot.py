@@ -17,7 +17,7 @@ from polyalign.data import class_names
 from polyalign.data.image_check import check_images
 from polyalign.data.labelled import Labelled, load
 from polyalign.data.pairs import PairTable
-from polyalign.evaluation import metrics, tables
+from polyalign.evaluation import ranking, tables
 from polyalign.evaluation.encoders import Encoder
 from polyalign.evaluation.results import Score, ZeroShot
 from polyalign.utils.errors import UserError
@@ -76,7 +76,7 @@ def render(results: Sequence[ZeroShot]) -> Table:
 
 
 def measure(
-    image_emb: metrics.Floats, class_emb: metrics.Floats, gallery: Labelled, templates: tuple[str, ...]
+    image_emb: ranking.Floats, class_emb: ranking.Floats, gallery: Labelled, templates: tuple[str, ...]
 ) -> ZeroShot:
     """Classify from embeddings; equal scores rank ahead of the right class.
 
@@ -86,7 +86,7 @@ def measure(
         gallery: the labels.
         templates: how the class embeddings were made.
     """
-    ranked, _ = metrics.both_directions(class_emb, image_emb, gallery.labels)
+    ranked, _ = ranking.both_directions(class_emb, image_emb, gallery.labels)
     return ZeroShot(
         dataset=gallery.name,
         lang=gallery.lang,
@@ -101,7 +101,7 @@ def measure(
     )
 
 
-def prompts(gallery: Labelled, config: Config) -> tuple[tuple[str, ...], list[str], metrics.Ints]:
+def prompts(gallery: Labelled, config: Config) -> tuple[tuple[str, ...], list[str], ranking.Ints]:
     """Return the templates, the prompts (P,) for every name, and the class of each prompt (P,).
 
     Raises:
@@ -155,11 +155,11 @@ def _templates(lang: str, config: Config) -> tuple[str, ...]:
     return templates
 
 
-def centres(prompts: npt.NDArray[np.float32], class_of: metrics.Ints) -> metrics.Floats:
+def centres(prompts: npt.NDArray[np.float32], class_of: ranking.Ints) -> ranking.Floats:
     """Average unit vectors (P, D) by class and bring them back to unit length: (C, D)."""
     starts = np.flatnonzero(np.diff(class_of, prepend=-1))
     centres = np.add.reduceat(prompts.astype(np.float64), starts, axis=0)
-    unit: metrics.Floats = centres / np.linalg.norm(centres, axis=1, keepdims=True).clip(1e-12)
+    unit: ranking.Floats = centres / np.linalg.norm(centres, axis=1, keepdims=True).clip(1e-12)
     return unit
 
 
@@ -171,7 +171,7 @@ def _share(right: npt.NDArray[np.bool_]) -> Score:
     return Score(value=float(right.mean()), low=float(bounds.low), high=float(bounds.high))
 
 
-def _mean_per_class(right: npt.NDArray[np.bool_], labels: metrics.Ints) -> Score:
+def _mean_per_class(right: npt.NDArray[np.bool_], labels: ranking.Ints) -> Score:
     """Average over the classes that have images; the interval is the normal one for a sum of independent shares."""
     images = np.bincount(labels)
     present = images > 0
