@@ -16,7 +16,7 @@ from polyalign.config.language import describe_error, load_language
 from polyalign.config.plugins import load_plugin
 from polyalign.config.resolve import read_recipe, resolve, validate
 from polyalign.config.schema import Recipe, merge
-from polyalign.data.load import load_split, load_table
+from polyalign.data.load import load_source, load_split, load_table
 from polyalign.data.pairs import PairTable
 from polyalign.data.trained_images import warn_if_trained_on
 from polyalign.evaluation import external_models, suites
@@ -132,7 +132,12 @@ def evaluate_suite(
     codes = Request(_name(model), _recipe(model), tuple(langs)).codes()
     ready = suites.find(suite, codes, allow_absent=allow_absent)
     with progress_bars():
-        return suites.run(open_model(model), ready)
+        encoder = open_model(model)
+        if isinstance(encoder, Aligned):
+            # In one language only: the others describe the same photos.
+            for benchmark, langs_here in ready.here:
+                warn_if_trained_on(encoder.folder, load_source(benchmark.spec, langs_here[0], benchmark.split))
+        return suites.run(encoder, ready)
 
 
 def _check_training_images(encoder: Encoder, gallery: Any, request: Request) -> None:

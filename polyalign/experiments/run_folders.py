@@ -15,7 +15,7 @@ from polyalign.models import checkpoint
 from polyalign.training import train
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
-from polyalign.utils.process import processes
+from polyalign.utils.process import from_main_process, processes
 from polyalign.utils.progress import progress_bars
 
 logger = logging.getLogger(__name__)
@@ -79,26 +79,30 @@ def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -
             or a ``result.json`` that is not of a run; or it is not writable.
     """
     storage.check_writable(folder)
-    every = processes()
-    main = every.is_main_process
-    finished, begun = folder / train.RESULT, folder / train.STATE
+    main = processes().is_main_process
     if overwrite and main:
         _delete_run(folder)
-    every.wait_for_everyone()  # the main process may be deleting an old run
     if not main:
         logging.getLogger("polyalign").setLevel(logging.ERROR)
-    if finished.exists():
-        run = Run.load_json(finished)
-        if not recipe.is_of(run.recipe):
-            raise UserError(f"{folder} holds a run with other settings: use another --out, or --overwrite")
-        logger.info(f"the run in {folder} is already finished; train it again with --overwrite")
-        return run if main else None
-    if begun.exists() and not resume:
+    # The main process looks into the folder for all: on another machine it may not be visible.
+    finished = from_main_process((folder / train.RESULT).exists())
+    begun = from_main_process((folder / train.STATE).exists())
+    if finished:
+        return _finished(folder, recipe) if main else None
+    if begun and not resume:
         raise UserError(f"{folder} holds an unfinished run: continue it with --resume, or start over with --overwrite")
-    if resume and not begun.exists():
+    if resume and not begun:
         logger.info(f"nothing to resume in {folder}: starting a new run")
     with progress_bars(enabled=main):
         return train.train(recipe, folder, resume=resume)
+
+
+def _finished(folder: Path, recipe: Recipe) -> Run:
+    run = Run.load_json(folder / train.RESULT)
+    if not recipe.is_of(run.recipe):
+        raise UserError(f"{folder} holds a run with other settings: use another --out, or --overwrite")
+    logger.info(f"the run in {folder} is already finished; train it again with --overwrite")
+    return run
 
 
 def _delete_run(folder: Path) -> None:
