@@ -60,5 +60,5 @@ def load_language(code: str) -> Lang:
 
 
 def describe_error(error: ValidationError) -> str:
-    """Say in one line what a validation found wrong and where."""
+    """Describe a validation error in one line: where and what."""
     return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'top level'}: {e['msg']}" for e in error.errors())

@@ -147,7 +147,7 @@ class Recipe(_Section):
 
     @property
     def budget(self) -> str:
-        """Say what bounds training, in the words of ``--budget``; ``all`` where nothing does, which is all pairs."""
+        """The budget as ``--budget`` takes it; ``all`` where training is not bounded."""
         bounds = [self.data.budget] if self.data.budget is not None else []
         if self.train.max_seconds is not None:
             bounds.append(str(TimeBudget(seconds=self.train.max_seconds)))
@@ -156,7 +156,7 @@ class Recipe(_Section):
         return "+".join(bounds) or "all"
 
     def plugin(self, section: Literal["strategy", "source"]) -> tuple[Any, Any]:
-        """Give the module and the ``Config`` of the strategy or the source."""
+        """Return the module and the ``Config`` of the strategy or the source."""
         value = getattr(self, section)
         module = load_plugin("strategies" if section == "strategy" else "sources", value["name"])
         return module, module.Config(**{key: option for key, option in value.items() if key != "name"})
@@ -166,7 +166,7 @@ class Recipe(_Section):
         return tomli_w.dumps(self.table())
 
     def table(self) -> dict[str, Any]:
-        """Give the recipe as results and TOML files hold it; ``validate`` gives it back."""
+        """Return the recipe as a table, as results and TOML files contain it; ``validate`` is the inverse."""
         return self.model_dump(mode="json", exclude_none=True)
 
     def is_of(self, resolved: dict[str, Any]) -> bool:

@@ -27,7 +27,7 @@ class SourceSpec(BaseModel):
         return cls(name=str(raw["name"]), options={key: value for key, value in raw.items() if key != "name"})
 
     def configure(self) -> tuple[Any, Any]:
-        """Give the source's module and its ``Config``.
+        """Return the source's module and its ``Config``.
 
         Raises:
             UserError: the source is unknown, or an option is unknown, missing or out of its range.
@@ -43,7 +43,7 @@ class SourceSpec(BaseModel):
             raise UserError(f"{self.name}: {describe_error(error)}{hint}") from error
 
     def languages(self) -> list[str] | None:
-        """List the languages that the source has captions in, of those that polyalign knows; none where it cannot tell.
+        """List the known languages that the source has captions in, or None if it cannot list them.
 
         Raises:
             UserError: see ``configure``.
@@ -73,7 +73,7 @@ def parse(text: str, options: Mapping[str, Any]) -> tuple[SourceSpec, str | None
 
 
 def place(source: str, option: str = "") -> str:
-    """Say what a source without its root needs, as the end of a message; ``option`` stands before an option's name."""
+    """Describe the files that a source needs, as the end of an error message; ``option`` is a prefix of option names."""
     module = load_plugin("sources", source)
     images = f" {option}images=FOLDER" if takes_images(source) else ""
     say = f"; tell where it is with {option}root=FOLDER{images}"
@@ -84,12 +84,12 @@ def place(source: str, option: str = "") -> str:
 
 
 def takes_images(source: str) -> bool:
-    """Tell whether a source's photos lie in a folder of the user's, of which some may be left out."""
+    """Return whether the photos of a source are in a folder that the user names (``images``)."""
     return "allow_missing" in load_plugin("sources", source).Config.model_fields
 
 
 def photos(source: str | None, images: Path | None, *, allow_missing: bool) -> dict[str, Any]:
-    """Give the options of a benchmark for a folder of photos, none where none is given.
+    """Return the options of a benchmark for a folder of photos; empty if no folder is given.
 
     Raises:
         UserError: the source is known and has its photos elsewhere.

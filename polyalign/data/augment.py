@@ -60,7 +60,7 @@ def crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, i
 
 
 def of(table: PairTable, count: int, px: int, seed: int, *, mirror: bool) -> tuple[View, ...]:
-    """Give the first view of every image, then the second of every image, and so on.
+    """Return the first view of every image, then the second of every image, and so on.
 
     An image's views hang on its id, not on which others are in the table nor on where its file lies.
     """

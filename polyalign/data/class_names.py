@@ -86,7 +86,7 @@ def languages(source: str, known: Iterable[Lang]) -> list[str]:
 
 
 def openai_templates() -> tuple[str, ...]:
-    """Give the 80 templates of CLIP's authors for ImageNet, from open_clip.
+    """Return the 80 templates of CLIP's authors for ImageNet, from open_clip.
 
     Raises:
         UserError: open_clip is not installed.
@@ -114,7 +114,7 @@ def _open_clip() -> Any:
 
 
 def _wordnet(classes: Sequence[str]) -> tuple[tuple[str, ...], ...] | None:
-    """Give WordNet's words for ImageNet's classes, none if these are others."""
+    """Return WordNet's words for ImageNet's classes, or nothing for other classes."""
     ids = all(map(_WNID.fullmatch, classes))
     if not ids and len(classes) != _IMAGENET_CLASSES:
         return None

@@ -65,7 +65,7 @@ def fetch(url: str, path: Path, *, sha256: str = "", copies: int = 1, wait: Wait
 
 
 def digest(path: Path) -> str:
-    """Give the SHA-256 of a file in hex."""
+    """Return the SHA-256 of a file in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -147,7 +147,7 @@ def _check_room(url: str, part: Path, total: int, needed: int) -> None:
 
 
 def _asked_pause(error: urllib.error.HTTPError) -> float:
-    """Give the seconds that the server asks to wait, up to a minute, where it says them."""
+    """Return the seconds of the Retry-After header, at most a minute, or 0."""
     asked = error.headers.get("Retry-After", "")
     return min(float(asked), _LONGEST_PAUSE_S) if asked.isdecimal() else 0.0
 

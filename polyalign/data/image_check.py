@@ -37,7 +37,7 @@ class ImageReport(BaseModel):
         return self.missing + self.corrupt
 
     def describe(self) -> str:
-        """Say in one line how many of each there are and name the first few."""
+        """Describe the numbers in one line, with the first few images of each kind."""
         parts = [
             f"{len(bad):,} {kind} ({_name(bad, name)})"
             for kind, bad, name in (

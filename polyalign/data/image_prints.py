@@ -47,7 +47,7 @@ _KNOWN: dict[str, Print] = {}
 
 
 def key(image: ImageRef) -> str | None:
-    """Give the image's key, or nothing if it is missing."""
+    """Return the key of the image, or None if its file is missing."""
     try:
         return image.key()
     except OSError:

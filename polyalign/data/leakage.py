@@ -65,7 +65,7 @@ class LeakageReport(BaseModel):
         return tuple(sorted({leak.test_id for leak in self.leaks}))
 
     def describe(self) -> str:
-        """Say in one line how much is shared, found how, with the first few."""
+        """Describe in one line how many images are shared, how they were found, and the first few."""
         how = "ids and pixels" if self.compared_by_pixels else "ids alone"
         blind = self._blind()
         sides = f"of the {self.test_images:,} test images of {self.test}"
@@ -80,7 +80,7 @@ class LeakageReport(BaseModel):
         )
 
     def _blind(self) -> str:
-        """Say how many images were compared by id alone though pixels were asked for."""
+        """Describe how many images could not be opened and were compared by id only."""
         sides = zip(self.unopened, ("training", "test"), strict=True)
         told = " and ".join(f"{count:,} {side} images" for count, side in sides if count)
         return f"; {told} could not be opened: those by id alone" if told else ""
@@ -174,7 +174,7 @@ def _encoded(table: PairTable) -> int:
 
 
 def _prints(images: Sequence[ImageRef]) -> dict[int, Print]:
-    """Give by index what images look like that are decoded from bytes, less those that are missing or corrupt."""
+    """Return the prints of encoded images by index, without missing and corrupt ones."""
     encoded = {i: image for i, image in enumerate(images) if isinstance(image, EncodedImage)}
     found = image_prints.look(list(encoded.values()))
     return {i: one for i, one in zip(encoded, found, strict=True) if one.problem is None}
@@ -226,7 +226,7 @@ def _rms(difference: Floats) -> Floats:
 
 
 def _may_be_one(a: ImageRef, b: ImageRef) -> bool:
-    """Tell whether two images that are named alike, with different keys, may be one.
+    """Return whether two images with equal names and different keys may be one image.
 
     Two drawn ones are not. Others are, unless both open and look nothing alike.
     """

@@ -33,7 +33,7 @@ class Towers(BaseModel):
 
 
 def trained_state(aligner: Aligner) -> dict[str, torch.Tensor]:
-    """Give what training changes: the trainable parameters, and the statistics of norms that training moves.
+    """Return what training changes: trainable parameters, and the statistics of norms in training mode.
 
     Whether the aligner is in training mode stays as it is.
     """

@@ -34,7 +34,7 @@ class PairFeatures:
     views: int = 1
 
     def image_rows(self, pairs: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
-        """Say where the images of these pairs lie in the view that is this epoch's."""
+        """Return the rows of the images of these pairs, in the view of this epoch."""
         return self.image_of[pairs] + epoch % self.views * (len(self.images) // self.views)
 
     @property
@@ -80,7 +80,7 @@ def embed_features(aligner: Aligner, features: PairFeatures, batch_size: int = 2
 
 @torch.no_grad()
 def embed_images(aligner: Aligner, store: CachedFeatures, batch_size: int = 256) -> npt.NDArray[np.float32]:
-    """Give ``(I, D)`` unit vectors."""
+    """Return ``(I, D)`` unit vectors."""
     aligner.eval()
     images = np.empty((len(store), aligner.vision_projection.out_features), np.float32)
     for rows in _batches(np.arange(len(images)), batch_size):
@@ -90,7 +90,7 @@ def embed_images(aligner: Aligner, store: CachedFeatures, batch_size: int = 256)
 
 @torch.no_grad()
 def embed_captions(aligner: Aligner, store: CachedFeatures, batch_size: int = 256) -> npt.NDArray[np.float32]:
-    """Give ``(C, D)`` unit vectors; captions go sorted by length, so that little is padded."""
+    """Return ``(C, D)`` unit vectors; captions go sorted by length, so that little is padded."""
     aligner.eval()
     captions = np.empty((len(store), aligner.vision_projection.out_features), np.float32)
     for rows in _batches(store.by_length(np.arange(len(captions))), batch_size):

@@ -150,7 +150,7 @@ class _Cut:
 
 
 def _pieces(state: dict[str, Any]) -> dict[int, str]:
-    """Give every piece by its number, added tokens among them.
+    """Return all pieces by id, including added tokens.
 
     Raises:
         UserError: the vocabulary is of a kind that cannot be trimmed.
@@ -225,7 +225,7 @@ def _merges(state: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _smaller(cut: _Cut) -> dict[str, Any]:
-    """Give the tokenizer's state with the kept pieces alone, numbered anew."""
+    """Return the state of the tokenizer with only the kept pieces, renumbered."""
     place, model = cut.place, dict(cut.state["model"])
     if model["type"] == "Unigram":
         model["vocab"] = [model["vocab"][i] for i in cut.kept if i < len(model["vocab"])]
@@ -308,7 +308,7 @@ def _size(model: nn.Module) -> tuple[int, int]:
 
 @torch.no_grad()
 def _hidden(model: PreTrainedModel, tokenizer: Any, spec: TextSpec, sentences: Sequence[str]) -> list[torch.Tensor]:
-    """Give the last hidden states of each sentence."""
+    """Return the last hidden states of each sentence."""
     tower = TextTower(model, tokenizer, spec)
     batches = (tower.collate([ids]) for ids in tower.tokenize(list(sentences)))
     return [model(input_ids=x.values, attention_mask=x.mask.long()).last_hidden_state for x in batches]

@@ -79,7 +79,7 @@ class Spent:
         return Spent(self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds)
 
     def __sub__(self, other: Spent) -> Spent:
-        """Give what was spent between two readings."""
+        """Return the difference of two readings."""
         return Spent(self.seconds - other.seconds, self.cpu_seconds - other.cpu_seconds)
 
 
@@ -107,7 +107,7 @@ def ctrl_c_held_back() -> Iterator[list[int]]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Give the peak in bytes: of the GPU's memory where one is used, else of this process's.
+    """Return the peak memory in bytes: of the GPU where one is used, else of this process.
 
     Linux hands a parent's peak on in ``getrusage``, so that a small run begun by a large process would seem large; its
     own high-water mark is in ``/proc``.

@@ -19,12 +19,12 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def cache_folder() -> Path:
-    """Give the folder of what is kept to be computed once: ``$POLYALIGN_CACHE``, or ``~/.cache/polyalign``."""
+    """Return the cache folder: ``$POLYALIGN_CACHE``, or ``~/.cache/polyalign``."""
     return Path(os.environ.get("POLYALIGN_CACHE") or Path.home() / ".cache" / "polyalign")
 
 
 def check_writable(folder: Path) -> None:
-    """Be sure that a folder can be written to, or made, before anything is computed for it.
+    """Check that a folder is writable, or can be created, before anything is computed for it.
 
     Raises:
         UserError: it cannot.
@@ -37,7 +37,7 @@ def check_writable(folder: Path) -> None:
 
 
 def check_room(folder: Path, size: int, what: str) -> None:
-    """Be sure that ``size`` bytes fit on the disk of ``folder``: an array that is mapped onto a full one kills a run.
+    """Check that ``size`` bytes fit on the disk of ``folder``; a memory map on a full disk kills the process.
 
     Raises:
         UserError: they do not.
@@ -50,7 +50,7 @@ def check_room(folder: Path, size: int, what: str) -> None:
 
 
 def write(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let ``fill`` write a temporary file beside ``path``, then move it there in one step.
+    """Let ``fill`` write a temporary file next to ``path``, then move it into place atomically.
 
     Raises:
         UserError: the folder cannot be written to, or the disk is full.
@@ -74,7 +74,7 @@ def write(path: Path, fill: Callable[[Path], None]) -> None:
 
 
 def _nearest(folder: Path) -> Path:
-    """Give the folder, or the nearest above it that is there."""
+    """Return the folder, or its nearest existing parent."""
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 

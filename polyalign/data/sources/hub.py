@@ -153,7 +153,7 @@ def _named(parts: dict[str, datasets.Dataset], config: Config, split: str, wante
 
 
 def images(rows: datasets.Dataset, column: str) -> list[HubImage]:
-    """Give the image of every row, undecoded until it is opened."""
+    """Return the image of every row, undecoded until it is opened."""
     cells = rows.select_columns([column])
     if isinstance(cells.features[column], datasets.Image):
         cells = cells.cast_column(column, datasets.Image(decode=False))
@@ -185,7 +185,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _are_ids(names: list[str], refs: Sequence[HubImage]) -> bool:
-    """Tell whether rows of one name hold one image, by the first two that share a name; some call all ``image.jpg``."""
+    """Return whether equal file names mean equal images, judged by the first two; some datasets name all ``image.jpg``."""
     first: dict[str, int] = {}
     for row, name in enumerate(names):
         if first.setdefault(name, row) != row:

@@ -83,7 +83,7 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
 
 @lru_cache(maxsize=4)
 def _scenes(config: Config) -> dict[str, tuple[Scene, ...]]:
-    """Give every split its scenes: no two of the whole world hold the same facts.
+    """Draw the scenes of every split; no two scenes of the world show the same facts.
 
     Held-out combinations of kind and colour are in about three test scenes of ten, and in no other split.
     """

@@ -79,7 +79,7 @@ _LEXICONS: dict[int, tuple[Lang, Lexicon]] = {}
 
 
 def lexicon(lang: Lang) -> Lexicon:
-    """Give the checked lexicon of a language, built once for each ``Lang`` object.
+    """Return the checked lexicon of a language, built once for each ``Lang`` object.
 
     Raises:
         UserError: the language has no ``[starter]`` table or something is missing in it.

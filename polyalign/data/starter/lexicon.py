@@ -128,7 +128,7 @@ class Entry:
         self._known: dict[Tags, str] = {}
 
     def inflect(self, tags: Tags) -> str:
-        """Give the form whose key asks for most of ``tags`` and for nothing else.
+        """Return the form whose key asks for most of ``tags`` and for nothing else.
 
         Raises:
             UserError: no form fits, or two fit equally well.
@@ -181,14 +181,14 @@ class Lexicon:
         self._check_sentences()
 
     def phrase(self, tags: Tags) -> tuple[Template, ...]:
-        """Give the noun-phrase templates whose key asks for most of ``tags``."""
+        """Return the noun-phrase templates whose key asks for most of ``tags``."""
         fitting = [key for key in self.phrases if key <= tags]
         if not fitting:
             raise UserError(f"{self.file}: [starter.phrases] has no template for the tags {' '.join(sorted(tags))!r}")
         return self.phrases[max(fitting, key=len)]
 
     def usable(self, present: frozenset[str]) -> list[Template]:
-        """Give the sentence templates that say exactly what is ``present``, of ``a``, ``b``, ``rel`` and ``bg``."""
+        """Return the sentence templates that say exactly what is ``present``, of ``a``, ``b``, ``rel`` and ``bg``."""
         if present not in self._usable:
             # A relation says {b} itself, so a sentence with {rel} need not.
             said = present - {"b"} if "rel" in present else present

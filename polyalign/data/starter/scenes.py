@@ -95,7 +95,7 @@ def draw_object(kind: str, color: str, background: str, radius: float, seed: int
 
 
 def _places(scene: Scene, rng: np.random.Generator) -> list[tuple[Thing, Floats, float]]:
-    """Say where each object stands (its centre) and how large it is (its radius)."""
+    """Return the centre and the radius of each object."""
     across = 0 if scene.relation in ("left", "right") else 1
     first_is_near = scene.relation in ("left", "above")
     places = []
@@ -128,7 +128,7 @@ class _Canvas:
         self._texture(background)
 
     def _texture(self, background: str) -> None:
-        """Give the ground its own marks, so that blue water is not blue sky nor pale sand snow."""
+        """Draw the marks of the ground, which tell blue water from blue sky and pale sand from snow."""
         for x, y in self.rng.uniform(0, _SIDE, (9, 2)):
             if background == "grass":
                 self._line([(x, y), (x + 0.5, y - 3.5)], self.dim)

@@ -48,11 +48,11 @@ class Scene:
     seed: int
 
     def facts(self) -> tuple[str, tuple[Thing, Thing], str]:
-        """Give what the scene holds, the same for "a cup left of a cat" and "a cat right of a cup"."""
+        """Return the facts of the scene, equal for "a cup left of a cat" and "a cat right of a cup"."""
         if self.relation in ("right", "below"):
             return self.background, (self.things[1], self.things[0]), OPPOSITE[self.relation]
         return self.background, self.things, self.relation
 
     def is_held_out(self) -> bool:
-        """Tell whether a thing in it has one of the held-out combinations of kind and colour."""
+        """Return whether an object of the scene has a held-out combination of kind and colour."""
         return any((thing.kind, thing.color) in HELD_OUT for thing in self.things)

@@ -125,7 +125,7 @@ class TextTower(nn.Module):
         return masked_pool(hidden, x.mask, self.pooling) if stop == last else Tokens(hidden, x.mask)
 
     def forward(self, x: Tokens) -> torch.Tensor:
-        """Give ``(B, width)`` features for a batch of token ids."""
+        """Return ``(B, width)`` features for a batch of token ids."""
         return cast(torch.Tensor, self.run(x, 0, len(self.stages())))
 
 
@@ -242,7 +242,7 @@ def load_tokenizer(spec: TextSpec, folder: Path | None = None) -> Any:
 
 
 def _source(spec: TextSpec) -> str:
-    """Find out whether the model is a folder, and which, or a name on the hub."""
+    """Return the local folder of the model, or its name on the hub."""
     source = str(STARTER / "text") if spec.model == "starter" else str(Path(spec.model).expanduser())
     if Path(source).is_dir():
         return source

@@ -104,7 +104,7 @@ class VisionTower(nn.Module):
         return x
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Give ``(B, width)`` features for ``(B, 3, H, W)`` uint8 pixels."""
+        """Return ``(B, width)`` features for ``(B, 3, H, W)`` uint8 pixels."""
         return self.run(pixels, 0, len(self.stages()))
 
     def _stage(self, x: torch.Tensor, stage: int) -> torch.Tensor:
@@ -161,7 +161,7 @@ def build_vision(
 
 
 def _locate(spec: VisionSpec) -> tuple[str, dict[str, Any], Path | None, VisionSpec]:
-    """Give the timm name, its arguments, the weights file if it is local, and the spec with the folder's own facts."""
+    """Return the timm name, its arguments, the weights file if it is local, and the spec with the folder's own facts."""
     folder = STARTER / "vision" if spec.model == "starter" else None
     if folder is None and "/" in spec.model and not spec.model.startswith(("hf-hub:", "hf_hub:")):
         folder = Path(spec.model).expanduser()
