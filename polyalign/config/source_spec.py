@@ -73,7 +73,7 @@ def parse(text: str, options: Mapping[str, Any]) -> tuple[SourceSpec, str | None
 
 
 def place(source: str, option: str = "") -> str:
-    """Describe the files that a source needs, as the end of an error message; ``option`` is a prefix of option names."""
+    """Describe the files that a source needs, for the end of a message; ``option`` is a prefix of option names."""
     module = load_plugin("sources", source)
     images = f" {option}images=FOLDER" if takes_images(source) else ""
     say = f"; tell where it is with {option}root=FOLDER{images}"
