@@ -31,17 +31,17 @@ app.add_typer(data_app, name="data", rich_help_panel=DATA)
 @data_app.command("get", epilog="Example: polyalign data get xtd --root data --photos test")
 def get(
     name: Annotated[str, typer.Argument(help="A dataset: see `polyalign datasets`.")],
-    root: Annotated[Path, typer.Option(help="Folder in which datasets lie side by side, as suites expect.")] = Path(
-        "data"
-    ),
+    root: Annotated[Path, typer.Option(help="Folder that contains all datasets, as suites expect.")] = Path("data"),
     photos: Annotated[
         Literal["none", "test", "all"],
-        typer.Option(help="Also photos, where anyone may download them: those of the test set, or all (COCO: 19 GB)."),
+        typer.Option(
+            help="Photos to download as well, where that is allowed: those of the test set, or all (COCO: 19 GB)."
+        ),
     ] = "none",
 ) -> None:
-    """Download what of a dataset anyone may download; say what to place where for the rest.
+    """Download the parts of a dataset that may be downloaded, and name the files to get by hand.
 
-    Interrupted, the same command goes on where it stopped. Files with known hashes are checked against them.
+    If interrupted, the same command continues. Files are checked against their published hashes where known.
     """
     from polyalign.data.download import download_dataset
     from polyalign.utils.progress import progress_bars
@@ -50,7 +50,7 @@ def get(
         with progress_bars():
             told = download_dataset(name, root, photos)
     except KeyboardInterrupt:
-        say("interrupted; the same command goes on where it stopped")
+        say("interrupted; the same command continues")
         raise typer.Exit(130) from None
     print(told)
 
@@ -64,7 +64,7 @@ def check(
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Read every image and caption as training would, and say what is wrong with them."""
+    """Check every image and caption before training, and report problems."""
     go_offline(offline)
     from polyalign.data.check import check_recipe, render
     from polyalign.models.towers.text import load_tokenizer
@@ -79,15 +79,21 @@ def check(
 
 @data_app.command(epilog="Example: polyalign data audit ./machine-made ./by-people --lang de")
 def audit(
-    candidate: Annotated[str, typer.Argument(help="Captions to score: a source or a folder; NAME:SPLIT but for test.")],
-    reference: Annotated[str, typer.Argument(help="Captions of the same images by people, told in the same way.")],
+    candidate: Annotated[
+        str, typer.Argument(help="Captions to score: a source or a folder. NAME:SPLIT names a split (default: test).")
+    ],
+    reference: Annotated[str, typer.Argument(help="Human captions of the same images, named in the same way.")],
     lang: Lang,
-    candidate_set: Annotated[list[str] | None, typer.Option(help="An option of the first: root=./xm3600.")] = None,
-    reference_set: Annotated[list[str] | None, typer.Option(help="An option of the second: root=./multi30k.")] = None,
+    candidate_set: Annotated[
+        list[str] | None, typer.Option(help="Option of the candidate source: root=./xm3600.")
+    ] = None,
+    reference_set: Annotated[
+        list[str] | None, typer.Option(help="Option of the reference source: root=./multi30k.")
+    ] = None,
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Score captions, such as machine-made ones, against those of people: chrF++, BLEU and spBLEU."""
+    """Score captions, such as machine translations, against human captions: chrF++, BLEU and spBLEU."""
     go_offline(offline)
     from polyalign.config.language import load_language
     from polyalign.data.audit import render, score_captions
@@ -103,10 +109,10 @@ def audit(
 
 @app.command(rich_help_panel=DATA, epilog="Example: polyalign datasets xm3600")
 def datasets(
-    name: Annotated[str | None, typer.Argument(help="One of them, to be told in full.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of a dataset, for its details.")] = None,
     as_json: Json = False,
 ) -> None:
-    """List the published datasets that can be read: languages, size, licence, where to get them."""
+    """List the published datasets that polyalign reads: languages, size, licence, address."""
     from polyalign.data import catalogue
 
     if as_json:
@@ -123,16 +129,16 @@ def datasets(
     epilog="Example: polyalign leakage ./my-photos xtd --test-set root=./xtd10 --test-set images=./coco",
 )
 def leakage(
-    train: Annotated[str, typer.Argument(help="A source or a folder; NAME:SPLIT for another split than train.")],
-    test: Annotated[str, typer.Argument(help="A source or a folder; NAME:SPLIT for another split than test.")],
-    train_set: Annotated[list[str] | None, typer.Option(help="An option of the first: root=./flickr8k.")] = None,
-    test_set: Annotated[list[str] | None, typer.Option(help="An option of the second: root=./xtd10.")] = None,
-    train_lang: Annotated[str, typer.Option(help="Language whose captions say which images the first has.")] = "en",
-    test_lang: Annotated[str, typer.Option(help="The same of the second.")] = "en",
-    pixels: Annotated[bool, typer.Option(help="Compare what the images look like too, not their ids alone.")] = True,
+    train: Annotated[str, typer.Argument(help="A source or a folder. NAME:SPLIT names a split (default: train).")],
+    test: Annotated[str, typer.Argument(help="A source or a folder. NAME:SPLIT names a split (default: test).")],
+    train_set: Annotated[list[str] | None, typer.Option(help="Option of the first source: root=./flickr8k.")] = None,
+    test_set: Annotated[list[str] | None, typer.Option(help="Option of the second source: root=./xtd10.")] = None,
+    train_lang: Annotated[str, typer.Option(help="Language of the first source, which determines its images.")] = "en",
+    test_lang: Annotated[str, typer.Option(help="Language of the second source.")] = "en",
+    pixels: Annotated[bool, typer.Option(help="Compare perceptual hashes as well as ids.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Find the images that two sources share, by their ids and by what they look like; exit code 1 if there are any."""
+    """Find the images that two sources share, by id and by perceptual hash; exit code 1 if there are any."""
     from polyalign.data.leakage import find_leaks
 
     first = source_table(train, train_set, train_lang, "train")

@@ -31,16 +31,20 @@ def trim(
     out: Annotated[Path, typer.Option(help="Folder to write the smaller tower into.")],
     corpus: Annotated[
         list[Path] | None,
-        typer.Option(help="Files of one sentence a line in these languages; else the recipe's training captions."),
+        typer.Option(
+            help="Files of one sentence a line in these languages. Default: the training captions of the recipe."
+        ),
     ] = None,
-    keep: Annotated[int | None, typer.Option(min=1, help="Keep so many of the pieces used, the most frequent.")] = None,
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="Keep only this number of the used pieces, the most frequent ones.")
+    ] = None,
     recipe: Recipe = "starter",
     data: DataOption = None,
     set_: Set = None,
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Make a text tower small: keep the pieces of its vocabulary that some languages use."""
+    """Make a text tower smaller: keep only the vocabulary that some languages use."""
     go_offline(offline)
     from polyalign.config.language import load_language
     from polyalign.config.tower import TextSpec

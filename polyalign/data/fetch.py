@@ -30,7 +30,7 @@ Wait = Callable[[float], object]
 def fetch(url: str, path: Path, *, sha256: str = "", copies: int = 1, wait: Wait = time.sleep) -> None:
     """Download a file to ``path``, which is only ever whole; an existing one is replaced.
 
-    A try that fails for a passing reason is followed by another after a pause that doubles, and goes on where the last
+    An attempt that fails for a temporary reason is repeated after a pause that doubles, and continues where the last
     one stopped (HTTP ranges), as does a later call: what has come so far lies in ``<path>.part``.
 
     Args:
@@ -88,7 +88,7 @@ def _persist(url: str, part: Path, copies: int, wait: Wait) -> None:
         if failures == _ATTEMPTS:
             raise UserError(
                 f"{url} could not be downloaded in {_ATTEMPTS} tries: {reason}. "
-                "The same command goes on where this one stopped"
+                "The same command continues where this one stopped"
             )
         wait(max(pause, 2.0 ** (failures - 1)))
 

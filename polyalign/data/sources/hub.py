@@ -185,7 +185,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _are_ids(names: list[str], refs: Sequence[HubImage]) -> bool:
-    """Return whether equal file names mean equal images, judged by the first two; some datasets name all ``image.jpg``."""
+    """Return whether equal file names mean equal images, judged by the first two; some name all ``image.jpg``."""
     first: dict[str, int] = {}
     for row, name in enumerate(names):
         if first.setdefault(name, row) != row:

@@ -161,7 +161,7 @@ def build_vision(
 
 
 def _locate(spec: VisionSpec) -> tuple[str, dict[str, Any], Path | None, VisionSpec]:
-    """Return the timm name, its arguments, the weights file if it is local, and the spec with the folder's own facts."""
+    """Return the timm name, its arguments, the weights file if local, and the spec with the folder's own facts."""
     folder = STARTER / "vision" if spec.model == "starter" else None
     if folder is None and "/" in spec.model and not spec.model.startswith(("hf-hub:", "hf_hub:")):
         folder = Path(spec.model).expanduser()
