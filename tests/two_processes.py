@@ -5,9 +5,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -41,6 +44,32 @@ def gradients(resolved: Recipe) -> dict[str, torch.Tensor]:
     return {**found, "loss": loss}
 
 
+def resumed(resolved: Recipe, path: Path) -> dict[str, list[int]]:
+    """Interrupt the second process alone during step 3, then resume both; dev looks hopeless to the second."""
+    process = processes()
+    steps: tuple[list[int], list[int]] = ([], [])
+    for number, noted in enumerate(steps):
+        loop = loop_of(resolved)
+        step = loop._step
+
+        def take(index: int, noted: list[int] = noted, step: Any = step, first: bool = number == 0) -> torch.Tensor:
+            noted.append(index)
+            if first and index == 2 and not process.is_main_process:
+                signal.raise_signal(signal.SIGINT)
+            made: torch.Tensor = step(index)
+            return made
+
+        loop._step = take  # type: ignore[method-assign]
+        if not process.is_main_process:
+            loop._dev_mean_recall = lambda: 0.0  # type: ignore[method-assign]
+        try:
+            state = loop.run(path, resume=number == 1)
+        except KeyboardInterrupt:
+            assert number == 0
+        process.wait_for_everyone()
+    return {"before": steps[0], "after": steps[1], "evaluated": [one.step for one in state.dev_evaluations]}
+
+
 def main(folder: Path, arguments: list[str]) -> None:
     """Write each process's gradients, then train."""
     every = processes()
@@ -51,6 +80,9 @@ def main(folder: Path, arguments: list[str]) -> None:
         every.wait_for_everyone()
         found = gradients(recipe.resolve(str(path), "en"))
         storage.save_tensors(folder / f"{path.stem}-{every.process_index}.safetensors", found)
+    patient = recipe.resolve(str(folder / "lilt.toml"), "en", overrides={"train": {"patience": 2}})
+    found_steps = resumed(patient, folder / "stopped" / "state.safetensors")
+    (folder / f"resumed-{every.process_index}.json").write_text(json.dumps(found_steps), encoding="utf-8")
     os.environ["POLYALIGN_CACHE"] = str(folder / "cache-run")
     _note_fillings(folder / f"filled-{every.process_index}")
     sys.argv = ["polyalign", *arguments]

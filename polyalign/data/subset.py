@@ -12,11 +12,11 @@ from polyalign.utils.errors import UserError
 
 
 def draw(table: PairTable, budget: PairBudget, seed: int) -> PairTable:
-    """Draw that many pairs: the same for the same seed, and a smaller draw lies inside every larger one.
+    """Return a random subset of pairs; for one seed, a smaller subset is contained in every larger one.
 
-    A pair's place in the draw depends on the seed, its image id and which of the image's captions it is, and on
-    nothing else. So leaving out a corrupt image changes no other choice, and where two languages have one caption an
-    image they are drawn the same images.
+    A pair's place in the draw depends only on the seed, its image id and the rank of the caption among its image's. So
+    leaving out a corrupt image changes no other choice, and two languages with one caption per image get the same
+    images.
 
     Raises:
         UserError: the table has fewer pairs.

@@ -6,7 +6,6 @@ import logging
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 _LOSSES_READ_EVERY = 50
 """Steps between two readings of the loss: each reading waits for the GPU."""
+_AGREE_EVERY = 10
+"""Steps between two exchanges of clocks and interrupts among several processes."""
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,7 @@ class Loop:
         self.plan = Plan.of(recipe, len(features.captions))
         self._order: tuple[int, npt.NDArray[np.int64]] | None = None
         self._unread: list[torch.Tensor] = []
-        batch = min(recipe.optim.batch_size, len(features.captions))
-        if batch % accelerator.num_processes:
-            raise UserError(
-                f"a batch of {batch} pairs cannot be divided among {accelerator.num_processes} processes: "
-                "set optim.batch_size (and the budget) to a multiple of them"
-            )
+        check_divisible(recipe, len(features.captions), accelerator.num_processes)
         shortened = warmup_steps(recipe.optim, self.plan.steps)
         if shortened < recipe.optim.warmup_steps:
             logger.info(f"warm-up shortened from {recipe.optim.warmup_steps} to {shortened} steps, a tenth of the run")
@@ -112,21 +108,20 @@ class Loop:
                     group["lr"] = learning_rate(self.recipe.optim, before, self.plan.steps)
                 self._unread.append(self._step(state.step))
                 state.step += 1
-                state.spent = self._clock(began)
+                state.spent, stop = self._agree(state.step, Spent.until_now() - began, stop=bool(pressed))
                 place = self.place(state)
                 due = any(before < step <= place for step in self.plan.dev_evaluations)
-                if due or pressed or len(self._unread) == _LOSSES_READ_EVERY:
+                if due or stop or len(self._unread) == _LOSSES_READ_EVERY:
                     self._read_losses(state)
                 if due:
                     self._evaluate_dev(state)
                 self._check_memory()
-                if due or pressed:
+                if due or stop:
                     self._save(path, state, settings)
                 progress("training", place, self.plan.steps, _note(state))
-                if pressed:
+                if stop:
                     raise KeyboardInterrupt
-        spent = Spent.until_now() - began
-        state.spent = replace(spent, cpu_seconds=self._over_processes(spent.cpu_seconds, "sum"))
+        state.spent, _ = self._agree(0, Spent.until_now() - began, stop=False)
         return state
 
     def _resumed(self, path: Path, settings: str) -> State:
@@ -137,10 +132,12 @@ class Loop:
         """
         if not from_main_process(path.is_file()):
             return State()
-        if self._over_processes(float(path.is_file()), "min") < 1:
+        if not self._over_processes([path.is_file()]).all():
             raise UserError(f"{path} is not visible to all processes: put --out on a file system they share")
         state = load(path, self.aligner, self.optimiser, settings)
         logger.info(f"continuing after step {state.step:,} of {self.plan.steps:,}")
+        if not self.accelerator.is_main_process:  # the time in the state is that of all processes: count it once
+            state.spent = replace(state.spent, cpu_seconds=0.0)
         return state
 
     def place(self, state: State) -> int:
@@ -253,17 +250,24 @@ class Loop:
         hits = ranking.gather_hits(ranked[0].rank, ranked[1].rank, embedded.image_of)
         return float(ranking.recalls([hits])[-1])
 
-    def _clock(self, began: Spent) -> Spent:
-        """Read the time spent; under a time budget that of the slowest process, so that all end at the same step."""
-        spent = Spent.until_now() - began
-        return spent if self.seconds is None else replace(spent, seconds=self._over_processes(spent.seconds, "max"))
+    def _agree(self, step: int, spent: Spent, *, stop: bool) -> tuple[Spent, bool]:
+        """Return the slowest process's seconds, the processor time of all, and whether any process was interrupted.
 
-    def _over_processes(self, value: float, how: Literal["sum", "max", "min"]) -> float:
-        """Reduce a number over all processes."""
+        Processes are asked together: at each step under a time budget, else when dev is due and once in a while. In
+        between none stops, since the others would wait for it.
+        """
         if self.accelerator.num_processes == 1:
-            return value
-        values: torch.Tensor = self.accelerator.gather(torch.tensor([value], device=self.accelerator.device))
-        return float(getattr(values, how)())
+            return spent, stop
+        if self.seconds is None and step % _AGREE_EVERY and step not in self.plan.dev_evaluations:
+            return spent, False
+        clocks = self._over_processes([spent.seconds, spent.cpu_seconds, stop])
+        return Spent(float(clocks[:, 0].max()), float(clocks[:, 1].sum())), bool(clocks[:, 2].any())
+
+    def _over_processes(self, values: list[float]) -> torch.Tensor:
+        """Gather the values ``(V,)`` of each process: ``(processes, V)`` on the CPU."""
+        own = torch.tensor([values], dtype=torch.float64, device=self.accelerator.device)
+        every: torch.Tensor = self.accelerator.gather(own).cpu() if self.accelerator.num_processes > 1 else own
+        return every
 
     def _check_memory(self) -> None:
         allowed = self.recipe.train.max_memory_bytes
@@ -276,6 +280,20 @@ class Loop:
     def _save(self, path: Path, state: State, settings: str) -> None:
         if self.accelerator.is_main_process:
             save(path, state, self.aligner, self.optimiser, settings)
+
+
+def check_divisible(recipe: Recipe, pairs: int, processes: int) -> None:
+    """Check that each process gets the same number of pairs of a batch.
+
+    Raises:
+        UserError: the batch cannot be divided among the processes, and pairs would be dropped.
+    """
+    batch = min(recipe.optim.batch_size, pairs)
+    if batch % processes:
+        raise UserError(
+            f"a batch of {batch} pairs cannot be divided among {processes} processes: set optim.batch_size to a "
+            f"multiple of them (--set optim.batch_size={max(processes, batch - batch % processes)})"
+        )
 
 
 def average_gradients(aligner: Aligner, accelerator: Accelerator) -> None:
@@ -292,7 +310,7 @@ def average_gradients(aligner: Aligner, accelerator: Accelerator) -> None:
 def collapse_alarm(dev_evaluations: list[DevEvaluation], dev_images: int) -> str | None:
     """Return a warning if the last dev evaluation shows a collapse: recall at chance, or under half of the best."""
     chance = sum(min(k / dev_images, 1) for k in ranking.RECALL_AT) / len(ranking.RECALL_AT)
-    last, best = dev_evaluations[-1].dev_mean_recall, max(look.dev_mean_recall for look in dev_evaluations)
+    last, best = dev_evaluations[-1].dev_mean_recall, max(one.dev_mean_recall for one in dev_evaluations)
     advice = "lower the learning rate (--set optim.lr=...); the best state so far is kept"
     if len(dev_evaluations) > 2 and last <= 1.25 * chance:
         return f"collapse: dev recall {100 * last:.1f} % is at chance after step {dev_evaluations[-1].step:,}; {advice}"

@@ -23,10 +23,10 @@ def info_nce(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, image
 def sigmoid(
     image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, image_of: torch.Tensor
 ) -> torch.Tensor:
-    """Pairwise sigmoid loss (SigLIP, Zhai et al. 2023): every image with every caption is a yes-or-no question.
+    """Pairwise sigmoid loss (SigLIP, Zhai et al. 2023): each image and caption are a binary classification.
 
     Arguments as for ``info_nce``, and a learned ``bias`` on the logits. It does not normalise over the
-    batch, and so loses less when batches are small. Summed over a row's captions, averaged over rows, as published.
+    batch, so it suffers less from small batches. Summed over a row's captions, averaged over rows, as published.
     """
     same = image_of.unsqueeze(0) == image_of.unsqueeze(1)
     logits = scale * image @ text.T + bias

@@ -1,4 +1,4 @@
-"""What is done to each transformer block that runs in training, in place, so that no name changes."""
+"""Compile or recompute the transformer blocks that run in training, in place, without changing parameter names."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from polyalign.utils.errors import UserError
 
 
 def compile_blocks(aligner: Aligner) -> None:
-    """Have every block that runs in training compiled when it is first run; blocks alike are compiled once.
+    """Compile every block that runs in training at its first call; blocks of equal structure are compiled once.
 
-    Shapes stay symbolic, since the longest caption of a batch is of another length each time. Dropout draws as it does
-    uncompiled: a run is the same but for rounding, and both passes of a micro-batch drop out the same.
+    Shapes are dynamic, since the longest caption differs from batch to batch. Dropout uses the same random numbers as
+    uncompiled, so a run differs only by rounding, and both passes of a micro-batch have the same dropout.
 
     Raises:
         UserError: something trains in a tower without transformer blocks.
@@ -28,11 +28,11 @@ def compile_blocks(aligner: Aligner) -> None:
 
 
 def recompute_blocks(aligner: Aligner) -> None:
-    """Have every block that runs in training keep its input alone, and run again when its gradients are needed.
+    """Apply gradient checkpointing (Chen et al. 2016) to every block that runs in training.
 
-    Gradient checkpointing (Chen et al. 2016): the same gradients, dropout included, for a third to a half more time, in
-    a fraction of the memory. Frozen blocks between those that train hold activations too, so that training few
-    parameters of every layer needs little less memory than training all of them.
+    A block keeps only its input and runs again when its gradients are needed: the same gradients, dropout included,
+    in a fraction of the memory and a third to a half more time. Frozen blocks above the lowest trainable one hold
+    activations too, so training few parameters of every layer needs little less memory than training all of them.
 
     Raises:
         UserError: something trains in a tower without transformer blocks.

@@ -1,4 +1,4 @@
-"""Everything a training run must remember to go on as if it had never stopped, in one safetensors file."""
+"""The training state: all that is needed to resume a run to the same result, in one safetensors file."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from polyalign.utils.process import Spent
 
 @dataclass
 class State:
-    """Where a run is: steps done, dev_evaluations taken, what was spent, the best trained state so far and the last."""
+    """Progress of a run: steps, time spent, dev evaluations, losses since the last of them, and the best weights.
+
+    ``finished`` means that dev recall has stopped improving.
+    """
 
     step: int = 0
     spent: Spent = field(default_factory=Spent)
@@ -30,20 +33,20 @@ class State:
 
     @property
     def best_dev_evaluation(self) -> int:
-        """Index of the best dev evaluation; the first of several equal ones."""
+        """Index of the best dev evaluation; of equal ones the first."""
         return max(
             range(len(self.dev_evaluations)), key=lambda index: (self.dev_evaluations[index].dev_mean_recall, -index)
         )
 
 
 def save(path: Path, state: State, aligner: Aligner, optimiser: torch.optim.Optimizer, recipe_toml: str) -> None:
-    """Write the state atomically; no random state is kept, since every step seeds its own."""
+    """Write the state atomically. It holds no random state, since every step is seeded by its number."""
     named = _names(aligner, optimiser)
     tensors = {f"model/{name}": tensor for name, tensor in checkpoint.trained_state(aligner).items()}
     tensors |= {f"best/{name}": tensor for name, tensor in state.best.items()}
     for parameter, slots in optimiser.state.items():
         tensors |= {f"optimiser/{named[id(parameter)]}/{slot}": torch.as_tensor(value) for slot, value in slots.items()}
-    dev_evaluations = [look.model_dump() for look in state.dev_evaluations]
+    dev_evaluations = [one.model_dump() for one in state.dev_evaluations]
     position = {
         "step": state.step,
         "spent": asdict(state.spent),
@@ -55,7 +58,7 @@ def save(path: Path, state: State, aligner: Aligner, optimiser: torch.optim.Opti
 
 
 def load(path: Path, aligner: Aligner, optimiser: torch.optim.Optimizer, recipe_toml: str) -> State:
-    """Put model and optimiser back where they were and give the state.
+    """Restore the model and the optimiser and return the state.
 
     Raises:
         UserError: the file is unreadable or belongs to another recipe.
@@ -63,11 +66,11 @@ def load(path: Path, aligner: Aligner, optimiser: torch.optim.Optimizer, recipe_
     tensors, metadata = storage.load_tensors(path)
     if metadata.get("recipe") != recipe_toml:
         raise UserError(
-            f"{path} is of a run with other settings: give the same settings, another --out, or --overwrite"
+            f"{path} belongs to a run with other settings: use the same settings, another --out, or --overwrite"
         )
     position = json.loads(metadata["position"])
     position["spent"] = Spent(**position["spent"])
-    position["dev_evaluations"] = [DevEvaluation(**look) for look in position["dev_evaluations"]]
+    position["dev_evaluations"] = [DevEvaluation(**one) for one in position["dev_evaluations"]]
     parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "best": {}, "optimiser": {}}
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")

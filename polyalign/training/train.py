@@ -1,4 +1,4 @@
-"""Training: data, towers, loop, test, save. Reads from top to bottom."""
+"""One training run, from top to bottom: set up, train, test, save."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
 from polyalign.models.embed import PairFeatures, embed_features, prepare
-from polyalign.training.loop import Loop, rows_at_a_time
+from polyalign.training.loop import Loop, check_divisible, rows_at_a_time
 from polyalign.training.state import State
 from polyalign.utils.process import one_first, peak_memory, processes
 from polyalign.utils.versions import versions
@@ -30,14 +30,14 @@ FILES = (*checkpoint.FILES, TRAINED_IMAGES, RESULT, STATE)
 
 
 def train(recipe: Recipe, out: Path, *, resume: bool) -> Run | None:
-    """Train as the recipe says, keep the state that was best on dev, test it, and save everything into ``out``.
+    """Train a recipe, test the state with the best dev recall, and save checkpoint and result into ``out``.
 
-    While it runs ``out`` holds a training state, from which ``resume`` goes on to the same result as an
-    uninterrupted run; at the end it holds the checkpoint and ``result.json``. Interrupted by Ctrl-C, it saves the
-    state first. Of several processes only the main one tests and returns the result.
+    During training ``out`` holds the training state. With ``resume`` training continues from it to the same result as
+    an uninterrupted run. Ctrl-C saves the state before it interrupts. With several processes only the main one tests
+    and returns the result; the others return None.
 
     Raises:
-        UserError: bad data, leakage, a tower that cannot carry the strategy, a loss that is no longer finite.
+        UserError: bad data, leakage, a tower that does not support the strategy, or a loss that is not finite.
     """
     start = set_up(recipe)
     loop, aligner = start.loop, start.loop.aligner
@@ -60,7 +60,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool) -> Run | None:
 
 @dataclass(frozen=True)
 class Start:
-    """All that is made before the first step: the data, the loop, and what the untrained projections find in test."""
+    """What exists before the first step: the data, the loop, and the test of the untrained projections."""
 
     tables: dict[str, PairTable]
     loop: Loop
@@ -68,19 +68,21 @@ class Start:
     untrained: Retrieval
 
     def test(self) -> Retrieval:
-        """Test the aligner as it is now."""
+        """Return the test of the aligner in its current state."""
         return _test(self.loop.aligner, self.test_features, self.tables["test"], rows_at_a_time(self.loop.recipe))
 
 
 def set_up(recipe: Recipe) -> Start:
-    """Load the data, build the towers, compute what is frozen and test what is untrained.
+    """Load the data, build the towers, compute the frozen features and test the untrained projections.
 
     Raises:
-        UserError: bad data, leakage, a tower that cannot carry the strategy.
+        UserError: bad data, leakage, a tower that does not support the strategy, or a batch that cannot be divided
+            among the processes.
     """
     processes()
     accelerator = Accelerator(mixed_precision="no")
     tables = load_tables(recipe)
+    check_divisible(recipe, len(tables["train"]), accelerator.num_processes)
     aligner = build_aligner(recipe).to(accelerator.device)
     with one_first():
         own = {"train": recipe.data}  # dev and test are always of plain images
@@ -96,7 +98,7 @@ def _test(aligner: Aligner, features: PairFeatures, gallery: PairTable, rows: in
 
 
 def _transfer(aligner: Aligner, recipe: Recipe) -> list[Retrieval]:
-    """Test in the languages that were not trained on."""
+    """Return the tests in languages that were not trained on."""
     results = []
     for lang in recipe.test.languages:
         gallery = load_split(recipe, "test", lang)
@@ -111,7 +113,7 @@ def _knowledge(aligner: Aligner, recipe: Recipe) -> Retention:
 
 
 def _facts(loop: Loop, state: State, pairs: PairTable) -> dict[str, Any]:
-    """Gather what the record says of the run itself."""
+    """Return the fields of the record that describe the run itself."""
     recipe, (trainable, total) = loop.recipe, loop.aligner.count()
     spent = state.spent + loop.features.spent + loop.dev.spent
     return {

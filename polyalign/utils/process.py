@@ -1,4 +1,4 @@
-"""What a run asks of its process: who else is at work, to hold Ctrl-C back till a step is whole, time and memory."""
+"""The process of a run: its place among several, delayed Ctrl-C, time and peak memory."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, parse_flag_from_env
 
-_PATIENCE = timedelta(days=7)
+_TIMEOUT = timedelta(days=7)
 
 T = TypeVar("T")
 
 
 def processes() -> PartialState:
-    """Join the processes that torchrun or accelerate began, if any.
+    """Join the processes started by torchrun or accelerate, if any, and return this process's place among them.
 
-    Accelerate takes torchrun's processes for runs of their own where there is no GPU, unless it is told to use the
-    processor; a processor asked for by ``accelerate launch --cpu`` it looks up too late. They wait for each other for
-    as long as one may fill the cache: torch's own patience of half an hour would end a run on many photos.
+    Without a GPU, Accelerate treats torchrun's processes as independent runs unless it is told to use the CPU, and it
+    reads the variable of ``accelerate launch --cpu`` too late. The timeout covers the time one process may take to
+    fill the cache: torch's default of half an hour would end a run on many photos.
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return PartialState(
         cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.accelerator.is_available()),
-        timeout=_PATIENCE,
+        timeout=_TIMEOUT,
     )
 
 
 @contextmanager
 def one_first() -> Iterator[None]:
-    """Let the main process do it, then one of every other machine, then all others, which find what it left.
+    """Run the body in the main process first, then in one process per machine, then in all others.
 
-    Machines may share a folder or have each their own: either way nothing is computed twice in the same folder.
+    What the first computes into the cache the others find, whether machines share a folder or each have their own.
     """
     every = PartialState()
     with every.main_process_first(), every.local_main_process_first():
@@ -61,9 +61,9 @@ def from_main_process(value: T) -> T:
 
 @dataclass(frozen=True)
 class Spent:
-    """Seconds on the clock, and seconds of processor time over all threads of this process.
+    """Wall-clock seconds, and processor seconds over all threads.
 
-    Processor time says what a run on a processor costs, whatever else the machine is doing and on however many cores.
+    Processor time measures the cost of a run on a CPU whatever else the machine does and however many cores it has.
     """
 
     seconds: float = 0.0
@@ -71,11 +71,11 @@ class Spent:
 
     @staticmethod
     def until_now() -> Spent:
-        """Read both clocks; only a difference between two readings means something."""
+        """Read both clocks of this process; only the difference between two readings is meaningful."""
         return Spent(time.monotonic(), time.process_time())
 
     def __add__(self, other: Spent) -> Spent:
-        """Add both."""
+        """Return the sum of both."""
         return Spent(self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds)
 
     def __sub__(self, other: Spent) -> Spent:
@@ -85,9 +85,9 @@ class Spent:
 
 @contextmanager
 def ctrl_c_held_back() -> Iterator[list[int]]:
-    """Note Ctrl-C in the list given, and go on: a state saved in the middle of a step is no state to go on from.
+    """Record Ctrl-C in the yielded list instead of interrupting, so that a state is only saved after a whole step.
 
-    A second Ctrl-C interrupts at once. Only where Ctrl-C would interrupt, which is in the main thread.
+    A second Ctrl-C interrupts at once. Outside the main thread, where Ctrl-C does not interrupt, nothing changes.
     """
     pressed: list[int] = []
     before = signal.getsignal(signal.SIGINT)
@@ -109,8 +109,8 @@ def ctrl_c_held_back() -> Iterator[list[int]]:
 def peak_memory(device: torch.device) -> int:
     """Return the peak memory in bytes: of the GPU where one is used, else of this process.
 
-    Linux hands a parent's peak on in ``getrusage``, so that a small run begun by a large process would seem large; its
-    own high-water mark is in ``/proc``.
+    On Linux ``getrusage`` inherits the parent's peak, which would make a small run started by a large process seem
+    large; the process's own high-water mark is in ``/proc``.
     """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -27,7 +27,7 @@ from polyalign.training.loop import Loop, Plan, collapse_alarm
 from polyalign.training.loss import info_nce, sigmoid
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
-from polyalign.utils.process import ctrl_c_held_back
+from polyalign.utils.process import Spent, ctrl_c_held_back
 from tests import tiny, two_processes
 
 # Twelve steps of 32 pairs; dev is looked at after steps 4, 8 and 12.
@@ -204,7 +204,7 @@ def test_an_unfinished_run_is_neither_gone_on_with_nor_thrown_away_unasked(stopp
 )
 def test_going_on_with_other_settings_is_an_error(sections, stopped, tmp_path):
     folder = shutil.copytree(stopped["SIGKILL"].folder, tmp_path / "run")
-    with pytest.raises(UserError, match="is of a run with other settings: give the same settings"):
+    with pytest.raises(UserError, match="belongs to a run with other settings: use the same settings"):
         run_in(folder, "lilt-deep", resume=True, **sections)
 
 
@@ -514,6 +514,36 @@ def test_a_batch_that_processes_cannot_share_evenly_is_refused(monkeypatch):
     several = SimpleNamespace(num_processes=3, process_index=0, device=torch.device("cpu"))
     with pytest.raises(UserError, match="a batch of 32 pairs cannot be divided among 3 processes"):
         Loop(whole.recipe, whole.aligner, whole.features, whole.dev, several)
+
+
+def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_computed(monkeypatch):
+    monkeypatch.setattr(train, "build_aligner", lambda recipe: pytest.fail("towers were built"))
+    several = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
+    monkeypatch.setattr(train, "Accelerator", lambda **_: several)
+    with pytest.raises(UserError, match=r"5 pairs cannot be divided among 2 processes: .*optim\.batch_size=4"):
+        train.set_up(tiny.resolved(data={"budget": "5-pairs"}))
+
+
+def test_processes_stop_together_and_their_processor_time_is_added():
+    others = torch.tensor([[9.0, 1.0, 0.0], [3.0, 2.0, 1.0]], dtype=torch.float64)
+    loop = loop_for(tiny.resolved())
+    loop.accelerator = SimpleNamespace(
+        num_processes=3, device=torch.device("cpu"), gather=lambda own: torch.cat([own, others])
+    )
+    due = min(loop.plan.dev_evaluations)
+    assert loop._agree(due, Spent(5.0, 4.0), stop=False) == (Spent(9.0, 7.0), True)
+    # In between no process waits for the others, and none stops alone.
+    assert loop._agree(due - 1, Spent(5.0, 4.0), stop=True) == (Spent(5.0, 4.0), False)
+    loop.seconds = 100.0
+    assert loop._agree(due - 1, Spent(5.0, 4.0), stop=False) == (Spent(9.0, 7.0), True)
+
+
+def test_two_processes_interrupted_one_after_the_other_stop_at_one_step_and_resume_together(pair):
+    found = [json.loads((pair / f"resumed-{process}.json").read_text()) for process in range(2)]
+    assert found[0] == found[1]
+    assert found[0]["before"] == list(range(4))
+    assert found[0]["after"] == list(range(4, 12))
+    assert found[0]["evaluated"] == [4, 8, 12]
 
 
 def test_a_shortened_warm_up_is_reported(caplog):
