@@ -258,15 +258,15 @@ class DevEvaluation(Record):
 class Run(Record):
     """One training run and its test.
 
-    ``recipe`` is the resolved recipe, from which the run can be repeated. ``untrained`` is the test of the same
-    towers with the projections as initialised. The first of ``test`` is in the language trained on, the others are in
-    languages it was not. ``pairs`` and ``images`` are what the budget gave, ``pairs_seen`` counts repeats.
-    ``seconds`` is all of the training, with what it cost to compute the frozen part once, and ``cpu_seconds`` is the
-    processor time of that, over all threads. ``checkpoint_bytes`` is the size of what was saved. ``tuned`` holds the
-    values tried on the dev split, by key of the recipe; the recipe has the one chosen. ``dev_evaluations``
-    is the learning curve on dev; training kept the state of the best. Older files call it ``looks``, and
-    ``retention`` ``knowledge``.
-    ``retries`` counts the times the run was begun again because its worker died.
+    ``recipe`` is the resolved recipe, from which the run can be repeated. ``untrained`` is the test of the same towers
+    with the projections as initialised. The first of ``test`` is in the training language, the others are in languages
+    not trained on. ``pairs`` and ``images`` count the training data, ``pairs_seen`` includes repeats.
+    ``stopped_early`` means that dev recall stopped improving before the planned end, in steps or in time. ``seconds``
+    is the wall-clock time of training including the computation of frozen features, ``cpu_seconds`` its processor
+    time over all threads and processes, ``checkpoint_bytes`` the size of the weights. ``tuned`` holds, by key of the
+    recipe, the values tried on dev; the recipe has the chosen one. ``dev_evaluations`` is the learning curve on dev;
+    the tested state is that of the best. Older files call it ``looks``, and ``retention`` ``knowledge``. ``retries``
+    counts restarts after a worker died.
     """
 
     schema_version: Literal[1] = 1
