@@ -92,7 +92,7 @@ def test_one_that_stays_busy_is_given_up_and_what_came_is_kept(site, tmp_path):
         waits.append(seconds)
         site.answers["a.bin"] = [(503, {})]
 
-    with pytest.raises(UserError, match=r"in 5 tries: the server says 503 .*goes on where this one stopped"):
+    with pytest.raises(UserError, match=r"in 5 tries: the server says 503 .*continues where this one stopped"):
         download.fetch(f"{site.url}/a.bin", tmp_path / "a.bin", wait=wait)
     assert waits == [1, 2, 4, 8]
     assert (tmp_path / "a.bin.part").read_bytes() == CONTENT[:1000]
