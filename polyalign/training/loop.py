@@ -227,7 +227,7 @@ class Loop:
 
         The main process measures; the others take its result, so that all stop at the same step.
         """
-        mean_recall = from_main_process(self._dev_mean_recall() if self.accelerator.is_main_process else None)
+        mean_recall = from_main_process(self._dev_mean_recall() if self.accelerator.is_main_process else 0.0)
         self.aligner.train()
         loss = float(np.mean(state.losses))
         seconds = state.spent.seconds

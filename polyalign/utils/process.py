@@ -15,15 +15,12 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
-from typing import TypeVar
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list, parse_flag_from_env
+from accelerate.utils import broadcast, parse_flag_from_env
 
 _TIMEOUT = timedelta(days=7)
-
-T = TypeVar("T")
 
 
 def processes() -> PartialState:
@@ -51,12 +48,13 @@ def one_first() -> Iterator[None]:
         yield
 
 
-def from_main_process(value: T) -> T:
-    """Return the main process's value in every process, so that all of them decide alike."""
-    values = [value]
-    if PartialState().num_processes > 1:
-        broadcast_object_list(values)
-    return values[0]
+def from_main_process(value: float) -> float:
+    """Return the main process's number in every process, so that all of them decide alike."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return value
+    sent: torch.Tensor = broadcast(torch.tensor([value], dtype=torch.float64, device=state.device))
+    return sent.item()
 
 
 @dataclass(frozen=True)
