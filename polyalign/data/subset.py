@@ -1,4 +1,4 @@
-"""Drawing a budget of pairs from a table: seeded, and nested from small to large."""
+"""Seeded, nested subsets of pairs for a budget."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from polyalign.utils.errors import UserError
 
 
 def draw(table: PairTable, budget: PairBudget, seed: int) -> PairTable:
-    """Draw that many pairs: the same for the same seed, and a smaller draw lies inside every larger one.
+    """Draw the budgeted number of pairs; with the same seed, smaller subsets are contained in larger ones.
 
-    A pair's place in the draw depends on the seed, its image id and which of the image's captions it is, and on
-    nothing else. So leaving out a corrupt image changes no other choice, and where two languages have one caption an
-    image they are drawn the same images.
+    A pair's rank depends only on the seed, its image id and its index among the image's captions. Leaving out a
+    corrupt image therefore does not change the rest of the draw, and languages with one caption per image get the same
+    images.
 
     Raises:
-        UserError: the table has fewer pairs.
+        UserError: the table has fewer pairs than the budget.
     """
     if budget.pairs > len(table):
-        raise UserError(f"{table.name} has {len(table):,} pairs for {table.lang}, fewer than {budget}: ask for fewer")
+        raise UserError(
+            f"{table.name} has {len(table):,} pairs for {table.lang}, fewer than {budget}: reduce the budget"
+        )
     places = np.array([_place(table, c, nth, seed) for c, nth in enumerate(table.caption_ranks())], dtype=np.uint64)
     return table.take_pairs(np.sort(np.argsort(places, kind="stable")[: budget.pairs]))
 
