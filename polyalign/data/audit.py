@@ -1,4 +1,4 @@
-"""How near machine-made captions come to human ones of the same images: chrF++, BLEU and spBLEU by sacrebleu."""
+"""Scores of machine-made captions against human references: chrF++, BLEU and spBLEU by sacrebleu."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _FLORES_MODEL = Path(SACREBLEU_DIR) / "models" / "flores200sacrebleuspm"
 
 
 class AuditScore(BaseModel):
-    """A score from 0 to 100 with half the width of its 95 % bootstrap interval, or why it could not be computed.
+    """A score from 0 to 100 with the half-width of its 95 % bootstrap interval, or why it could not be computed.
 
-    Two people say different things of one image, so that no caption can reach 100. ``human`` is what they reach: the
-    first reference caption of each image scored against the image's others, where it has any.
+    ``human`` is the score of the first reference caption of each image against the image's other references. It is an
+    upper reference point: captions of one image differ between people, so 100 is out of reach.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -42,7 +42,7 @@ class AuditScore(BaseModel):
 
 
 class AuditReport(BaseModel):
-    """Scores of one table's captions against another's, over the images that are in both."""
+    """Scores of the captions of one table against another, over the images in both."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -61,8 +61,8 @@ class AuditReport(BaseModel):
 def score_captions(candidate: PairTable, reference: PairTable, lang: Lang) -> AuditReport:
     """Score each caption of ``candidate`` against all captions of the same image in ``reference``.
 
-    Images are one if their ids are, or name one photo (``image_ids.photo``). Captions of images that the reference
-    does not have are left out.
+    Images are matched by id or by the photo that the id identifies (``image_ids.photo``). Captions of images without
+    a reference are left out.
 
     Raises:
         UserError: the languages differ, or no image is shared.
@@ -77,14 +77,14 @@ def score_captions(candidate: PairTable, reference: PairTable, lang: Lang) -> Au
     kept = [c for c, image in enumerate(candidate.image_of) if keys[image] in references]
     if not kept:
         raise UserError(
-            f"{candidate.name} and {reference.name} share no image (their ids are such as "
-            f"{_first(candidate)} and {_first(reference)}): there is nothing to score"
+            f"{candidate.name} and {reference.name} share no images (first ids: "
+            f"{_first(candidate)} and {_first(reference)})"
         )
     texts = [candidate.captions[c] for c in kept]
     against = [references[keys[candidate.image_of[c]]] for c in kept]
     shared = {keys[candidate.image_of[c]] for c in kept}
     others = [(first, rest) for key in shared for first, *rest in [references[key]] if rest]
-    # sacrebleu's default tokenizer splits words at spaces, its Chinese one splits characters without a dictionary.
+    # sacrebleu's default tokenizer splits at spaces; its Chinese tokenizer splits characters.
     tokenizer = "13a" if lang.has_spaces else "zh" if lang.script in ("Hani", "Hans", "Hant") else "char"
 
     def score(name: str, make: Callable[[], Metric]) -> AuditScore:
@@ -109,16 +109,16 @@ def score_captions(candidate: PairTable, reference: PairTable, lang: Lang) -> Au
 
 
 class _NotAvailableError(Exception):
-    """A metric needs a file that is not here."""
+    """A file required by a metric is not available."""
 
 
 def _spbleu() -> Metric:
-    """Make BLEU over Flores-200 pieces, whose SentencePiece model sacrebleu downloads on first use."""
+    """Return BLEU over Flores-200 pieces; sacrebleu downloads the SentencePiece model on first use."""
     if os.environ.get("HF_HUB_OFFLINE") == "1" and not _FLORES_MODEL.is_file():
         raise _NotAvailableError(f"offline, and its SentencePiece model is not in {_FLORES_MODEL}")
     try:
         return BLEU(tokenize="flores200")
-    except (OSError, RuntimeError, SystemExit) as error:  # sacrebleu exits where a certificate is not trusted
+    except (OSError, RuntimeError, SystemExit) as error:  # sacrebleu exits on an untrusted certificate
         raise _NotAvailableError(
             f"its SentencePiece model could not be loaded from {_FLORES_MODEL}: {error}"
         ) from error
@@ -144,7 +144,7 @@ def _score(
 
 
 def _streams(against: Sequence[Sequence[str]]) -> Any:
-    """Turn references by caption into sacrebleu's form: all first ones, all second ones, None where there is none."""
+    """Transpose references to sacrebleu's format: all first references, all second ones, ..., padded with None."""
     return [[refs[n] if n < len(refs) else None for refs in against] for n in range(max(map(len, against)))]
 
 
@@ -164,7 +164,7 @@ def _first(table: PairTable) -> str:
 
 
 def render(report: AuditReport) -> Table:
-    """Show a report as a table."""
+    """Format a report as a table."""
     title = (
         f"{report.candidate} ({report.candidate_origin}) against {report.reference} ({report.reference_origin}), "
         f"{report.lang}: {report.captions:,} captions of {report.images:,} images, "

@@ -1,4 +1,4 @@
-"""Several augmented views an image: random resized crops, each fixed by a seed so that it can be computed once."""
+"""Augmented views of images: random resized crops with fixed seeds, so that their features can be cached."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from PIL import Image
 from polyalign.data.pairs import ImageRef, PairTable
 
 MIN_AREA = 0.5
-"""Of the picture, that a crop keeps; captions speak of all of it (ALBEF and BLIP crop so)."""
+"""Minimum share of the image area kept by a crop, since captions describe the whole image (as in ALBEF and BLIP)."""
 MAX_ASPECT = 4 / 3
 _TRIES = 10
-_VERSION = 1  # part of every view's key: raise it with any change of the crops
+_VERSION = 1  # part of every view's key: increment with any change to the crops
 
 
 @dataclass(frozen=True)
 class View:
-    """One view of an image: a crop drawn by ``seed``, stretched to ``px`` by ``px``; with ``mirror`` flipped or not."""
+    """A view of an image: a random crop resized to ``px`` by ``px`` and, with ``mirror``, randomly flipped."""
 
     image: ImageRef
     seed: int
@@ -28,7 +28,7 @@ class View:
     mirror: bool
 
     def open(self) -> Image.Image:
-        """Decode the image and crop it, the same each time."""
+        """Decode and crop the image; the result is deterministic."""
         picture = self.image.open()
         rng = np.random.default_rng(self.seed)
         box = crop(picture.width, picture.height, rng)
@@ -38,14 +38,14 @@ class View:
         return view
 
     def key(self) -> str:
-        """Name the view by its image and all that is done to it."""
+        """Return a key of the image and all parameters of the view."""
         return f"{self.image.key()}:view{_VERSION} {self.seed} {self.px} {self.mirror}"
 
 
 def crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Draw a box (left, upper, right, lower) inside the picture, as torchvision's ``RandomResizedCrop`` does.
+    """Sample a box (left, upper, right, lower) as in torchvision's ``RandomResizedCrop``.
 
-    A picture too long for a box of that area and shape gives the largest such box in its middle.
+    If no sampled box fits into the image, the largest central box within the aspect limits is returned.
     """
     for _ in range(_TRIES):
         area = width * height * rng.uniform(MIN_AREA, 1)
@@ -60,9 +60,9 @@ def crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, i
 
 
 def of(table: PairTable, count: int, px: int, seed: int, *, mirror: bool) -> tuple[View, ...]:
-    """Return the first view of every image, then the second of every image, and so on.
+    """Return the first view of every image, then the second view of every image, and so on.
 
-    An image's views hang on its id, not on which others are in the table nor on where its file lies.
+    The views of an image depend on its id and the seed, not on the other images or the file location.
     """
     return tuple(
         View(image, _seed(seed, image_id, number), px, mirror)

@@ -1,4 +1,4 @@
-"""The datasets that polyalign reads: facts, licences, and the files to place."""
+"""Catalogue of supported datasets: facts, licences and required files."""
 
 from __future__ import annotations
 

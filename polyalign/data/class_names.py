@@ -1,4 +1,4 @@
-"""What classes are called: English names from what a dataset calls them, and files of names in other languages."""
+"""Class names: English names derived from dataset labels, and files of names in other languages."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from polyalign.config.language import Lang
 from polyalign.utils.errors import UserError, did_you_mean
 
 OPENAI = "openai"
-"""In place of a file of names, or of templates: those that CLIP's authors chose for ImageNet."""
+"""Selects the ImageNet class names or prompt templates of the CLIP authors in place of a file."""
 
 Names = dict[str, tuple[str, ...]]
 
 _IMAGENET_CLASSES = 1000
 _WNID = re.compile(r"n\d{8}")
-# CUB counts its classes in their names: "001.Black_footed_Albatross".
+# CUB class names are numbered: "001.Black_footed_Albatross".
 _NUMBERED = re.compile(r"^\d{3}\.")
-# Codes of Babel-ImageNet that are not the language's own in capitals.
+# Babel-ImageNet codes that are not the language code in capitals.
 _BABEL = {"fil": "TL"}
 
 
 def english(classes: Sequence[str]) -> tuple[tuple[tuple[str, ...], ...], str]:
-    """Name classes in English by what a dataset calls them, and say where the names are from.
+    """Return English names of classes from their labels in a dataset, and the origin of the names.
 
-    ImageNet's are known by their WordNet ids, by their numbers 0 to 999, and by WordNet's words for them; such a class
-    has all of WordNet's words. Any others are called as the dataset calls them, with spaces. Bare numbers are no names:
-    those classes get none.
+    ImageNet classes are recognised by WordNet id, by index (0 to 999) or by WordNet's words, and get all of WordNet's
+    words as names. Other labels are used with separators replaced by spaces; bare numbers get no name.
     """
     words = _wordnet(classes)
     if words is not None:
@@ -40,19 +39,19 @@ def english(classes: Sequence[str]) -> tuple[tuple[tuple[str, ...], ...], str]:
 
 
 def in_order(classes: Iterable[str]) -> list[str]:
-    """Sort names of folders; bare numbers by their value."""
+    """Sort folder names, numerically if all are numbers."""
     found = list(classes)
     return sorted(found, key=int) if found and all(name.isdecimal() for name in found) else sorted(found)
 
 
 def read(source: str, lang: Lang, classes: Sequence[str]) -> Names:
-    """Read names of classes in a language, by class, from a file of one of three kinds, or ``openai``.
+    """Read class names in a language from a file, or return the CLIP authors' names for ``openai``.
 
-    ``.tsv``: a class and a name a line, tab between; ``.json``: ``{class: name or [names]}``; Babel-ImageNet's
-    ``.json``: ``{LANG: [class indices, names]}``, the indices being those of ImageNet's 1,000 classes in order.
+    Supported are ``.tsv`` files with one tab-separated class and name per line, ``.json`` files of the form
+    ``{class: name or [names]}``, and Babel-ImageNet's ``.json``, ``{LANG: [indices of ImageNet classes, names]}``.
 
     Raises:
-        UserError: the file cannot be read, or has nothing for this language.
+        UserError: the file cannot be read, or has no names in this language.
     """
     if source == OPENAI and not Path(source).exists():
         return _openai(lang, classes)
@@ -63,30 +62,30 @@ def read(source: str, lang: Lang, classes: Sequence[str]) -> Names:
             return _plain(path, _cells(text), classes)
         table = json.loads(text)
         if not isinstance(table, dict):
-            raise ValueError('it is not of the form {"class": "name"}')
+            raise ValueError('expected the form {"class": "name"}')
         return _babel(table, lang, classes) if _is_babel(table) else _plain(path, table.items(), classes)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read names of classes from {path}: {reason}") from error
+        raise UserError(f"cannot read class names from {path}: {reason}") from error
 
 
 def languages(source: str, known: Iterable[Lang]) -> list[str]:
-    """List the languages of Babel-ImageNet's file that are known here.
+    """Return the known languages in a Babel-ImageNet file.
 
     Raises:
-        UserError: it is another file, which is of one language.
+        UserError: the file has another format, with names in one language.
     """
     try:
         table = json.loads(Path(source).read_text(encoding="utf-8-sig"))
         if not isinstance(table, dict) or not _is_babel(table):
-            raise ValueError("its form is another")
+            raise ValueError("the file has another format")
     except (OSError, ValueError) as error:
-        raise UserError(f"{source} is not Babel-ImageNet's file: say one language with --lang") from error
+        raise UserError(f"{source} is not the Babel-ImageNet file: choose one language with --lang") from error
     return [lang.code for lang in known if _babel_code(lang) in table]
 
 
 def openai_templates() -> tuple[str, ...]:
-    """Return the 80 templates of CLIP's authors for ImageNet, from open_clip.
+    """Return the CLIP authors' 80 ImageNet prompt templates from open_clip.
 
     Raises:
         UserError: open_clip is not installed.
@@ -96,10 +95,10 @@ def openai_templates() -> tuple[str, ...]:
 
 def _openai(lang: Lang, classes: Sequence[str]) -> Names:
     if lang.code != "en":
-        raise UserError(f"CLIP's authors named ImageNet's classes in English, not in {lang.english_name}")
+        raise UserError(f"CLIP's class names are in English, not in {lang.english_name}")
     names = _open_clip().IMAGENET_CLASSNAMES
     if len(classes) != len(names):
-        raise UserError(f"CLIP's authors named ImageNet's {len(names):,} classes, and here are {len(classes):,}")
+        raise UserError(f"CLIP's class names are for ImageNet's {len(names):,} classes, not for {len(classes):,}")
     return {key: (name,) for key, name in zip(classes, names, strict=True)}
 
 
@@ -107,14 +106,12 @@ def _open_clip() -> Any:
     try:
         import open_clip
     except ImportError as error:
-        raise UserError(
-            "the names and prompts of CLIP's authors come with open_clip: pip install 'polyalign[peers]'"
-        ) from error
+        raise UserError("CLIP's class names and prompts require open_clip: pip install 'polyalign[peers]'") from error
     return open_clip
 
 
 def _wordnet(classes: Sequence[str]) -> tuple[tuple[str, ...], ...] | None:
-    """Return WordNet's words for ImageNet's classes, or nothing for other classes."""
+    """Return WordNet's words for ImageNet classes, or None for other classes."""
     ids = all(map(_WNID.fullmatch, classes))
     if not ids and len(classes) != _IMAGENET_CLASSES:
         return None
@@ -143,9 +140,9 @@ def _babel_code(lang: Lang) -> str:
 def _babel(table: dict[str, Any], lang: Lang, classes: Sequence[str]) -> Names:
     code = _babel_code(lang)
     if code not in table:
-        raise UserError(f"Babel-ImageNet's file has no {lang.english_name} ({code}): {did_you_mean(code, table)}")
+        raise UserError(f"Babel-ImageNet has no names in {lang.english_name} ({code}): {did_you_mean(code, table)}")
     if len(classes) != _IMAGENET_CLASSES:
-        raise UserError(f"Babel-ImageNet names ImageNet's {_IMAGENET_CLASSES} classes, and here are {len(classes)}")
+        raise UserError(f"Babel-ImageNet is for ImageNet's {_IMAGENET_CLASSES} classes, not for {len(classes)}")
     indices, names = table[code]
     return {classes[index]: (str(name),) for index, name in zip(indices, names, strict=True)}
 
@@ -160,14 +157,14 @@ def _cells(text: str) -> Iterable[list[str]]:
 
 
 def _plain(path: Path, pairs: Iterable[Any], classes: Sequence[str]) -> Names:
-    """Take names as they are; where some classes get none, a name of no class is a slip of the pen."""
+    """Collect names by class; an unknown class is treated as a typo if some classes have no name."""
     names: Names = {}
     for key, value in pairs:
         names[key] = names.get(key, ()) + (tuple(map(str, value)) if isinstance(value, list) else (str(value),))
     unknown = sorted(names.keys() - set(classes))
     if unknown and set(classes) - names.keys():
-        known = did_you_mean(unknown[0], classes) if len(classes) < 50 else f"such as {classes[0]}"
-        raise UserError(f'{path} names "{unknown[0]}", which is none of the classes: {known}')
+        known = did_you_mean(unknown[0], classes) if len(classes) < 50 else f"for example {classes[0]}"
+        raise UserError(f'{path} has a name for "{unknown[0]}", which is not one of the classes: {known}')
     return names
 
 

@@ -22,9 +22,9 @@ logger = logging.getLogger(__name__)
 Photos = Literal["none", "test", "all"]
 
 PHOTOS = "photos"
-"""The folder, beside those of the datasets, that photos are downloaded into; ``--images`` takes it."""
+"""Folder, next to the dataset folders, that photos are downloaded into, for use with ``--images``."""
 
-# Captions pack to about a fifth, photos not at all: how much room an archive and what is in it take.
+# Disk space for an archive and its contents relative to the archive; captions compress to about a fifth, photos do not.
 _ROOM = {True: 2, False: 6}
 
 

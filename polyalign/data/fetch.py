@@ -1,4 +1,4 @@
-"""Downloading a file so that it is whole: tried again, gone on with, checked, and put in place in one step."""
+"""Robust file download: retried, resumed, verified by hash and moved into place atomically."""
 
 from __future__ import annotations
 
@@ -28,38 +28,37 @@ Wait = Callable[[float], object]
 
 
 def fetch(url: str, path: Path, *, sha256: str = "", copies: int = 1, wait: Wait = time.sleep) -> None:
-    """Download a file to ``path``, which is only ever whole; an existing one is replaced.
+    """Download a file to ``path`` atomically; an existing file is replaced.
 
-    An attempt that fails for a temporary reason is repeated after a pause that doubles, and continues where the last
-    one stopped (HTTP ranges), as does a later call: what has come so far lies in ``<path>.part``.
+    Temporary failures are retried with exponential backoff. Retries and later calls resume the partial download in
+    ``<path>.part`` by HTTP range requests.
 
     Args:
-        url: an http or https address.
-        path: where the file goes.
-        progress: told the MiB of a large file.
-        sha256: what the file must hash to, in hex; where it is not known, only the length is checked.
-        copies: how many times its size must be free on the disk: 2 for what is unpacked next.
-        wait: sleeps between tries.
+        url: http or https address.
+        path: destination.
+        sha256: expected hash in hex; if empty, only the length is checked.
+        copies: required free disk space as a multiple of the file size, for example 2 if the file is unpacked next.
+        wait: called with the seconds to sleep between attempts.
 
     Raises:
-        UserError: it is not there, is not what it should be, does not fit on the disk, or no try got it whole.
+        UserError: the file does not exist, has the wrong hash, does not fit on the disk, or all attempts failed.
     """
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"cannot make the folder {path.parent}: {error.strerror}") from error
+        raise UserError(f"cannot create the folder {path.parent}: {error.strerror}") from error
     begun = part.exists()
     _persist(url, part, copies, wait)
     if begun and sha256 and digest(part) != sha256:
-        # What lay there may have been the beginning of an older version.
+        # The partial file may be from an older version.
         part.unlink()
         _persist(url, part, copies, wait)
     if sha256 and (found := digest(part)) != sha256:
         part.unlink()
         raise UserError(
-            f"{url} is not the file it should be: its SHA-256 is {found}, not {sha256}; nothing was kept. "
-            "It was changed where it lies or on the way"
+            f"{url} has SHA-256 {found}, expected {sha256}: the published file or the download was modified; "
+            "the download was deleted"
         )
     part.replace(path)
 
@@ -71,7 +70,7 @@ def digest(path: Path) -> str:
 
 
 def _persist(url: str, part: Path, copies: int, wait: Wait) -> None:
-    """Receive the rest of a file, however many tries it takes as long as they get on."""
+    """Download the rest of a file; gives up after ``_ATTEMPTS`` consecutive attempts without progress."""
     failures = 0
     while True:
         before = _size(part)
@@ -80,21 +79,20 @@ def _persist(url: str, part: Path, copies: int, wait: Wait) -> None:
         except urllib.error.HTTPError as error:
             error.close()
             if error.code not in _PASSING:
-                raise UserError(f"{url} cannot be downloaded: the server says {error.code} {error.reason}") from error
-            reason, pause = f"the server says {error.code} {error.reason}", _asked_pause(error)
-        except (http.client.HTTPException, OSError) as error:  # a URLError is one, and whatever a socket raises
+                raise UserError(f"{url} cannot be downloaded: HTTP {error.code} {error.reason}") from error
+            reason, pause = f"HTTP {error.code} {error.reason}", _asked_pause(error)
+        except (http.client.HTTPException, OSError) as error:  # URLError and socket errors are OSErrors
             reason, pause = str(getattr(error, "reason", "") or error) or type(error).__name__, 0.0
         failures = 1 if _size(part) > before else failures + 1
         if failures == _ATTEMPTS:
             raise UserError(
-                f"{url} could not be downloaded in {_ATTEMPTS} tries: {reason}. "
-                "The same command continues where this one stopped"
+                f"{url} could not be downloaded in {_ATTEMPTS} attempts: {reason}. Run the same command again to resume"
             )
         wait(max(pause, 2.0 ** (failures - 1)))
 
 
 def _receive(url: str, part: Path, copies: int) -> None:
-    """Ask once for what is not there yet, and append it."""
+    """Request the missing bytes once and append them."""
     have = _size(part)
     headers = {"User-Agent": f"polyalign/{__version__}"} | ({"Range": f"bytes={have}-"} if have else {})
     try:
@@ -102,14 +100,14 @@ def _receive(url: str, part: Path, copies: int) -> None:
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
-        # Nothing lies beyond what there is: either that is all of it, or of another file.
+        # The range starts at the end of the file: the download is complete, or belongs to another version.
         if error.headers.get("Content-Range", "").rpartition("/")[2] == str(have):
             return
         part.unlink()
-        raise ConnectionResetError("what had come of it was longer than the file is now") from error
+        raise ConnectionResetError("the partial download was longer than the file") from error
     with answer:
         if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            have = 0  # a server without ranges sends all of it again
+            have = 0  # a server without range support sends the whole file
         left = int(answer.headers.get("Content-Length") or 0)
         _check_room(url, part, have + left, copies * (have + left) - have)
         with _open(part, "ab" if have else "wb") as file:
@@ -141,13 +139,13 @@ def _check_room(url: str, part: Path, total: int, needed: int) -> None:
     free = shutil.disk_usage(part.parent).free
     if needed + _SPARE > free:
         raise UserError(
-            f"{url} has {total / 2**20:,.0f} MiB and needs {needed / 2**20:,.0f} MiB of room in {part.parent}, "
+            f"{url} has {total / 2**20:,.0f} MiB and needs {needed / 2**20:,.0f} MiB of disk space in {part.parent}, "
             f"where {free / 2**20:,.0f} MiB are free"
         )
 
 
 def _asked_pause(error: urllib.error.HTTPError) -> float:
-    """Return the seconds of the Retry-After header, at most a minute, or 0."""
+    """Return the seconds in the Retry-After header, at most 60, or 0."""
     asked = error.headers.get("Retry-After", "")
     return min(float(asked), _LONGEST_PAUSE_S) if asked.isdecimal() else 0.0
 

@@ -1,4 +1,4 @@
-"""Missing and corrupt images: found before training, left out with their captions, never swapped for another."""
+"""Detection of missing and corrupt images, which are left out with their captions before training."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _NAMED = 5
 
 
 class BadImage(BaseModel):
-    """One image that cannot be opened, and why."""
+    """An image that cannot be opened, and the reason."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -23,7 +23,7 @@ class BadImage(BaseModel):
 
 
 class ImageReport(BaseModel):
-    """What opening every image of a table found."""
+    """Result of opening every image of a table."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -33,11 +33,11 @@ class ImageReport(BaseModel):
 
     @property
     def bad(self) -> tuple[BadImage, ...]:
-        """List the missing, then the corrupt."""
+        """Missing images followed by corrupt images."""
         return self.missing + self.corrupt
 
     def describe(self) -> str:
-        """Describe the numbers in one line, with the first few images of each kind."""
+        """Return a one-line summary with the first few images of each kind."""
         parts = [
             f"{len(bad):,} {kind} ({_name(bad, name)})"
             for kind, bad, name in (
@@ -50,7 +50,7 @@ class ImageReport(BaseModel):
 
 
 def inspect_images(table: PairTable) -> ImageReport:
-    """Open every image that is decoded from bytes and report those that are missing or corrupt."""
+    """Open every encoded image and report missing and corrupt ones."""
     encoded = {i: image for i, image in enumerate(table.images) if isinstance(image, EncodedImage)}
     missing: list[BadImage] = []
     corrupt: list[BadImage] = []
@@ -62,12 +62,10 @@ def inspect_images(table: PairTable) -> ImageReport:
 
 
 def check_images(table: PairTable, *, max_corrupt: float = 0.01) -> tuple[PairTable, ImageReport]:
-    """Leave out the images that cannot be opened, with their captions.
-
-    ``max_corrupt`` is the largest share of all images that may be left out.
+    """Return the table without images that cannot be opened and their captions, and a report.
 
     Raises:
-        UserError: more than that share is missing or corrupt.
+        UserError: the share of missing or corrupt images exceeds ``max_corrupt``.
     """
     report = inspect_images(table)
     refuse_corrupt(table.name, report, max_corrupt)
@@ -75,22 +73,22 @@ def check_images(table: PairTable, *, max_corrupt: float = 0.01) -> tuple[PairTa
 
 
 def refuse_corrupt(name: str, report: ImageReport, max_corrupt: float) -> None:
-    """Check that no more than a share of the images is missing or corrupt.
+    """Check the share of missing and corrupt images.
 
     Raises:
-        UserError: there are more.
+        UserError: the share exceeds ``max_corrupt``.
     """
     if len(report.bad) > max_corrupt * report.images:
         raise UserError(
             f"{name}: {report.describe()}; that is {len(report.bad) / report.images:.1%}, more than "
-            f"data.max_corrupt = {max_corrupt:g} allows: {_remedy(report)}, or leave them out by raising that share"
+            f"data.max_corrupt = {max_corrupt:g} allows: {_remedy(report)}, or increase data.max_corrupt"
         )
 
 
 def _remedy(report: ImageReport) -> str:
     if len(report.missing) == report.images:
-        return "none is there, is the image folder the right one? mend it"
-    return "mend them"
+        return "no image was found, check the image folder"
+    return "repair them"
 
 
 def _name(bad: tuple[BadImage, ...], describe: Callable[[BadImage], str]) -> str:

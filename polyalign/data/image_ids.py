@@ -1,4 +1,4 @@
-"""What an image's name tells of where it is from, so that one photo is known under its several names."""
+"""Identification of a photo from its file name, which differs between datasets."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ _BARE_FLICKR = re.compile(r"[1-9]\d{6,11}")
 
 
 def stem(image_id: str) -> str:
-    """Take away folders, the ending and a caption's number (``#3``)."""
+    """Remove folders, the file extension and a caption number (``#3``)."""
     name = image_id.partition("#")[0].replace("\\", "/").rpartition("/")[2]
     return name.rpartition(".")[0] or name
 
 
 def photo(image_id: str) -> str | None:
-    """Name the photo, such as ``coco:391895`` or ``flickr:1007129816``, if the form of the id tells it for sure.
+    """Return the photo, such as ``coco:391895`` or ``flickr:1007129816``, or None if the id is ambiguous.
 
-    COCO writes ``COCO_val2014_000000391895.jpg`` and, since 2017, ``000000391895.jpg``; Flickr8k and Multi30k
-    write Flickr's own ``1007129816_e794419615.jpg``, Flickr30k only its number. A number of fewer than seven
-    digits may be from anywhere.
+    COCO uses ``COCO_val2014_000000391895.jpg`` and, since 2017, ``000000391895.jpg``; Flickr8k and Multi30k use
+    Flickr's ``1007129816_e794419615.jpg``, Flickr30k only the number. Numbers of fewer than seven digits are ambiguous.
     """
     name = stem(image_id)
     if match := _COCO.fullmatch(name):
@@ -34,6 +33,6 @@ def photo(image_id: str) -> str | None:
 
 
 def plain(image_id: str) -> str:
-    """Reduce an id to its number or bare name: equal ones may be one photo, or two that are named alike."""
+    """Reduce an id to its number or stem; equal results may be the same photo or a coincidence."""
     known = photo(image_id)
     return known.partition(":")[2] if known else stem(image_id)

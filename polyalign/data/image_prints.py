@@ -1,7 +1,7 @@
-"""What an image decoded from bytes looks like, small: found once, and kept on disk for the runs to come.
+"""Perceptual fingerprints of encoded images, computed once and cached on disk.
 
-Every run opens all of its images before it trains, to leave out what is corrupt and to find what is in train and test
-both; a comparison is many runs on the same images.
+Every run opens all of its images before training to detect corrupt images and leakage, and a comparison has many runs
+on the same images.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _THUMB_PX = 16
 _HASH_FROM_PX = 64
 _VERSION = 1
 _ROW = np.dtype([("bits", np.bool_, 64), ("thumb", np.uint8, 3 * _THUMB_PX**2)])
-# Fewer are sooner looked at again than kept.
+# Fewer images are not worth caching on disk.
 _WORTH_KEEPING = 100
 
 
 @dataclass(frozen=True)
 class Print:
-    """The difference hash ``bits (64,)`` and the thumbnail ``thumb (768,)``, or the ``problem`` with the image."""
+    """Difference hash ``bits (64,)`` and thumbnail ``thumb (768,)`` of an image, or the ``problem`` with it."""
 
     bits: npt.NDArray[np.bool_]
     thumb: npt.NDArray[np.uint8]
@@ -42,7 +42,7 @@ class Print:
     is_missing: bool = False
 
 
-# By key, for the tables of one run share their images.
+# Fingerprints by image key, shared by the tables of a run.
 _KNOWN: dict[str, Print] = {}
 
 
@@ -55,12 +55,12 @@ def key(image: ImageRef) -> str | None:
 
 
 def remember(name: str, one: Print) -> None:
-    """Take the print of an image from elsewhere, by the image's key, so that it is not opened."""
+    """Register a known fingerprint under an image key, so that the image is not opened."""
     _KNOWN[name] = one
 
 
 def look(images: Sequence[EncodedImage]) -> list[Print]:
-    """Open each image on all cores, or find what is known of it by its key; what is missing is looked for each time."""
+    """Return the fingerprint of each image, from the cache or computed on all cores; missing files are not cached."""
     keys = [key(image) for image in images]
     new = [i for i, name in enumerate(keys) if name is None or name not in _KNOWN]
     kept = _path([keys[i] for i in new]) if len(new) >= _WORTH_KEEPING else None

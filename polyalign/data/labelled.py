@@ -1,4 +1,4 @@
-"""Labelled images, to classify and to probe with: folder trees, Hugging Face datasets, the starter world's objects."""
+"""Labelled images for classification and probing: folder trees, Hugging Face datasets, starter-world objects."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from polyalign.utils.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class Labelled:
-    """Images, each of one class.
+    """Images with one class label each.
 
-    ``labels`` (N,) index ``classes``; a class is known by its ``names`` in the language ``lang``, all of which mean
-    it; ``named_by`` says where these are from. A class may have no image.
+    ``labels`` (N,) are indices into ``classes``; ``names`` are the synonymous names of each class in the language
+    ``lang``, and ``named_by`` is their origin. A class may have no images.
     """
 
     name: str
@@ -36,14 +36,14 @@ class Labelled:
     named_by: str = "the dataset's own"
 
     def named(self, lang: str, names: Mapping[str, Sequence[str]], named_by: str) -> Labelled:
-        """Name the classes in a language, and leave out those that have no name there, with their images.
+        """Return the dataset with class names in a language; classes without a name are left out with their images.
 
         Raises:
             UserError: no class has a name.
         """
         kept = [index for index, key in enumerate(self.classes) if names.get(key)]
         if not kept:
-            raise UserError(f'none of the classes of "{self.name}" is named, such as "{self.classes[0]}"')
+            raise UserError(f'no class of "{self.name}" has a name, for example "{self.classes[0]}"')
         place = np.full(len(self.classes), -1)
         place[kept] = np.arange(len(kept))
         rows = np.flatnonzero(place[self.labels] >= 0)
@@ -58,7 +58,7 @@ class Labelled:
         )
 
     def without(self, keys: frozenset[str]) -> Labelled:
-        """Leave out the images of these keys."""
+        """Return the dataset without the images with these keys."""
         if not keys:
             return self
         rows = [row for row, image in enumerate(self.images) if image.key() not in keys]
@@ -66,7 +66,7 @@ class Labelled:
 
 
 def from_folder(path: Path) -> Labelled:
-    """Read ``path/<class>/.../<image>``; a class is named, in English, by its folder (see ``class_names.english``).
+    """Read ``path/<class>/.../<image>``; English class names are derived from folder names (``class_names.english``).
 
     Raises:
         UserError: there are no class folders or no images in them.
@@ -81,7 +81,7 @@ def from_folder(path: Path) -> Labelled:
         if file.suffix.lower() in Image.EXTENSION
     ]
     if not files:
-        raise UserError(f"{path} holds no labelled images: expected a folder for each class with images in it")
+        raise UserError(f"{path} contains no labelled images: expected one folder of images per class")
     classes = tuple(folder.name for folder in folders)
     names, named_by = class_names.english(classes)
     return Labelled(
@@ -96,14 +96,14 @@ def from_folder(path: Path) -> Labelled:
 
 
 def from_hub(dataset: str, split: str, *, image_column: str = "image", label_column: str = "label") -> Labelled:
-    """Read a Hugging Face dataset, by its name on the hub or from a folder that ``save_to_disk`` wrote.
+    """Read a Hugging Face dataset by hub name or from a folder written by ``save_to_disk``.
 
-    A class is named, in English, as the dataset names it; where labels are plain values, by the value.
+    English class names are derived from the dataset's class names, or from the label values if it has none.
 
     Raises:
-        UserError: it cannot be loaded, or lacks the split or a column.
+        UserError: the dataset cannot be loaded, or lacks the split or a column.
     """
-    from polyalign.data.sources import hub  # it imports datasets, which a run without any need not wait for
+    from polyalign.data.sources import hub  # imports datasets, which is slow
 
     parts = hub.load_parts(dataset)
     if split not in parts:
@@ -130,10 +130,10 @@ def from_hub(dataset: str, split: str, *, image_column: str = "image", label_col
 
 
 def load(images: str, split: str | None) -> Labelled:
-    """Read a folder tree, a dataset known by its name (see ``labelled_sets``) or any other of the hub.
+    """Read a folder tree, a known dataset (see ``labelled_sets``) or any other dataset on the hub.
 
     Raises:
-        UserError: it cannot be loaded, or a known one has not the classes it should have.
+        UserError: the dataset cannot be loaded, or a known dataset has an unexpected number of classes.
     """
     known = labelled_sets.KNOWN.get(images)
     if Path(images).is_dir():
@@ -144,13 +144,13 @@ def load(images: str, split: str | None) -> Labelled:
         raise UserError(f"{known.title} is read from a folder: {known.place}")
     found = from_hub(known.hub, split or known.split, label_column=known.label_column)
     if len(found.classes) != known.classes:
-        raise UserError(f"{known.hub} has {len(found.classes):,} classes, and {known.title} has {known.classes:,}")
+        raise UserError(f"{known.hub} has {len(found.classes):,} classes, but {known.title} has {known.classes:,}")
     return replace(found, name=images)
 
 
 @dataclass(frozen=True)
 class ObjectImage:
-    """One object of the starter world, drawn when it is opened."""
+    """A single object of the starter world, rendered when opened."""
 
     kind: str
     color: str
@@ -159,24 +159,24 @@ class ObjectImage:
     seed: int
 
     def open(self) -> Image.Image:
-        """Draw the object at 64 by 64 pixels."""
+        """Render the object at 64 by 64 pixels."""
         return draw_object(self.kind, self.color, self.background, self.radius, self.seed)
 
     def key(self) -> str:
-        """Name the picture by all that decides its pixels."""
+        """Return a key of all parameters that determine the pixels."""
         what = f"{self.kind}:{self.color}:{self.background}:{self.radius:.6f}:{self.seed}"
         return f"starter-object{DRAWING_VERSION}:{what}"
 
 
 def starter_objects(lang: Lang, *, each: int = 40, seed: int = 0) -> Labelled:
-    """Draw ``each`` pictures of every kind of object in the starter world, named in a language that has its lexicon.
+    """Return ``each`` images of every kind of object in the starter world, with class names in a language.
 
     Raises:
         UserError: the language has no starter lexicon.
     """
     rng = np.random.default_rng((seed, len(KINDS)))
     words = lexicon(lang)
-    # A bare noun stands in the singular, and in the nominative where the language has cases.
+    # A bare noun is singular, and nominative if the language has cases.
     bare = frozenset({"sg", "1", "nom"})
     images = [
         ObjectImage(

@@ -1,4 +1,4 @@
-"""The labelled datasets that zero-shot classification is published on, by name; the facts are in the TOML beside."""
+"""Common labelled datasets for zero-shot classification, by name; the facts are in the TOML file next to this one."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from polyalign.config.shipped import read_toml
 
 
 class LabelledSet(BaseModel):
-    """Facts about a labelled dataset; ``hub`` is its name on the Hugging Face hub, empty if it is not there.
+    """Facts about a labelled dataset; ``hub`` is its name on the Hugging Face hub, or empty.
 
-    Folder trees of the same data (a folder a class) are read as well. ``checked`` says where the facts were looked up.
+    Folder trees of the same data (one folder per class) are also supported. ``checked`` is the source of the facts.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

@@ -1,4 +1,4 @@
-"""Train/test leakage: the same photo on both sides, found by its id and by what it looks like."""
+"""Train/test leakage detection: photos in both tables, found by id and by perceptual hash."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from polyalign.data.image_prints import Print
 from polyalign.data.pairs import EncodedImage, ImageRef, PairTable
 from polyalign.utils.errors import UserError
 
-# Measured on Flickr8k's photos: a copy saved as JPEG of quality 10 to 30 or resized lies within 10 bits (of 64), 7
-# levels of root mean square and 40 at the most; no two photos within 12 bits lie nearer than 34. Two scenes of the
-# starter world, alike as they are, never lie nearer than 13.
+# Measured on Flickr8k: copies re-encoded as JPEG of quality 10 to 30 or resized differ in at most 10 bits (of 64), 7
+# gray levels of RMS and 40 of maximum difference; distinct photos within 12 bits differ by an RMS of at least 34, and
+# distinct scenes of the starter world by at least 13.
 _MAX_BITS = 10
 _MAX_RMS = 10.0
 _MAX_LEVELS = 60
-# Farther apart than this, two images that are merely named alike are two images; a copy cropped by 5 % lies within.
+# Images with equal names and a larger RMS are distinct; copies cropped by 5 % are within.
 _NAMESAKE_RMS = 40.0
 _BLOCK = 1 << 17
 
@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Leak(BaseModel):
-    """One image of the training set that is one of the test set too."""
+    """A training image that is also a test image."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,9 +39,9 @@ class Leak(BaseModel):
 
 
 class LeakageReport(BaseModel):
-    """What two tables share. Each shared image of either side is in at least one leak.
+    """Images shared by two tables. Every shared image of either table is in at least one leak.
 
-    ``unopened`` counts the images, of training and test, that were to be compared by pixels and could not be opened.
+    ``unopened`` counts the training and test images that could not be opened and were not compared by pixels.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,17 +56,17 @@ class LeakageReport(BaseModel):
 
     @property
     def train_ids(self) -> tuple[str, ...]:
-        """List the training images to leave out, sorted."""
+        """Sorted ids of the training images to leave out."""
         return tuple(sorted({leak.train_id for leak in self.leaks}))
 
     @property
     def test_ids(self) -> tuple[str, ...]:
-        """List the test images that are in the training set, sorted."""
+        """Sorted ids of the test images that are in the training set."""
         return tuple(sorted({leak.test_id for leak in self.leaks}))
 
     def describe(self) -> str:
-        """Describe in one line how many images are shared, how they were found, and the first few."""
-        how = "ids and pixels" if self.compared_by_pixels else "ids alone"
+        """Return a one-line summary: number of shared images, how they were found, and the first few."""
+        how = "ids and pixels" if self.compared_by_pixels else "ids only"
         blind = self._blind()
         sides = f"of the {self.test_images:,} test images of {self.test}"
         if not self.leaks:
@@ -80,21 +80,21 @@ class LeakageReport(BaseModel):
         )
 
     def _blind(self) -> str:
-        """Describe how many images could not be opened and were compared by id only."""
+        """Return a note on images that could not be opened and were compared by id only, or an empty string."""
         sides = zip(self.unopened, ("training", "test"), strict=True)
         told = " and ".join(f"{count:,} {side} images" for count, side in sides if count)
-        return f"; {told} could not be opened: those by id alone" if told else ""
+        return f"; {told} could not be opened and were compared by id only" if told else ""
 
 
 def find_leaks(train: PairTable, test: PairTable, *, pixels: bool = True) -> LeakageReport:
     """Find the images of ``train`` that are in ``test``.
 
-    Ids tell it where they name the photo for sure (``image_ids.photo``) or the two images have one ``key``. Equal ids
-    of any other form are held to be one photo unless both can be opened and look nothing alike. Beyond ids, images
-    decoded from bytes (``pairs.EncodedImage``) are compared by difference hash, and what is near in it by a thumbnail,
-    so that flat or small pictures do not all collide. A drawn image has no second encoding: its key tells all.
+    Images match if their ``key`` is equal or their ids identify the same photo (``image_ids.photo``). Other equal ids
+    match unless both images can be opened and look clearly different. Images decoded from bytes
+    (``pairs.EncodedImage``) are also compared by difference hash and then by thumbnail, so that uniform or small
+    images do not collide. Rendered images are compared by key only.
 
-    With ``pixels`` false no image is opened. Images that cannot be opened are compared by id alone.
+    With ``pixels=False`` no image is opened. Images that cannot be opened are compared by id only.
     """
     found = _Found(train, test)
     for i, j, certain in _by_id(train, test):
@@ -118,25 +118,25 @@ def find_leaks(train: PairTable, test: PairTable, *, pixels: bool = True) -> Lea
 
 
 def refuse(report: LeakageReport) -> None:
-    """Do nothing if nothing is shared.
+    """Check that the tables share no images.
 
     Raises:
-        UserError: something is; the message says how much, and how to leave it out.
+        UserError: images are shared; the message says how many and how to exclude them.
     """
     if report.leaks:
         raise UserError(
-            f"leakage: {report.describe()}; leave them out of training with --set data.leakage=exclude, "
-            "or train on them all the same with --set data.leakage=allow"
+            f"leakage: {report.describe()}; exclude them from training with --set data.leakage=exclude, "
+            "or train on them anyway with --set data.leakage=allow"
         )
 
 
 def exclude(train: PairTable, report: LeakageReport) -> PairTable:
-    """Leave out of ``train`` what is in the test set, with its captions."""
+    """Return ``train`` without the leaked images and their captions."""
     return train.without_images(report.train_ids) if report.leaks else train
 
 
 class _Found:
-    """The leaks so far, no more than are needed to name each shared image of either side."""
+    """Collects leaks, only as many as needed to contain every shared image of either table."""
 
     def __init__(self, train: PairTable, test: PairTable) -> None:
         self.train, self.test = train, test
@@ -152,7 +152,7 @@ class _Found:
 
 
 def _by_id(train: PairTable, test: PairTable) -> Iterator[tuple[int, int, bool]]:
-    """Yield pairs with one key, one photo or one plain id, and whether that makes them one for certain."""
+    """Yield index pairs with equal key, photo or plain id, and whether the match is certain."""
     keys = {image_prints.key(image): i for i, image in enumerate(train.images)}
     named: dict[str, list[int]] = {}
     photos = [image_ids.photo(image_id) for image_id in train.image_ids]
@@ -174,19 +174,19 @@ def _encoded(table: PairTable) -> int:
 
 
 def _prints(images: Sequence[ImageRef]) -> dict[int, Print]:
-    """Return the prints of encoded images by index, without missing and corrupt ones."""
+    """Return the fingerprints of readable encoded images by index."""
     encoded = {i: image for i, image in enumerate(images) if isinstance(image, EncodedImage)}
     found = image_prints.look(list(encoded.values()))
     return {i: one for i, one in zip(encoded, found, strict=True) if one.problem is None}
 
 
 def _by_pixels(train: dict[int, Print], test: dict[int, Print]) -> Iterator[tuple[int, int]]:
-    """Yield the pairs whose hashes are near and whose thumbnails are alike."""
+    """Yield index pairs with similar hashes and thumbnails."""
     if not train or not test:
         return
     sides = _Side.of(train), _Side.of(test)
     for i, j in _near(sides[0].signs, sides[1].signs):
-        # The mean is far cheaper than the thumbnail, and must be near where the thumbnail is.
+        # Similar thumbnails have similar means, which are far cheaper to compare.
         likely = np.abs(sides[0].means[i] - sides[1].means[j]) <= _MAX_RMS
         pairs = i[likely], j[likely]
         difference = sides[0].thumbs[pairs[0]] - sides[1].thumbs[pairs[1]]
@@ -212,7 +212,7 @@ class _Side:
 
 
 def _near(a: Floats, b: Floats) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """Yield the pairs of rows of ``a`` and ``b`` that differ in few bits, block by block."""
+    """Yield the indices of rows of ``a`` and ``b`` that differ in at most ``_MAX_BITS`` bits, block by block."""
     step = max(1, _BLOCK // len(b))
     for start in range(0, len(a), step):
         i, j = np.nonzero(a[start : start + step] @ b.T >= a.shape[1] - 2 * _MAX_BITS)
@@ -220,15 +220,15 @@ def _near(a: Floats, b: Floats) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDA
 
 
 def _rms(difference: Floats) -> Floats:
-    """Take the root mean square of each row."""
+    """Return the root mean square of each row."""
     squares: Floats = (difference**2).mean(axis=-1)
     return np.sqrt(squares)
 
 
 def _may_be_one(a: ImageRef, b: ImageRef) -> bool:
-    """Return whether two images with equal names and different keys may be one image.
+    """Return whether two images with equal names and different keys may be the same image.
 
-    Two drawn ones are not. Others are, unless both open and look nothing alike.
+    Rendered images are not; others are unless both can be opened and look clearly different.
     """
     if not isinstance(a, EncodedImage) and not isinstance(b, EncodedImage):
         return False

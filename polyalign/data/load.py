@@ -1,4 +1,4 @@
-"""The three splits of a recipe, checked: nothing corrupt, no image in two of them, no more pairs than the budget."""
+"""Loading of a recipe's splits without corrupt images or leakage, limited to the pair budget."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def load_source(spec: SourceSpec, lang: str, split: str) -> PairTable:
     """Load a split of a source in a language.
 
     Raises:
-        UserError: an option of the source is wrong, or the source does not have that split or language.
+        UserError: an option of the source is invalid, or the source lacks the split or language.
     """
     source, config = spec.configure()
     table: PairTable = source.load(config, load_language(lang), split)
@@ -34,7 +34,7 @@ def load_table(recipe: Recipe, split: str, lang: str | None = None) -> PairTable
     """Load a split of the recipe's source, in its language or another.
 
     Raises:
-        UserError: the source does not have it.
+        UserError: the source lacks the split or language.
     """
     return load_source(SourceSpec.flat(recipe.source), lang or recipe.lang, split)
 
@@ -42,11 +42,11 @@ def load_table(recipe: Recipe, split: str, lang: str | None = None) -> PairTable
 def load_tables(recipe: Recipe) -> dict[str, PairTable]:
     """Load train, dev and test without corrupt images, empty captions and leakage, with the budget drawn from train.
 
-    All three splits are compared: no training image may be in dev or test, and no dev image in test, since dev chooses
-    the state that is tested. Images of other test sets (``data.keep_out``) are kept out of train and dev.
+    No training image may be in dev or test, and no dev image in test, since dev selects the checkpoint that is tested.
+    Images of the test sets in ``data.keep_out`` are also kept out of train and dev.
 
     Raises:
-        UserError: too many corrupt images, leakage where it is refused, or fewer pairs than the budget.
+        UserError: too many images are corrupt, leakage is found and refused, or there are fewer pairs than the budget.
     """
     test = load_split(recipe, "test")
     others = [_kept_out(SourceSpec.flat(one), recipe.lang) for one in recipe.data.keep_out]
@@ -63,7 +63,7 @@ def load_split(recipe: Recipe, split: str, lang: str | None = None) -> PairTable
     """Load one split, in the recipe's language or another, without corrupt images and empty captions.
 
     Raises:
-        UserError: the source does not have it, too many images are corrupt, or nothing is left.
+        UserError: the source lacks the split or language, too many images are corrupt, or no pairs are left.
     """
     table, report = check_images(_load_captions(recipe, split, lang), max_corrupt=recipe.data.max_corrupt)
     if report.bad:
@@ -74,7 +74,7 @@ def load_split(recipe: Recipe, split: str, lang: str | None = None) -> PairTable
 def _load_captions(recipe: Recipe, split: str, lang: str | None = None) -> PairTable:
     """Load one split without empty captions; no image is opened."""
     if source_spec.takes_images(recipe.source["name"]) and "images" not in recipe.source:
-        raise UserError(f"{recipe.source['name']}: name the folder of its photos with --images FOLDER")
+        raise UserError(f"{recipe.source['name']}: set the photo folder with --images FOLDER")
     table = load_table(recipe, split, lang)
     spoken = table.without_empty_captions()
     if len(spoken) < len(table):
@@ -83,14 +83,14 @@ def _load_captions(recipe: Recipe, split: str, lang: str | None = None) -> PairT
 
 
 def _drawn(recipe: Recipe, budget: PairBudget, others: Sequence[PairTable]) -> PairTable:
-    """Draw the budget, check only what was drawn, and draw further for images that are left out.
+    """Draw the budget, check only the drawn images, and redraw to replace images that are left out.
 
-    The result is what would be drawn if the whole split were checked first: leaving out an image changes no other
-    choice (see ``subset.draw``).
+    The result is the same as if the whole split were checked first, since leaving out an image does not change the
+    rest of the draw (see ``subset.draw``).
 
     Raises:
-        UserError: more than ``data.max_corrupt`` of the images looked at are corrupt, leakage where it is refused, or
-            fewer pairs than the budget.
+        UserError: more than ``data.max_corrupt`` of the checked images are corrupt, leakage is found and refused, or
+            there are fewer pairs than the budget.
     """
     table = _load_captions(recipe, "train")
     looked_at: set[str] = set()
@@ -115,7 +115,7 @@ def _drawn(recipe: Recipe, budget: PairBudget, others: Sequence[PairTable]) -> P
 def _without_leaks(
     table: PairTable, split: str, others: Sequence[PairTable], recipe: Recipe, *, may_be_empty: bool = False
 ) -> PairTable:
-    """Leave out of a split the images that are in other tables, or refuse, or allow them, as the recipe says."""
+    """Exclude, refuse or allow images of other tables in a split, according to ``data.leakage``."""
     for other in others if recipe.data.leakage != "allow" else ():
         if not len(table.images):
             break
@@ -133,12 +133,12 @@ def _pair_budget(recipe: Recipe) -> PairBudget | None:
         return None
     budget = parse_budget(recipe.data.budget)
     if not isinstance(budget, PairBudget):
-        raise UserError(f"data.budget counts pairs, as in 10k-pairs: give {recipe.data.budget} as --budget")
+        raise UserError(f"data.budget must be a number of pairs (10k-pairs): pass {recipe.data.budget} as --budget")
     return budget
 
 
 def _kept_out(spec: SourceSpec, lang: str) -> PairTable:
-    """Load another test set for its images, in any language if it lacks the recipe's."""
+    """Load another test set for its images, in any of its languages if it lacks the recipe's language."""
     known = spec.languages()
     return load_source(spec, lang if known is None or lang in known or not known else known[0], "test")
 

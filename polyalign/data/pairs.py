@@ -1,4 +1,4 @@
-"""Tables of image-caption pairs: the common form of all sources."""
+"""Tables of image-caption pairs, the common format of all sources."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Split = Literal["train", "dev", "test"]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """File name endings of images, in lower case."""
 
-# Pillow has no error of its own for bytes that are not the image they say they are: a broken PNG is a SyntaxError, a
-# broken AVIF a RuntimeError, others fail in the arithmetic of their headers.
+# Pillow has no common error for corrupt images: a broken PNG raises SyntaxError, a broken AVIF RuntimeError, and other
+# formats fail while parsing their headers.
 _DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, RuntimeError, TypeError, LookupError, ArithmeticError, struct.error, zlib.error,
     Image.DecompressionBombError,
@@ -28,24 +28,24 @@ _DECODE_ERRORS = (
 
 
 class CorruptImageError(ValueError):
-    """Bytes that cannot be decoded as an image; the message is Pillow's."""
+    """Bytes that cannot be decoded as an image, with Pillow's message."""
 
 
 class ImageRef(Protocol):
-    """An image that can be opened any number of times, with the same result."""
+    """Reference to an image; opening it repeatedly gives the same result."""
 
     def open(self) -> Image.Image:
         """Decode the image to RGB."""
         ...
 
     def key(self) -> str:
-        """Return the content's cache key: equal keys mean equal pixels."""
+        """Return a cache key of the content: equal keys imply equal pixels."""
         ...
 
 
 @runtime_checkable
 class EncodedImage(ImageRef, Protocol):
-    """An image decoded from bytes: it can be missing or corrupt, and a small version of it costs less."""
+    """An image decoded from bytes: it can be missing or corrupt, and is cheaper to decode at a reduced scale."""
 
     def open_small(self, px: int) -> Image.Image:
         """Decode to RGB at the smallest scale of the format with sides of at least ``px``."""
@@ -53,13 +53,13 @@ class EncodedImage(ImageRef, Protocol):
 
 
 def decode(source: Path | BinaryIO, px: int | None = None) -> Image.Image:
-    """Decode to RGB, rotated by the EXIF orientation; with ``px`` see ``EncodedImage.open_small``.
+    """Decode to RGB, rotated by the EXIF orientation; for ``px`` see ``EncodedImage.open_small``.
 
-    Only JPEG has smaller scales. The whole file is read in any case, so that a truncated one is an error.
+    Only JPEG supports reduced scales. The whole file is always read, so that truncated files are detected.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        CorruptImageError: it cannot be decoded.
+        FileNotFoundError: the file does not exist.
+        CorruptImageError: the image cannot be decoded.
     """
     try:
         with Image.open(source) as image:
@@ -75,7 +75,7 @@ def decode(source: Path | BinaryIO, px: int | None = None) -> Image.Image:
 
 @dataclass(frozen=True)
 class FileImage:
-    """An image in a file."""
+    """An image file."""
 
     path: Path
 

@@ -1,4 +1,4 @@
-"""The images a run was trained on, kept with its checkpoint: an evaluation can tell whether it has seen them."""
+"""Fingerprints of the training images, stored with a checkpoint to detect leakage at evaluation."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def load_trained_images(folder: Path) -> PairTable | None:
         return None
     tensors, facts = load_tensors(path)
     ids = tuple(json.loads(facts["ids"]))
-    # Image ids of two runs may be alike: the folder keeps them apart.
+    # Image ids are not unique across runs, so the folder is part of the key.
     images = tuple(RememberedImage(f"{folder.resolve()}:{image_id}") for image_id in ids)
     bits = np.unpackbits(tensors["bits"].numpy(), axis=1).astype(np.bool_)
     for row, index in enumerate(tensors["index"].tolist()):

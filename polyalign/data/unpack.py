@@ -1,4 +1,4 @@
-"""Unpack archives atomically: no file is ever half written."""
+"""Atomic extraction of archives."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _BROKEN = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error)
 
 
 def named(archive: Path, names: tuple[str, ...], folder: Path) -> None:
-    """Take the files of these names, wherever in the archive they are, into ``folder``.
+    """Extract the files with these names, from any folder of the archive, into ``folder``.
 
     Raises:
-        UserError: the archive is broken, and is deleted, or holds no such file.
+        UserError: the archive is broken (it is then deleted) or lacks a file.
     """
     missing = set(names)
     with _whole(archive):
@@ -33,14 +33,14 @@ def named(archive: Path, names: tuple[str, ...], folder: Path) -> None:
                 partial.replace(folder / name)
                 missing.discard(name)
     if missing:
-        raise UserError(f"{archive} does not hold {', '.join(sorted(missing))}: it has changed since")
+        raise UserError(f"{archive} does not contain {', '.join(sorted(missing))}: the published archive has changed")
 
 
 def everything(archive: Path, folder: Path) -> None:
-    """Take all files, without the folders they are in, into a new ``folder``, which appears when it is complete.
+    """Extract all files, without their folders, into a new ``folder``, which is moved into place when complete.
 
     Raises:
-        UserError: the archive is broken, and is deleted, or is empty.
+        UserError: the archive is broken (it is then deleted) or empty.
     """
     partial = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(partial, ignore_errors=True)
@@ -49,7 +49,7 @@ def everything(archive: Path, folder: Path) -> None:
         for name, content in _members(archive):
             _write(content, partial / name)
     if not any(partial.iterdir()):
-        raise UserError(f"{archive} holds no files")
+        raise UserError(f"{archive} contains no files")
     partial.replace(folder)
 
 
@@ -68,7 +68,7 @@ def _write(content: IO[bytes], path: Path) -> None:
 
 @contextmanager
 def _whole(archive: Path) -> Iterator[None]:
-    """Delete an archive that turns out to be broken while it is read."""
+    """Delete the archive if reading it fails inside the context."""
     try:
         yield
     except _BROKEN as error:
@@ -79,7 +79,7 @@ def _whole(archive: Path) -> Iterator[None]:
 
 
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    """Yield the bare name and the content of each file, which bars names that lead out of the folder."""
+    """Yield base name and content of each file; base names cannot point outside the target folder."""
     return _in_zip(archive) if zipfile.is_zipfile(archive) else _in_tar(archive)
 
 

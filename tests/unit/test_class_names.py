@@ -39,7 +39,7 @@ def test_numbers_that_may_be_anything_are_no_names():
 def test_a_name_of_no_class_is_a_slip_of_the_pen_where_a_class_has_none(tmp_path):
     path = tmp_path / "names.tsv"
     path.write_text("redd\trot\nblue\tblau\n")
-    with pytest.raises(UserError, match='names "redd", which is none of the classes: did you mean "red"'):
+    with pytest.raises(UserError, match='has a name for "redd", which is not one of the classes: did you mean "red"'):
         class_names.read(str(path), SW, ["red", "blue"])
     path.write_text("red\trot\nblue\tblau\ngreen\tgrün\n")
     assert set(class_names.read(str(path), SW, ["red", "blue"])) == {"red", "blue", "green"}
@@ -54,9 +54,9 @@ def test_the_languages_of_babel_imagenets_file(tmp_path):
     assert class_names.languages(str(path), known) == ["fil", "sw"]
     assert class_names.read(str(path), languages.load_language("fil"), NUMBERS) == {"0": ("b",)}
     path.write_text('{"red": "rot"}')
-    with pytest.raises(UserError, match="not Babel-ImageNet's file: say one language"):
+    with pytest.raises(UserError, match="not the Babel-ImageNet file: choose one language"):
         class_names.languages(str(path), known)
-    with pytest.raises(UserError, match="not Babel-ImageNet's file: say one language"):
+    with pytest.raises(UserError, match="not the Babel-ImageNet file: choose one language"):
         class_names.languages("", known)
 
 
@@ -70,7 +70,7 @@ def test_clips_own_names_and_prompts_come_with_open_clip(monkeypatch):
     assert class_names.openai_templates() == ("a photo of a {}.", "itap of a {}.")
     with pytest.raises(UserError, match="in English, not in Swahili"):
         class_names.read("openai", SW, NUMBERS)
-    with pytest.raises(UserError, match="1,000 classes, and here are 2"):
+    with pytest.raises(UserError, match="1,000 classes, not for 2"):
         class_names.read("openai", EN, ["a", "b"])
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(UserError, match=r"pip install 'polyalign\[peers\]'"):
@@ -94,7 +94,7 @@ def test_names_from_tsv_and_json(tmp_path: Path) -> None:
 def test_a_bad_file_of_names_is_an_error(tmp_path: Path, name: str, text: str | None) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match="cannot read names of classes"):
+    with pytest.raises(UserError, match="cannot read class names"):
         class_names.read(str(tmp_path / name), SW, ["a"])
 
 
@@ -103,9 +103,9 @@ def test_babel_imagenet_goes_by_index(tmp_path: Path) -> None:
     path.write_text(json.dumps({"SW": [[2, 0], ["nyoka", "paka"]], "DE": [[1], ["Hund"]]}))
     classes = [f"n{i:04d}" for i in range(1000)]
     assert class_names.read(str(path), SW, classes) == {"n0002": ("nyoka",), "n0000": ("paka",)}
-    with pytest.raises(UserError, match="1000 classes, and here are 3"):
+    with pytest.raises(UserError, match="1000 classes, not for 3"):
         class_names.read(str(path), SW, classes[:3])
-    with pytest.raises(UserError, match=r"no Hindi \(HI\)"):
+    with pytest.raises(UserError, match=r"no names in Hindi \(HI\)"):
         class_names.read(str(path), languages.load_language("hi"), classes)
 
 

@@ -92,10 +92,10 @@ def test_zeroshot_measures_several_languages_and_leaves_out_what_cannot_be_read(
     ("arguments", "message"),
     [
         (["nowhere"], 'cannot load the dataset "nowhere"'),
-        (["empty"], "holds no labelled images"),
-        (["photos", "--names", "none.tsv"], "cannot read names of classes from none.tsv: No such file"),
+        (["empty"], "contains no labelled images"),
+        (["photos", "--names", "none.tsv"], "cannot read class names from none.tsv: No such file"),
         (["photos", "--lang", "xx"], 'unknown language "xx"'),
-        (["photos", "--lang", "all"], "is not Babel-ImageNet's file"),
+        (["photos", "--lang", "all"], "is not the Babel-ImageNet file"),
         (["photos", "--lang", "de"], "give names in de with --names"),
         (["numbers"], "are numbers: give their names with --names"),
     ],

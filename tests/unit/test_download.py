@@ -127,7 +127,7 @@ def test_the_command_prints_what_there_is_and_a_failure_is_one_line(published, t
     assert (code, "captions in: en es" in out, "licence" in err) == (0, True, True)
     del published.files["XTD10/test_image_names.txt"]
     code, _, err = call("xtd", "--root", tmp_path / "again")
-    assert (code, "says 404" in err, err.strip().count("\n")) == (2, True, 1)  # the licence, and the error
+    assert (code, "HTTP 404" in err, err.strip().count("\n")) == (2, True, 1)  # the licence, and the error
     assert call("flickr8k", "--root", tmp_path)[0] == 2
 
 

@@ -75,7 +75,7 @@ def test_a_wrong_folder_is_suspected_when_nothing_is_there(tmp_path):
     whole = table(tmp_path, 2)
     for path in tmp_path.iterdir():
         path.unlink()
-    with pytest.raises(UserError, match="is the image folder the right one"):
+    with pytest.raises(UserError, match="check the image folder"):
         check_images(whole, max_corrupt=0.5)
 
 

@@ -144,10 +144,10 @@ def test_missing_and_corrupt_images_are_compared_by_id_alone(folder):
     test = {"x.jpg": folder.put("x.jpg", photo(1)), "z.jpg": folder.put("z.jpg", photo(2))}
     assert leaks(train, test) == {("x.jpg", "x.jpg", "id")}
     blind = leakage.find_leaks(table("train", train), table("test", test)).describe()
-    assert blind.endswith("; 2 training images could not be opened: those by id alone)")
+    assert blind.endswith("; 2 training images could not be opened and were compared by id only)")
     nothing = leakage.find_leaks(table("train", absent("p.jpg")), table("test", absent("q.jpg", "r.jpg"))).describe()
     assert nothing.endswith(
-        "(by ids and pixels; 1 training images and 2 test images could not be opened: those by id alone)"
+        "(by ids and pixels; 1 training images and 2 test images could not be opened and were compared by id only)"
     )
     assert "could not" not in leakage.find_leaks(table("a", train), table("b", test), pixels=False).describe()
 

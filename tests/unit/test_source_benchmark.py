@@ -60,7 +60,7 @@ def test_blank_lines_at_the_end_are_no_captions(root):
 
 def test_files_of_different_length_are_refused_with_both_lengths(root):
     (root / "XTD10" / "test_1kcaptions_en.txt").write_text("one\ntwo\n")
-    with pytest.raises(UserError, match=r"test_image_names\.txt has 3 lines and .*_en\.txt 2: .* line by line"):
+    with pytest.raises(UserError, match=r"test_image_names\.txt has 3 lines and .*_en\.txt has 2: .* line by line"):
         load(root)
 
 
@@ -89,7 +89,7 @@ def test_allowed_to_be_missing_they_go_with_their_captions_and_the_others_keep_t
 
 def test_a_wrong_folder_is_an_error_even_where_missing_images_are_allowed(root):
     (root / "empty").mkdir()
-    with pytest.raises(UserError, match=r"none of the 3 images .* is in .*empty: is it .* \(looked for COCO_"):
+    with pytest.raises(UserError, match=r"none of the 3 images .* is in .*empty: is this .* \(looked for COCO_"):
         load(root, images=root / "empty", allow_missing=True)
     with pytest.raises(UserError, match=r'no folder .*photo \(source\.images\): did you mean "photos"'):
         load(root, images=root / "photo")

@@ -131,8 +131,8 @@ def test_usual_names_are_known_in_any_case(tmp_path):
         ("image,caption\na.jpg,a dog, running\n", r"line 2 has 3 fields, the header has 2 .*double quotes"),
         ("image,caption\na.jpg,x\nb.jpg\n", r"line 3 has 1 fields"),
         ('image,caption\na.jpg,"x\nb.jpg,y\n', r"line 3: unexpected end of data"),
-        ('image,caption\na.jpg,"x"y\n', r"line 2: .*written \"\""),
-        ("image,image\na,b\n", r"a column twice"),
+        ('image,caption\na.jpg,"x"y\n', r"line 2: .*write a double quote inside"),
+        ("image,image\na,b\n", r"duplicate columns"),
         ("image,caption\n", r"has no rows"),
         ("", r"is empty"),
         ("\n\n", r"is empty"),
@@ -157,8 +157,8 @@ def test_a_malformed_table_is_refused_and_the_line_named(tmp_path, content, mess
             r'line 2 has no "caption" \(image, text\)',
         ),
         ('{"image": 7, "caption": "x"}', r'line 1: "image" must name an image file, not 7'),
-        ('{"image": "a.jpg", "caption": 7}', r"line 1: a caption is text or a list of texts, not 7"),
-        ('{"image": "a.jpg", "caption": ["x", null]}', r"a list of texts, not None"),
+        ('{"image": "a.jpg", "caption": 7}', r"line 1: a caption must be a string or a list of strings, not 7"),
+        ('{"image": "a.jpg", "caption": ["x", null]}', r"a list of strings, not None"),
     ],
 )
 def test_malformed_json_lines_are_refused_and_the_line_named(tmp_path, content, message):
@@ -296,7 +296,7 @@ def test_adding_images_moves_none_to_another_split_and_a_seed_does(tmp_path):
 def test_a_split_that_comes_out_empty_says_how_to_fill_it(tmp_path):
     write_many(tmp_path, 3)
     with pytest.raises(
-        UserError, match=r"none of the 3 images .* falls into the dev split .*dev_share = 0.*raise that share"
+        UserError, match=r"none of the 3 images .* is assigned to the dev split .*dev_share = 0.*increase that share"
     ):
         load(tmp_path, "dev")
 

@@ -299,7 +299,7 @@ def test_stair_is_joined_to_coco_by_number_and_takes_karpathys_splits(tmp_path):
     )
     with pytest.raises(UserError, match=r"no test split of its own.*source\.karpathy"):
         load("stair", tmp_path, "ja", "test")
-    with pytest.raises(UserError, match="no image with split train or restval"):
+    with pytest.raises(UserError, match="no images with split train or restval"):
         load("stair", tmp_path, "ja", "train", karpathy=tmp_path / "k.json")
     write(tmp_path / "stair_captions_v1.2_val.json", json.dumps({"annotations": [{"caption": "x"}]}))
     with pytest.raises(UserError, match="is not of the form annotations"):

@@ -38,7 +38,7 @@ def test_a_benchmark_in_a_recipe_without_root_or_photos_says_what_to_place_where
     with pytest.raises(UserError, match=r"--set source.root=FOLDER.*train2014"):
         recipe.resolve("starter", "de", "lilt", recipe.gather_overrides([], data="xtd"))
     rootless = recipe.gather_overrides([f"source.root={tmp_path}"], data="xtd")
-    with pytest.raises(UserError, match="xtd: name the folder of its photos with --images"):
+    with pytest.raises(UserError, match="xtd: set the photo folder with --images"):
         data.load_split(recipe.resolve("starter", "de", "lilt", rootless), "test")
 
 

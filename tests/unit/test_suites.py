@@ -155,13 +155,13 @@ def test_what_is_not_at_hand_is_an_error_that_says_what_to_place_where_or_left_o
     with pytest.raises(UserError, match=r"^2 of the 2 .*; xtd200: there is no folder .*photos .*--photos test\)"):
         measure(root)
     (root / "photos").mkdir()
-    with pytest.raises(UserError, match=r"xtd200: none of the 12 images .* is in .*photos: is it the right folder"):
+    with pytest.raises(UserError, match=r"xtd200: none of the 12 images .* is in .*photos: is this the right folder"):
         measure(root, allow_missing=True)
 
 
 def test_a_malformed_file_is_an_error_even_where_absent_ones_are_left_out(root):
     (root / "xtd200" / "swh_Latn.txt").write_text("one line")
-    with pytest.raises(UserError, match="must belong together line by line"):
+    with pytest.raises(UserError, match="must be aligned line by line"):
         measure(root, ["sw"], allow_absent=True)
 
 

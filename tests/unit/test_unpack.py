@@ -50,7 +50,7 @@ def test_all_are_taken_into_a_folder_that_appears_when_it_is_complete(archive, t
 
 
 def test_a_name_that_is_not_in_it_is_told(archive, tmp_path):
-    with pytest.raises(UserError, match=r"does not hold z\.json"):
+    with pytest.raises(UserError, match=r"does not contain z\.json"):
         unpack.named(archive, ("a.json", "z.json"), tmp_path)
 
 

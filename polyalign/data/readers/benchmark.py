@@ -1,4 +1,4 @@
-"""What the published benchmarks share: images in the user's folder, aligned lines, common file formats."""
+"""Shared code of the benchmark sources: image folders, line-aligned files, common file formats."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from polyalign.data.readers import files
 from polyalign.utils.errors import AbsentError, UserError, did_you_mean
 
 KARPATHY_PARTS = {"train": ("train", "restval"), "dev": ("val",), "test": ("test",)}
-"""Karpathy's names of the splits; COCO's training split includes the rest of val2014, 113,287 images in all."""
+"""Karpathy's split names; the COCO training split includes the rest of val2014 (113,287 images in total)."""
 
 _NAMED = 5
-# Spaces between words, but for those with a Latin word or a number on both sides.
+# Spaces between words, except those with a Latin word or a number on both sides.
 _SEGMENTATION = re.compile(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])")
 
 
 class Benchmark(BaseModel):
-    """Where a benchmark's files are.
+    """File locations of a benchmark.
 
-    ``root`` holds the captions as published, ``images`` the photos under the benchmark's own names, in any sub-folder.
-    A missing photo is an error; with ``allow_missing`` it is left out with its captions. Without ``images`` the
-    captions can be read, but no image can be opened.
+    ``root`` contains the captions as published; ``images`` contains the photos under their original names, in any
+    subfolder. Missing photos are an error unless ``allow_missing`` is set, which leaves them out with their captions.
+    Without ``images`` captions can be read but images cannot be opened.
 
-    A benchmark's ``load`` raises UserError for an unknown split or language, a missing or malformed file, and missing
-    images.
+    ``load`` of a benchmark source raises UserError for an unknown split or language, a missing or malformed file, and
+    missing images.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -46,32 +46,32 @@ class Benchmark(BaseModel):
 def table(
     name: str, lang: Lang, origin: Origin, pairs: Iterable[tuple[str, str]], config: Benchmark, *, file_of: str = "{}"
 ) -> PairTable:
-    """Make a table of ``(image id, caption)``; captions are stripped.
+    """Build a table from ``(image id, caption)`` pairs; captions are stripped.
 
-    ``file_of`` is the file name of an image, where ``{}`` stands for its id.
+    ``file_of`` is the pattern of image file names, with ``{}`` for the image id.
 
     Raises:
-        UserError: images are missing and ``allow_missing`` is false, or all are.
+        UserError: all images are missing, or some are and ``allow_missing`` is false.
     """
     pairs = list(pairs)
     ids = list(dict.fromkeys(image_id for image_id, _ in pairs))
     found = _find_images(name, ids, file_of, config)
-    # A smaller gallery is an easier one: the name says so wherever a number of it is shown.
+    # A smaller gallery is easier, so its name reports the size wherever a result is shown.
     of = f" ({len(found):,} of {len(ids):,} images)" if len(found) < len(ids) else ""
     kept = ((image_id, caption.strip(), found[image_id]) for image_id, caption in pairs if image_id in found)
     return PairTable.from_pairs(f"{name}{of}", lang.code, origin, kept)
 
 
 def fixed(*values: str) -> Callable[[BaseModel], tuple[str, ...]]:
-    """Return a source's ``splits`` or ``languages`` that are the same for every config."""
+    """Return a ``splits`` or ``languages`` function of a source for which they do not depend on the config."""
     return lambda config: values
 
 
 def check(benchmark: str, lang: Lang, split: str, *, splits: Iterable[str], languages: Iterable[str]) -> None:
-    """Check that a benchmark has a split and a language.
+    """Check that a benchmark has the split and the language.
 
     Raises:
-        UserError: it does not.
+        UserError: the split or the language is missing.
     """
     splits, languages = list(splits), list(languages)
     if split not in splits:
@@ -81,10 +81,10 @@ def check(benchmark: str, lang: Lang, split: str, *, splits: Iterable[str], lang
 
 
 def aligned(names: Path, captions: Path) -> list[tuple[str, str]]:
-    """Read image names, without a caption's number (``#3``), and captions from two files aligned by line.
+    """Read image names, without caption numbers (``#3``), and captions from two line-aligned files.
 
     Raises:
-        UserError: a file cannot be read, or they differ in length.
+        UserError: a file cannot be read, or the files differ in length.
     """
     ids = [line.strip().partition("#")[0] for line in files.lines(names)]
     texts = files.lines(captions)
@@ -94,13 +94,13 @@ def aligned(names: Path, captions: Path) -> list[tuple[str, str]]:
         texts.pop()
     if len(ids) != len(texts):
         raise UserError(
-            f"{names} has {len(ids):,} lines and {captions} {len(texts):,}: they must belong together line by line"
+            f"{names} has {len(ids):,} lines and {captions} has {len(texts):,}: the files must be aligned line by line"
         )
     return list(zip(ids, texts, strict=True))
 
 
 def tokens(path: Path) -> Iterable[tuple[str, str]]:
-    """Yield image name and caption of lines ``name#0<TAB>caption``.
+    """Yield image name and caption from lines of the form ``name#0<TAB>caption``.
 
     Raises:
         UserError: a line is malformed; the message names it.
@@ -114,10 +114,10 @@ def tokens(path: Path) -> Iterable[tuple[str, str]]:
 
 
 def karpathy(path: Path, split: str) -> list[tuple[str, list[str]]]:
-    """Read file name and captions of the images in a split of Karpathy's JSON, in the file's order.
+    """Read file name and captions of the images in a split of a Karpathy JSON file, in file order.
 
     Raises:
-        UserError: the file cannot be read, is of another form, or has no such image.
+        UserError: the file cannot be read, has another format, or has no image in the split.
     """
     parts = KARPATHY_PARTS[split]
     content = files.read_json(path)
@@ -128,20 +128,20 @@ def karpathy(path: Path, split: str) -> list[tuple[str, list[str]]]:
             if image["split"] in parts
         ]
     if not found:
-        raise UserError(f"{path} has no image with split {' or '.join(parts)}")
+        raise UserError(f"{path} has no images with split {' or '.join(parts)}")
     return found
 
 
 def join_words(caption: str) -> str:
-    """Remove the spaces of word segmentation from a Chinese, Japanese or Thai caption."""
+    """Remove word-segmentation spaces from a Chinese, Japanese or Thai caption."""
     return _SEGMENTATION.sub("", caption)
 
 
 @dataclass(frozen=True)
 class FloresFiles:
-    """A benchmark translated by machine into 200 languages: one file per FLORES-200 code, one line per image.
+    """A benchmark machine-translated into 200 languages: one file per FLORES-200 code, one line per image.
 
-    ``names`` is the file of image names, ``english`` that of the human captions the translations were made from.
+    ``names`` is the file of image names, ``english`` the file of human captions that were translated.
     """
 
     benchmark: str
@@ -164,7 +164,7 @@ class FloresFiles:
         return table(f"{self.benchmark}-{split}", lang, "human" if lang.code == "en" else "machine", pairs, config)
 
     def languages(self, config: Benchmark) -> list[str]:
-        """List the languages known to polyalign that have a file."""
+        """Return the known languages that have a caption file."""
         known = (load_language(code) for code in language_codes())
         return [lang.code for lang in known if lang.flores and (config.root / self._file(lang)).is_file()]
 
@@ -189,7 +189,7 @@ class _Absent:
 
 
 def _find_images(name: str, ids: Sequence[str], file_of: str, config: Benchmark) -> dict[str, ImageRef]:
-    """Find the images by file name, or by the photo that it names (see ``image_ids.photo``)."""
+    """Find images by file name, or by the photo that the name identifies (see ``image_ids.photo``)."""
     if config.images is None:
         return {image_id: _Absent(image_id, name) for image_id in ids}
     known = _index(files.folder(config.images, "source.images"))
@@ -198,7 +198,7 @@ def _find_images(name: str, ids: Sequence[str], file_of: str, config: Benchmark)
     missing = [names[image_id] for image_id, path in paths.items() if path is None]
     if missing and len(missing) == len(ids):
         raise AbsentError(
-            f"none of the {len(ids):,} images of {name} is in {config.images}: is it the right folder? "
+            f"none of the {len(ids):,} images of {name} is in {config.images}: is this the right folder? "
             f"(looked for {missing[0]}, ...)"
         )
     if missing and not config.allow_missing:
@@ -211,7 +211,7 @@ def _find_images(name: str, ids: Sequence[str], file_of: str, config: Benchmark)
 
 
 def _index(folder: Path) -> dict[str, str]:
-    """List all images in and below a folder by file name, and by the photo or bare name; the first of each wins."""
+    """Index all images below a folder by file name and by photo or stem; the first of duplicates is kept."""
     found: dict[str, str] = {}
     for parent, folders, names in os.walk(folder):
         folders.sort()

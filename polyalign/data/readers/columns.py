@@ -1,4 +1,4 @@
-"""Which columns of a user's table hold what, which rows are of the language, and which of the split."""
+"""Column lookup, and selection of the rows of a language and split, in user-provided tables."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ _SPLITS: dict[str, Split] = {
 
 
 class Columns(BaseModel):
-    """The columns of a table of captions.
+    """Column names and splits of a caption table.
 
-    One that is not given is looked for under its usual names. Several captions of an image are several rows, a list
-    in one column, or several caption columns; ``{lang}`` in a column's name stands for the language's code, and
-    ``caption_{lang}`` is one of the usual names. With a language column only the rows of the language asked for are
-    read.
+    Columns that are not given are looked up under common names. Multiple captions per image can be separate rows, a
+    list in one column, or several caption columns. In column names ``{lang}`` is replaced by the language code;
+    ``caption_{lang}`` is one of the common names. If there is a language column, only rows of the requested language
+    are read.
 
-    With a split column (``train``, ``dev`` or ``val``, ``test``) the splits are the dataset's own. Without, an image
-    goes to dev or test by a hash of its id and ``split_seed``: its captions in all languages go with it, and adding
-    images moves none.
+    If there is a split column (``train``, ``dev`` or ``val``, ``test``), it defines the splits. Otherwise an image is
+    assigned to a split by a hash of its id and ``split_seed``, so that its captions in all languages stay together and
+    adding images does not move existing ones.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,10 +54,10 @@ class Columns(BaseModel):
 
 
 def find(sheet: Sheet, setting: str, wanted: str | None, usual: Sequence[str]) -> str | None:
-    """Find a column: the one wanted, else the first that has a usual name, in whatever case; else nothing.
+    """Return the column ``wanted``, else the first whose name is in ``usual`` (ignoring case), else None.
 
     Raises:
-        UserError: the one wanted is not there; the message lists the columns present.
+        UserError: ``wanted`` does not exist; the message lists the available columns.
     """
     if wanted is not None:
         if wanted not in sheet.names:
@@ -68,16 +68,16 @@ def find(sheet: Sheet, setting: str, wanted: str | None, usual: Sequence[str]) -
 
 
 def need(sheet: Sheet, setting: str, wanted: str | None, usual: Sequence[str]) -> str:
-    """Find a column that must be there.
+    """Return a required column, see ``find``.
 
     Raises:
-        UserError: it is not; the message lists the columns present.
+        UserError: the column does not exist; the message lists the available columns.
     """
     found = find(sheet, setting, wanted, usual)
     if found is None:
         raise UserError(
             f"{sheet.where} has no column called {' or '.join(usual[:3])}; its columns are {', '.join(sheet.names)}: "
-            f"say which it is with source.{setting} (or is the line with the column names missing?)"
+            f"set it with source.{setting} (or is the header line missing?)"
         )
     return found
 
@@ -85,10 +85,10 @@ def need(sheet: Sheet, setting: str, wanted: str | None, usual: Sequence[str]) -
 def select(
     sheet: Sheet, ids: Sequence[str], config: Columns, lang: Lang, split: str | None
 ) -> Iterator[tuple[str, str, int]]:
-    """Yield image id, caption and row number of all pairs in this language and split; no split means every one.
+    """Yield image id, caption and row number of all pairs in a language and split; ``split=None`` selects all splits.
 
     Raises:
-        UserError: a column is missing, a row is malformed, or nothing is left.
+        UserError: a column is missing, a row is malformed, or no pairs are left.
     """
     columns = _caption_columns(sheet, config, lang)
     rows = _in_lang(sheet, config, lang)
@@ -112,13 +112,13 @@ def _caption_columns(sheet: Sheet, config: Columns, lang: Lang) -> list[str]:
 
 
 def _captions(value: Any, *, optional: bool, where: str) -> list[str]:
-    """Take one cell apart. A blank cell is an empty caption, or none at all where there are other caption columns."""
+    """Return the captions in a cell; a blank cell is one empty caption, or no caption if ``optional``."""
     if value is None or value == "":
         return [] if optional else [""]
     items = value if isinstance(value, list | tuple) else [value]
     for item in items:
         if not isinstance(item, str):
-            raise UserError(f"{where}: a caption is text or a list of texts, not {reprlib.repr(item)}")
+            raise UserError(f"{where}: a caption must be a string or a list of strings, not {reprlib.repr(item)}")
     return [item.strip() for item in items]
 
 
@@ -150,9 +150,9 @@ def _in_split(sheet: Sheet, ids: Sequence[str], config: Columns, rows: list[int]
     if not found:
         count = len({ids[row] for row in rows})
         raise UserError(
-            f"none of the {count:,} images of {sheet.where} falls into the {split} split "
+            f"none of the {count:,} images in {sheet.where} is assigned to the {split} split "
             f"(source.dev_share = {config.dev_share:g}, source.test_share = {config.test_share:g}): "
-            "raise that share, or add a split column"
+            "increase that share or add a split column"
         )
     return found
 
@@ -165,7 +165,7 @@ def _split_of(value: str, where: str) -> Split:
 
 
 def hashed_split(image_id: str, config: Columns) -> Split:
-    """Choose the split of an image by its id and the seed alone."""
+    """Assign an image to a split by a hash of its id and the seed."""
     digest = hashlib.blake2b(f"{config.split_seed}\n{image_id}".encode(), digest_size=8).digest()
     place = int.from_bytes(digest, "big") / 2**64
     if place < config.test_share:
@@ -175,4 +175,4 @@ def hashed_split(image_id: str, config: Columns) -> Split:
 
 def _tally(values: Iterator[str] | Sequence[str]) -> str:
     counts = Counter(values).most_common(12)
-    return ", ".join(f"{value or '(blank)'} ({count:,})" for value, count in counts) or "none at all"
+    return ", ".join(f"{value or '(blank)'} ({count:,})" for value, count in counts) or "no rows"

@@ -1,4 +1,4 @@
-"""Read text as datasets publish it: gzip or bzip2, a byte order mark, LF or CRLF, no final newline."""
+"""Text file readers that handle gzip, bzip2, byte order marks, LF and CRLF, and a missing final newline."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from polyalign.utils.errors import AbsentError, UserError, did_you_mean
 
 
 def folder(path: Path, what: str) -> Path:
-    """Return the folder if it exists.
+    """Return the folder if it exists; ``what`` describes it in the error message.
 
     Raises:
-        AbsentError: it does not exist or is not a folder; ``what`` says what it should be.
+        AbsentError: the path does not exist or is not a folder.
     """
     if path.is_dir():
         return path
     if path.exists():
-        raise AbsentError(f"{path} is a file; {what} is a folder")
+        raise AbsentError(f"{path} is a file; {what} must be a folder")
     raise AbsentError(f"there is no folder {path} ({what}){_nearest(path)}")
 
 
 def existing(*candidates: Path, what: str) -> Path:
-    """Return the first of the files that exists.
+    """Return the first candidate that exists; ``what`` describes the file in the error message.
 
     Raises:
-        AbsentError: none does; ``what`` says what was looked for, and the message suggests a similar name.
+        AbsentError: no candidate exists; the message suggests a similar name.
     """
     for path in candidates:
         if path.is_file():
@@ -47,7 +47,7 @@ def existing(*candidates: Path, what: str) -> Path:
 
 
 def lines(path: Path) -> list[str]:
-    """Read all lines without line ends. Only LF or CRLF ends a line: captions contain other breaks.
+    """Read all lines without line endings. Only LF and CRLF end a line, since captions contain other separators.
 
     Raises:
         UserError: the file cannot be read, is empty, or is not UTF-8.
@@ -66,7 +66,7 @@ def stream(path: Path) -> Iterator[str]:
 
 
 def text(path: Path) -> str:
-    """Read a whole file without its byte order mark; line ends stay as they are.
+    """Read a whole file without its byte order mark; line endings are kept.
 
     Raises:
         UserError: the file cannot be read, is empty, or is not UTF-8.
@@ -91,7 +91,7 @@ def read_json(path: Path) -> Any:
 
 
 def json_lines(path: Path, containing: str = "") -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield each line's number, from 1, and its object; blank lines and lines without ``containing`` are skipped.
+    """Yield the 1-based number and the object of each line; skip blank lines and lines without ``containing``.
 
     Raises:
         UserError: the file cannot be read, or a line is not a JSON object; the message names the line.
@@ -110,7 +110,7 @@ def json_lines(path: Path, containing: str = "") -> Iterator[tuple[int, dict[str
 
 @contextmanager
 def expecting(where: object, form: str) -> Iterator[None]:
-    """Turn the lookup, type and value errors of parsing ``where`` into a UserError that names the expected form."""
+    """Convert lookup, type and value errors raised inside the context to a UserError that names the expected form."""
     try:
         yield
     except (LookupError, TypeError, ValueError) as error:
@@ -119,7 +119,7 @@ def expecting(where: object, form: str) -> Iterator[None]:
 
 @contextmanager
 def _reading(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file, decompressed, to read bytes; read errors become a UserError."""
+    """Open a possibly compressed file for reading bytes; read errors become a UserError."""
     try:
         with _open(path) as file:
             yield file

@@ -10,7 +10,7 @@ _COCO = "http://images.cocodataset.org"
 
 
 class Download(BaseModel):
-    """A file that anyone may download, or a folder of files.
+    """A freely downloadable file or folder of files.
 
     A ``url`` ending in a slash is a folder; its files and their hashes are listed in ``<source>.sha256`` beside the
     source, in the format of ``sha256sum``. ``to`` is the target below the dataset's folder (for photos, below the
@@ -45,9 +45,9 @@ class Single(BaseModel):
 class Info(BaseModel):
     """Facts about a dataset.
 
-    ``captions`` and ``images`` describe the contents of ``root`` and of the photo folder; ``folder`` is its name where
-    several datasets lie side by side, as in the shipped suites. ``photos`` are archives, ``single`` the photos of the
-    test set alone. ``checked`` says where the facts were looked up.
+    ``captions`` and ``images`` describe the contents of ``root`` and of the photo folder; ``folder`` is the name of
+    the dataset folder, as in the shipped suites. ``photos`` are archives, ``single`` addresses of individual photos of
+    the test set. ``checked`` is the source of the facts.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

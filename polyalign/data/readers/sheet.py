@@ -1,4 +1,4 @@
-"""Tables of text with named columns: CSV, TSV, JSON Lines and Parquet read into one form."""
+"""Readers for tables with named columns: CSV, TSV, JSON Lines and Parquet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SEPARATORS = (",", ";", "\t")
 
 @dataclass(frozen=True)
 class Sheet:
-    """Named columns, all of the same number of rows; a column's values are fetched when they are asked for."""
+    """Named columns of equal length; ``column`` loads the values of a column on demand."""
 
     where: str
     names: tuple[str, ...]
@@ -31,7 +31,7 @@ class Sheet:
 
 
 def read(path: Path) -> Sheet:
-    """Read a file by its ending; text that is neither ``.jsonl`` nor ``.parquet`` has a separator, which is sniffed.
+    """Read a table in the format given by its suffix; the separator of delimited text is detected from the header.
 
     Raises:
         UserError: the file cannot be read or is malformed; the message names the line.
@@ -49,7 +49,7 @@ def _read_separated(path: Path) -> Sheet:
     (_, header), *body = rows
     header = [name.strip() for name in header]
     if len(set(header)) < len(header):
-        raise UserError(f"{path} has a column twice: {', '.join(header)}")
+        raise UserError(f"{path} has duplicate columns: {', '.join(header)}")
     for line, row in body:
         if len(row) != len(header):
             raise UserError(
@@ -63,30 +63,30 @@ def _read_separated(path: Path) -> Sheet:
 
 def _remedy(separator: str) -> str:
     if separator == "\t":
-        return "a caption must not hold a tab"
-    return f'a caption with "{separator}" in it must stand in double quotes'
+        return "captions must not contain tabs"
+    return f'captions that contain "{separator}" must be enclosed in double quotes'
 
 
 def _sniff(content: str) -> str:
-    """Find the separator that is most often in the header, outside quotes."""
+    """Return the most frequent separator in the header, ignoring quoted text."""
     header = content.lstrip("\r\n").partition("\n")[0]
     unquoted = "".join(header.split('"')[::2])
     return max(_SEPARATORS, key=unquoted.count)
 
 
 def _parse_csv(path: Path, content: str, separator: str) -> list[tuple[int, list[str]]]:
-    """Parse with quotes as RFC 4180 says, strictly: a stray quote would swallow the lines after it."""
+    """Parse strictly according to RFC 4180, so that a stray quote is an error and does not swallow following lines."""
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=separator, strict=True)
     try:
         return [(reader.line_num, row) for row in reader if row]
     except csv.Error as error:
         raise UserError(
-            f'{path}, line {reader.line_num}: {error}; a double quote inside a quoted field is written ""'
+            f'{path}, line {reader.line_num}: {error}; write a double quote inside a quoted field as ""'
         ) from error
 
 
 def _split_tabs(content: str) -> list[tuple[int, list[str]]]:
-    """Split at every tab; quotes mean nothing, unless they are around a whole field as spreadsheets write them."""
+    """Split at every tab; quotes are literal unless they enclose a whole field, as written by spreadsheets."""
     numbered = enumerate(content.split("\n"), start=1)
     lines = ((number, line.removesuffix("\r")) for number, line in numbered)
     return [(number, [_unquote(field) for field in line.split("\t")]) for number, line in lines if line]

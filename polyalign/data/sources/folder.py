@@ -1,4 +1,4 @@
-"""A folder of the user's own: images, and a CSV, TSV, JSON Lines or Parquet file of captions."""
+"""Custom dataset in a local folder: images and a CSV, TSV, JSON Lines or Parquet file of captions."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _PROBED_ROWS = 100
 
 
 class Config(Columns):
-    """Where the files are, and which columns hold what (see ``Columns``).
+    """File locations and column names (see ``Columns``).
 
-    ``root`` is the folder, or the captions file in it. ``captions`` is that file's name inside ``root``, where
-    ``{lang}`` stands for the language's code; by default the only such file there, or the one called ``captions`` or
-    ``metadata``. ``images`` is the folder that image names start from, inside ``root``; by default ``root`` itself or
-    its ``images``.
+    ``root`` is the folder, or the captions file inside it. ``captions`` is the name of that file relative to ``root``,
+    with ``{lang}`` replaced by the language code; it defaults to the only table in ``root``, or to the one named
+    ``captions`` or ``metadata``. ``images`` is the folder, relative to ``root``, against which image names are
+    resolved; it defaults to ``root`` or ``root/images``.
     """
 
     root: Path
@@ -34,7 +34,7 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     """Load the pairs of a language and split; an image's id is its name in the captions file.
 
     Raises:
-        UserError: a file or column is missing, a line is malformed, or nothing is of this language and split.
+        UserError: a file or column is missing, a line is malformed, or this language and split have no pairs.
     """
     if config.root.is_file():
         config = config.model_copy(update={"root": config.root.parent, "captions": config.root.name})
@@ -62,12 +62,12 @@ def _captions_file(root: Path, config: Config, lang: Lang) -> Path:
         raise UserError(f"{root} has no captions file: put a {', '.join(SUFFIXES)} file there{_other_source(root)}")
     raise UserError(
         f"{root} has several files that may hold the captions ({', '.join(path.name for path in files)}): "
-        "say which with source.captions"
+        "choose one with source.captions"
     )
 
 
 def _other_source(root: Path) -> str:
-    """Suggest the source that the folder looks made for."""
+    """Suggest another source if the folder has the layout of one."""
     if (root / "state.json").is_file() or (root / "dataset_dict.json").is_file():
         return f" (it looks like a saved Hugging Face dataset: --data hub --set source.dataset={root})"
     if (root / "captions").is_dir() and (root / "splits").is_dir():
@@ -85,7 +85,7 @@ def _image_names(sheet: Sheet, column: str) -> list[str]:
 
 
 def _image_folder(root: Path, config: Config, names: list[str]) -> Path:
-    """Choose the folder in which more of the first images are."""
+    """Return the configured image folder, else the candidate that contains more of the first images."""
     if config.images is not None:
         path = root / config.images
         if not path.is_dir():

@@ -1,4 +1,4 @@
-"""Any Hugging Face dataset, by its name on the hub or from a folder that ``save_to_disk`` wrote."""
+"""Hugging Face datasets, by hub name or from a folder written by ``save_to_disk``."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _PART_NAMES = {"train": ("train",), "dev": ("validation", "dev", "val", "valid")
 
 
 class Config(Columns):
-    """Which dataset, which of its parts are the splits, and which columns hold what (see ``Columns``).
+    """Dataset, splits and column names (see ``Columns``).
 
-    ``dataset`` is a name on the hub or a folder; ``subset`` and ``revision`` are what ``datasets.load_dataset`` takes.
-    A split that the dataset has no part for is taken out of its training part, by the split column or by the hash of
-    the image id. Image ids are in ``id_column``; by default in one of the usual name (``image_id``, ``filename``, ...),
-    else they are the names of the image files where each has one of its own, else row numbers.
+    ``dataset`` is a hub name or a folder; ``subset`` and ``revision`` are passed to ``datasets.load_dataset``.
+    A split missing from the dataset is carved out of its training split, by the split column or by a hash of the image
+    id. Image ids are read from ``id_column``, which defaults to a column with a common name (``image_id``,
+    ``filename``, ...); without one, the image file names are used if they are distinct, else row numbers.
 
-    ``HF_HUB_OFFLINE=1`` in the environment keeps ``datasets`` from the network.
+    Set ``HF_HUB_OFFLINE=1`` in the environment to keep ``datasets`` offline.
     """
 
     dataset: str
@@ -45,14 +45,14 @@ class Config(Columns):
 
 @dataclass(frozen=True, eq=False)
 class HubImage:
-    """An image in a row of a dataset: bytes in the row, or a file that it names."""
+    """An image in a dataset row, stored as bytes or as a file path."""
 
     cells: datasets.Dataset
     column: str
     row: int
 
     def _cell(self) -> bytes | FileImage:
-        """Read the row: bytes, a path, or what ``datasets.Image`` makes of either."""
+        """Return the encoded bytes or the file of the row; handles the dictionaries of ``datasets.Image``."""
         cell = self.cells[self.row][self.column]
         if isinstance(cell, dict):
             cell = cell.get("bytes") or cell.get("path")
@@ -60,7 +60,7 @@ class HubImage:
             return FileImage(Path(cell))
         if isinstance(cell, bytes):
             return cell
-        raise CorruptImageError(f"row {self.row} holds no image but {type(cell).__name__}")
+        raise CorruptImageError(f"row {self.row} contains {type(cell).__name__}, not an image")
 
     def open(self) -> Image.Image:
         """Decode to RGB."""
@@ -73,7 +73,7 @@ class HubImage:
         return cell.open_small(px) if isinstance(cell, FileImage) else decode(io.BytesIO(cell), px)
 
     def key(self) -> str:
-        """Name the bytes by their hash, a file as ``FileImage`` does."""
+        """Return a hash of the bytes, or the key of the ``FileImage``."""
         cell = self._cell()
         return cell.key() if isinstance(cell, FileImage) else hashlib.blake2b(cell, digest_size=16).hexdigest()
 
@@ -82,7 +82,7 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     """Load the pairs of a language and split.
 
     Raises:
-        UserError: the dataset cannot be loaded, a split or column is missing, or nothing is of this language.
+        UserError: the dataset cannot be loaded, a split or column is missing, or there are no pairs in this language.
     """
     parts = load_parts(config.dataset, config.subset, config.revision)
     part, config, wanted = _part(parts, config, split)
@@ -102,7 +102,7 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
 
 
 def load_parts(dataset: str, subset: str | None = None, revision: str | None = None) -> dict[str, datasets.Dataset]:
-    """Load a dataset from the hub or a folder, as a dictionary of its parts even if it has one.
+    """Load a dataset from the hub or a folder as a dictionary of its splits.
 
     Raises:
         UserError: it cannot be loaded.
@@ -116,16 +116,16 @@ def load_parts(dataset: str, subset: str | None = None, revision: str | None = N
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         reason = str(error).partition("\n")[0]
         raise UserError(
-            f'cannot load the dataset "{dataset}": {reason} (without a network, give a folder written by '
-            "save_to_disk, or a name that is in the Hugging Face cache)"
+            f'cannot load the dataset "{dataset}": {reason} (offline, use a folder written by save_to_disk '
+            "or a dataset that is in the Hugging Face cache)"
         ) from error
     return {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
 
 
 def _part(parts: dict[str, datasets.Dataset], config: Config, split: str) -> tuple[str, Config, str | None]:
-    """Find the part that a split is in, and what of it is wanted: all (none), or a split that is to be taken out.
+    """Return the dataset split to read, the config, and the split to select from it (None for all rows).
 
-    The shares of splits that have parts of their own are set to nothing.
+    In the config, the shares of splits that the dataset provides are set to 0.
     """
     own = {
         "train": _named(parts, config, "train", config.train_split),
@@ -140,7 +140,7 @@ def _part(parts: dict[str, datasets.Dataset], config: Config, split: str) -> tup
         return str(own[split]), config, None
     if own["train"] is None:
         raise UserError(
-            f"{config.dataset} has the parts {', '.join(parts)}: say which are for what with source.train_split"
+            f"{config.dataset} has the splits {', '.join(parts)}: choose the training split with source.train_split"
         )
     missing = {f"{name}_share": 0.0 for name in ("dev", "test") if own[name]}
     return own["train"], config.model_copy(update=missing), split
@@ -148,12 +148,12 @@ def _part(parts: dict[str, datasets.Dataset], config: Config, split: str) -> tup
 
 def _named(parts: dict[str, datasets.Dataset], config: Config, split: str, wanted: str | None) -> str | None:
     if wanted is not None and wanted not in parts:
-        raise UserError(f'{config.dataset} has no part "{wanted}" (source.{split}_split): it has {", ".join(parts)}')
+        raise UserError(f'{config.dataset} has no split "{wanted}" (source.{split}_split): it has {", ".join(parts)}')
     return wanted or next((name for name in _PART_NAMES[split] if name in parts), None)
 
 
 def images(rows: datasets.Dataset, column: str) -> list[HubImage]:
-    """Return the image of every row, undecoded until it is opened."""
+    """Return the image of every row; images are decoded when opened."""
     cells = rows.select_columns([column])
     if isinstance(cells.features[column], datasets.Image):
         cells = cells.cast_column(column, datasets.Image(decode=False))
@@ -171,7 +171,7 @@ def _ids(sheet: Sheet, config: Config, refs: Sequence[HubImage], part: str) -> S
 
 
 def _file_names(cells: datasets.Dataset) -> list[str] | None:
-    """Read the file names of the image column without its bytes; none unless every row has one."""
+    """Return the file names in the image column without reading image bytes, or None if a row has no name."""
     values = cells.with_format("arrow")[:].column(0)
     if pa.types.is_struct(values.type):
         values = pc.struct_field(values, "path") if values.type.get_field_index("path") >= 0 else None
@@ -185,7 +185,10 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _are_ids(names: list[str], refs: Sequence[HubImage]) -> bool:
-    """Return whether equal file names mean equal images, judged by the first two; some name all ``image.jpg``."""
+    """Return whether file names identify images.
+
+    Checks the first two rows with the same name: in some datasets every file is called ``image.jpg``.
+    """
     first: dict[str, int] = {}
     for row, name in enumerate(names):
         if first.setdefault(name, row) != row:
