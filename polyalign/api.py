@@ -17,6 +17,7 @@ from polyalign.evaluation.results import Run
 from polyalign.experiments.compare import Grid, run_grid
 from polyalign.experiments.run_folders import default_folder, train_into
 from polyalign.experiments.workers import Pool
+from polyalign.utils.errors import UserError
 from polyalign.utils.progress import progress_bars
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def train(
 
 
 def evaluate(
-    model: str | Path | Model,
+    model: str | Path | Model | TrainedRun,
     data: str | Path | PairTable | None = None,
     *,
     task: str = "retrieval",
@@ -89,7 +90,7 @@ def evaluate(
     """Evaluate a model on a task, as ``polyalign eval`` does.
 
     Args:
-        model: what ``polyalign.load`` returns or takes.
+        model: what ``polyalign.load`` returns or takes, or what ``polyalign.train`` returns.
         data: a folder, the name of a source, or a ``PairTable``; default: the run's own data.
         task: ``retrieval``, ``text-by-retrieval``, ``zeroshot``, ``retention``, or a task of your own.
         langs: language codes; default: the run's own.
@@ -103,7 +104,8 @@ def evaluate(
     Raises:
         UserError: no such model, task, data or setting.
     """
-    encoder = model.encoder if isinstance(model, Model) else model
+    encoder = model.encoder if isinstance(model, Model) else model.folder if isinstance(model, TrainedRun) else model
+    _check_list("langs", langs)
     if not isinstance(data, PairTable):
         changes = _changes(overrides, data=data)
         return evaluate_on(encoder, task, langs=langs, split=split, overrides=changes, options=options)
@@ -138,6 +140,8 @@ def compare(
     Raises:
         UserError: bad settings, or some runs failed.
     """
+    for name, given in (("langs", langs), ("budgets", budgets), ("strategies", strategies), ("recipes", recipes)):
+        _check_list(name, given)
     changes = _changes(overrides, data=data)
     named = tuple(map(str, recipes))
     grid = Grid(
@@ -157,6 +161,11 @@ def results(folder: str | Path = "eval") -> pd.DataFrame:
     from polyalign.experiments.results_frame import results as read
 
     return read(Path(folder))
+
+
+def _check_list(name: str, given: object) -> None:
+    if isinstance(given, str):
+        raise UserError(f'{name} is a list: write {name}=["{given}"]')
 
 
 def _changes(given: Overrides | None, *, data: str | Path | None = None, budget: str | None = None) -> dict[str, Any]:

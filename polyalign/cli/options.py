@@ -23,13 +23,16 @@ Lang = Annotated[str, typer.Option(help="Language code, such as sw: a file of la
 Recipe = Annotated[str, typer.Option(help="A shipped recipe, one of your ./recipes, or a path to a TOML file.")]
 Strategy = Annotated[str | None, typer.Option(help="What to train: see `polyalign strategies`.")]
 Budget = Annotated[
-    str | None, typer.Option(help="Number of pairs to train on, or time: 1k-pairs, 20min, 10k-pairs+20min.")
+    str | None,
+    typer.Option(
+        help="Pairs to train on, or time: 1k-pairs, 20min, 10k-pairs+20min. Default: the recipe's; all of --data."
+    ),
 ]
 DataOption = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="A folder with captions and images, or the name of a source. All pairs are used unless --budget is given.",
+        help="A folder with captions and images, or the name of a source.",
     ),
 ]
 Images = Annotated[

@@ -23,7 +23,7 @@ def pretrain(
         list[str] | None,
         typer.Option("--set", help="Change a setting: --set lr=1e-4, --set epochs=10, --set batch_size=64."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run from its checkpoint.")] = False,
     offline: Offline = False,
 ) -> None:

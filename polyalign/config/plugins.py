@@ -50,7 +50,9 @@ def load_plugin(kind: Kind, name: str) -> ModuleType:
     installed = _installed(kind)
     if name not in installed:
         known = did_you_mean(name, plugin_names(kind))
-        raise UserError(f'unknown {_SINGULAR[kind]} "{name}": {known}; your own can be a file in ./{kind}')
+        raise UserError(
+            f'unknown {_SINGULAR[kind]} "{name}": {known}; your own must be a file in ./{kind} of the working folder'
+        )
     return _checked(kind, installed[name].load(), f"the entry point {installed[name].value}")
 
 

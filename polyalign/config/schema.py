@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -13,9 +13,11 @@ from polyalign.config.source_spec import SourceSpec
 from polyalign.config.tower import TextSpec, VisionSpec
 from polyalign.utils.precision import Precision
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Projection(_Section):
@@ -36,7 +38,7 @@ class Data(_Section):
     """
 
     budget: str | None = None
-    data_seed: int = 0
+    data_seed: int = Field(0, ge=0)
     max_corrupt: float = Field(0.01, ge=0, le=1)
     leakage: Literal["refuse", "exclude", "allow"] = "refuse"
     keep_out: tuple[dict[str, Any], ...] = ()
@@ -64,11 +66,11 @@ class Optim(_Section):
     lr: float = Field(1e-3, gt=0)
     min_lr_ratio: float = Field(0.1, ge=0, le=1)
     weight_decay: float = Field(0.02, ge=0)
-    betas: tuple[float, float] = (0.9, 0.98)
+    betas: tuple[Beta, Beta] = (0.9, 0.98)
     warmup_steps: int = Field(50, ge=0)
     batch_size: int = Field(256, gt=1)
     micro_batch: int | None = Field(None, gt=0)
-    epochs: int = Field(15, gt=0)
+    epochs: int = Field(15, gt=0, le=100_000)
     min_steps: int = Field(0, ge=0)
     grad_clip: float = Field(1.0, gt=0)
 
@@ -82,7 +84,7 @@ class Train(_Section):
     ``recompute`` keeps no activations inside blocks and runs them again for their gradients: less memory, more time.
     """
 
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     evals: int = Field(20, gt=0)
     patience: int = Field(5, gt=0)
     precision: Precision = "auto"

@@ -196,7 +196,7 @@ def _pair_tables(request: Request, config: Any) -> Iterator[PairTable]:
 
 
 def _as_json(results: Sequence[Record]) -> str:
-    return "\n".join(result.model_dump_json(indent=2) for result in results)
+    return "[" + ",\n".join(result.model_dump_json(indent=2) for result in results) + "]"
 
 
 def _name(model: str | Path | Encoder) -> str:

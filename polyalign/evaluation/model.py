@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -65,6 +65,7 @@ class Model:
         """Language the run was trained in; None for an external model."""
         return self.encoder.recipe.lang if isinstance(self.encoder, Aligned) else None
 
+    @torch.no_grad()
     def encode_image(self, images: Sequence[Picture]) -> Vectors:
         """Embed images.
 
@@ -77,9 +78,7 @@ class Model:
         Raises:
             UserError: a file is missing or is not an image, or an array has another shape or type.
         """
-        if isinstance(images, str | Path | Image.Image):
-            raise UserError("encode_image takes a list of images: put brackets around a single one")
-        refs = [_reference(image) for image in images]
+        refs = [_reference(image) for image in _listed(images, "encode_image takes a list of images")]
         if not isinstance(self.encoder, Aligned):
             return self.encoder.encode_image(refs) if refs else self._nothing()
         tower, aligner = self.encoder.aligner.vision, self.encoder.aligner
@@ -90,6 +89,7 @@ class Model:
         ]
         return torch.cat(parts).float().cpu().numpy() if parts else self._nothing()
 
+    @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Vectors:
         """Embed sentences.
 
@@ -99,10 +99,11 @@ class Model:
         Raises:
             UserError: ``texts`` is a single string.
         """
-        if isinstance(texts, str):
-            raise UserError("encode_text takes a list of sentences: put brackets around a single one")
+        texts = _listed(texts, "encode_text takes a list of sentences")
+        if wrong := next((text for text in texts if not isinstance(text, str)), None):
+            raise UserError(f"encode_text takes a list of sentences, not {wrong!r}")
         if not isinstance(self.encoder, Aligned):
-            return self.encoder.encode_text(list(texts)) if len(texts) else self._nothing()
+            return self.encoder.encode_text(texts) if texts else self._nothing()
         aligner = self.encoder.aligner
         tower, place = aligner.text, aligner.logit_scale.device
         parts = [
@@ -111,9 +112,19 @@ class Model:
         ]
         return torch.cat(parts).float().cpu().numpy() if parts else self._nothing()
 
-    def similarity(self, images: Vectors, texts: Vectors) -> Vectors:
-        """Return the cosine similarity ``(N, M)`` of image vectors ``(N, D)`` and text vectors ``(M, D)``."""
-        found: Vectors = np.asarray(images, np.float32) @ np.asarray(texts, np.float32).T
+    def similarity(self, images: Vectors | Sequence[Picture], texts: Vectors | Sequence[str]) -> Vectors:
+        """Return the cosine similarity ``(N, M)`` of N images and M sentences.
+
+        Args:
+            images: vectors ``(N, D)`` from ``encode_image``, or what it takes.
+            texts: vectors ``(M, D)`` from ``encode_text``, or what it takes.
+
+        Raises:
+            UserError: as ``encode_image`` and ``encode_text``.
+        """
+        left = images if _are_vectors(images) else self.encode_image(cast("Sequence[Picture]", images))
+        right = texts if _are_vectors(texts) else self.encode_text(cast("Sequence[str]", texts))
+        found: Vectors = left @ right.T
         return found
 
     def __repr__(self) -> str:
@@ -133,7 +144,20 @@ def load(model: str | Path) -> Model:
     Raises:
         UserError: there is no finished run in the folder, or no such external model.
     """
+    if not isinstance(model, str | Path):
+        raise UserError(f"load takes the folder of a run or the name of an external model, not {model!r}")
     return Model(open_model(model))
+
+
+def _listed(items: Any, usage: str) -> list[Any]:
+    """Return the items as a list; a single image or sentence is not taken apart."""
+    if isinstance(items, str | Path | Image.Image | np.ndarray) or not isinstance(items, Iterable):
+        raise UserError(f"{usage}: put brackets around a single one")
+    return list(items)
+
+
+def _are_vectors(items: Any) -> TypeGuard[Vectors]:
+    return isinstance(items, np.ndarray) and items.ndim == 2 and np.issubdtype(items.dtype, np.floating)
 
 
 def _reference(image: Any) -> ImageRef:
@@ -141,7 +165,12 @@ def _reference(image: Any) -> ImageRef:
         return FileImage(Path(image))
     if isinstance(image, Image.Image):
         return MemoryImage(image)
-    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and (image.ndim == 2 or image.shape[2:] == (3,)):
+    if (
+        isinstance(image, np.ndarray)
+        and image.size
+        and image.dtype == np.uint8
+        and (image.ndim == 2 or image.shape[2:] == (3,))
+    ):
         return MemoryImage(Image.fromarray(image))
     what = f"an array of {image.dtype} {image.shape}" if isinstance(image, np.ndarray) else f"a {type(image).__name__}"
     raise UserError(f"not an image: {what}; give a path, a PIL image, or uint8 (H, W, 3) or (H, W)")
@@ -156,7 +185,6 @@ def _open(image: ImageRef) -> Image.Image:
 
 
 def _batches(items: Sequence[Any], task: str) -> Iterator[Sequence[Any]]:
-    with torch.inference_mode():
-        for start in range(0, len(items), _BATCH):
-            yield items[start : start + _BATCH]
-            progress(task, min(start + _BATCH, len(items)), len(items))
+    for start in range(0, len(items), _BATCH):
+        yield items[start : start + _BATCH]
+        progress(task, min(start + _BATCH, len(items)), len(items))

@@ -11,6 +11,7 @@ from typing import Any
 from polyalign.config.resolve import budget_overrides, resolve
 from polyalign.config.schema import Recipe, merge
 from polyalign.evaluation.results import Run
+from polyalign.experiments.workers import LOG, RECIPE, RESTARTS
 from polyalign.models import checkpoint
 from polyalign.training import train
 from polyalign.utils import storage
@@ -80,6 +81,8 @@ def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -
     """
     storage.check_writable(folder)
     main = processes().is_main_process
+    if main:
+        _refuse_foreign(folder)
     if overwrite and main:
         _delete_run(folder)
     if not main:
@@ -95,6 +98,13 @@ def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -
         logger.info(f"nothing to resume in {folder}: starting a new run")
     with progress_bars(enabled=main):
         return train.train(recipe, folder, resume=resume)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Check that a folder is new, is empty, or holds a run: the files of a run are not mixed with others."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if names - {RECIPE, LOG, RESTARTS} and not names & {train.RESULT, train.STATE}:
+        raise UserError(f"{folder} contains other files and no run: use a new folder for --out")
 
 
 def _finished(folder: Path, recipe: Recipe) -> Run:

@@ -72,6 +72,8 @@ class Loop:
         self.dev = dev
         self.accelerator = accelerator
         self.dev_images = len(dev.images)
+        if len(features.captions) < 2:
+            raise UserError("contrastive training needs two pairs or more: allow a larger budget")
         self.plan = Plan.of(recipe, len(features.captions))
         self._order: tuple[int, npt.NDArray[np.int64]] | None = None
         self._unread: list[torch.Tensor] = []

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import polyalign
@@ -47,7 +48,10 @@ def test_vectors_are_float32_of_unit_length_and_are_those_of_the_evaluation(mode
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     np.testing.assert_allclose(images, model.encoder.encode_image(table.images), atol=1e-5)
     np.testing.assert_allclose(captions, model.encoder.encode_text(table.captions), atol=1e-5)
-    assert model.similarity(images, captions).shape == (24, 48)
+    likeness = model.similarity(images, captions)
+    assert likeness.shape == (24, 48)
+    paths = [image.path for image in table.images]
+    np.testing.assert_allclose(model.similarity(paths, iter(table.captions)), likeness, atol=1e-5)
 
 
 def test_a_path_a_picture_and_an_array_are_the_same_image(model):
@@ -64,10 +68,23 @@ def test_nothing_gives_no_rows(model):
     assert model.encode_text([]).shape == (0, 16)
 
 
-@pytest.mark.parametrize("image", ["no/such.jpg", __file__, np.zeros((4, 4, 3)), np.zeros((4, 4, 2), np.uint8), 7])
+NO_IMAGES = [
+    "no/such.jpg",
+    __file__,
+    np.zeros((4, 4, 3)),
+    np.zeros((4, 4, 2), np.uint8),
+    np.zeros((0, 0, 3), np.uint8),
+    7,
+]
+
+
+@pytest.mark.parametrize("image", NO_IMAGES)
 def test_what_is_no_image_is_a_user_error(model, image):
-    with pytest.raises(polyalign.UserError, match=r"image"):
+    with pytest.raises(polyalign.UserError, match=r"image") as caught:
         model.encode_image([image])
+    assert caught.tb is not None  # the frames are alive, and yet gradients are on again
+    assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
 
 
 def test_one_string_is_not_taken_for_a_list(model):
@@ -75,11 +92,21 @@ def test_one_string_is_not_taken_for_a_list(model):
         model.encode_text("red")
     with pytest.raises(polyalign.UserError, match="a list of images"):
         model.encode_image("a.jpg")
+    with pytest.raises(polyalign.UserError, match="a list of images"):
+        model.encode_image(np.zeros((40, 40, 3), np.uint8))
+    for wrong in (None, [1, 2]):
+        with pytest.raises(polyalign.UserError, match="a list of sentences"):
+            model.encode_text(wrong)
+    with pytest.raises(polyalign.UserError, match=r'langs is a list: write langs=\["en"\]'):
+        polyalign.evaluate(model, langs="en")
+    with pytest.raises(polyalign.UserError, match="load takes the folder of a run"):
+        polyalign.load(None)
 
 
 def test_evaluate_takes_a_model_a_folder_or_pairs(trained, model):
     own = trained.record.test[0]
     assert polyalign.evaluate(model) == [own]
+    assert polyalign.evaluate(trained) == [own]
     assert polyalign.evaluate(trained.folder, langs=["en"]) == [own]
     assert polyalign.evaluate(model, tiny.table("test")) == [own]
     [other] = polyalign.evaluate(model, "starter", langs=["sw"], overrides={"source.test_images": 5})

@@ -148,7 +148,8 @@ def test_overwriting_spares_a_folder_that_holds_no_run(tmp_path):
     (tmp_path / "photo.jpg").touch()
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "mine.txt").touch()
-    train_into(tmp_path, overwrite=True)
+    with pytest.raises(UserError, match="contains other files and no run"):
+        train_into(tmp_path, overwrite=True)
     assert (tmp_path / "photo.jpg").exists()
     assert (tmp_path / "tokenizer" / "mine.txt").exists()
 
@@ -289,3 +290,11 @@ def test_a_budget_is_a_part_of_the_pairs(tmp_path):
 def test_fewer_pairs_than_a_batch_train_all_the_same(tmp_path):
     run = train_into(tmp_path / "run", data={"budget": "5-pairs"}, optim={"epochs": 2})
     assert (run.steps, run.pairs_seen) == (2, 10)
+
+
+def test_a_folder_of_other_files_is_not_trained_into(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"mine")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match="contains other files and no run: use a new folder"):
+            train_into(tmp_path, overwrite=overwrite)
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]

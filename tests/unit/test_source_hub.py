@@ -158,5 +158,5 @@ def test_what_cannot_be_loaded_is_one_line_with_a_way_out(name):
 def test_a_row_without_an_image_is_corrupt(tmp_path):
     made = datasets.Dataset.from_dict({"image": [{"bytes": png(1), "path": "a"}, None], "caption": ["x", "y"]})
     made.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "ds")
-    with pytest.raises(CorruptImageError, match="row 1 contains .*, not an image"):
+    with pytest.raises(CorruptImageError, match=r"row 1 contains .*, not an image"):
         load(tmp_path / "ds", **ALL).images[1].open()
