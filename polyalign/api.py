@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from polyalign.config.resolve import gather_overrides, resolve
 from polyalign.config.schema import merge
 from polyalign.data.pairs import PairTable
-from polyalign.evaluation.evaluate import configure, open_model
 from polyalign.evaluation.evaluate import evaluate as evaluate_on
 from polyalign.evaluation.model import Model
 from polyalign.evaluation.results import Run
@@ -106,14 +105,9 @@ def evaluate(
     """
     encoder = model.encoder if isinstance(model, Model) else model.folder if isinstance(model, TrainedRun) else model
     _check_list("langs", langs)
-    if not isinstance(data, PairTable):
-        changes = _changes(overrides, data=data)
-        return evaluate_on(encoder, task, langs=langs, split=split, overrides=changes, options=options)
-    from polyalign.config.plugins import load_plugin
-
-    module = load_plugin("tasks", task)
-    with progress_bars():
-        return [module.score(open_model(encoder), data, configure(module, task, options or {}))]
+    gallery, source = (data, None) if isinstance(data, PairTable) else (None, data)
+    changes = _changes(overrides, data=source)
+    return evaluate_on(encoder, task, langs=langs, split=split, overrides=changes, options=options, gallery=gallery)
 
 
 def compare(

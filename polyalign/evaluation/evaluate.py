@@ -54,6 +54,10 @@ class Request:
             raise UserError(f"{self.model} has no language of its own: name one with --lang")
         return [self.recipe.lang]
 
+    def is_other_data(self) -> bool:
+        """Return whether this is other data than the run's own dev and test, which were checked in training."""
+        return self.split == "train" or "source" in self.overrides
+
     def recipe_for(self, lang: str) -> Recipe:
         """Return the recipe whose source holds the data in this language.
 
@@ -89,6 +93,7 @@ def evaluate(
     split: str = "test",
     overrides: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
+    gallery: Any = None,
 ) -> list[Any]:
     """Evaluate a finished run or an external model on a task.
 
@@ -100,6 +105,7 @@ def evaluate(
         split: ``train``, ``dev`` or ``test``.
         overrides: keys of the run's recipe to change, such as ``{"source": {...}}`` or ``{"cache": {...}}``.
         options: settings of the task, checked by its ``Config``.
+        gallery: what to evaluate on, such as a ``PairTable``; default: the data of the run, or of ``overrides``.
 
     Returns:
         One result for each gallery, usually one a language.
@@ -111,13 +117,15 @@ def evaluate(
     config = configure(module, task, options or {})
     request = Request(_name(model), _recipe(model), tuple(langs), split, overrides or {})
     with progress_bars():
-        galleries: Iterator[Any] = getattr(module, "galleries", _pair_tables)(request, config)
+        own = getattr(module, "galleries", _pair_tables)
+        galleries: Iterator[Any] = own(request, config) if gallery is None else iter([gallery])
         first = next(galleries)  # wrong data is reported before a large model is loaded
         encoder = ImageMemory(open_model(model, request.overrides.get("cache")))
         results = []
-        for gallery in itertools.chain([first], galleries):
-            _check_training_images(encoder.encoder, gallery, request)
-            results.append(module.score(encoder, gallery, config))
+        for one in itertools.chain([first], galleries):
+            if gallery is not None or request.is_other_data():
+                _check_training_images(encoder.encoder, one)
+            results.append(module.score(encoder, one, config))
         return results
 
 
@@ -133,17 +141,14 @@ def evaluate_suite(
     ready = suites.find(suite, codes, allow_absent=allow_absent)
     with progress_bars():
         encoder = open_model(model)
-        if isinstance(encoder, Aligned):
-            # In one language only: the others describe the same photos.
-            for benchmark, langs_here in ready.here:
-                warn_if_trained_on(encoder.folder, load_source(benchmark.spec, langs_here[0], benchmark.split))
+        for benchmark, langs_here in ready.here:  # in one language only: the others describe the same photos
+            _check_training_images(encoder, load_source(benchmark.spec, langs_here[0], benchmark.split))
         return suites.run(encoder, ready)
 
 
-def _check_training_images(encoder: Encoder, gallery: Any, request: Request) -> None:
-    """Warn if a run is evaluated on images that it was trained on; its own test and dev splits were checked then."""
-    own = request.split != "train" and "source" not in request.overrides
-    if isinstance(encoder, Aligned) and isinstance(gallery, PairTable) and not own:
+def _check_training_images(encoder: Encoder, gallery: Any) -> None:
+    """Warn if a run is evaluated on images that it was trained on."""
+    if isinstance(encoder, Aligned) and isinstance(gallery, PairTable):
         warn_if_trained_on(encoder.folder, gallery)
 
 

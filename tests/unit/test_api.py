@@ -142,3 +142,8 @@ def test_every_public_name_is_there_and_documented():
         assert getattr(polyalign, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         polyalign.lode  # noqa: B018
+
+
+def test_pairs_that_were_trained_on_are_named_too(model, caplog):
+    polyalign.evaluate(model, tiny.table("train"))
+    assert any("trained on images of this gallery: 64 of the 64" in line for line in caplog.messages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,3 +51,12 @@ def save_half(state: dict[str, torch.Tensor], path: Path) -> None:
     half = {name: t.half() if t.is_floating_point() else t for name, t in state.items()}
     save_file({name: t.cpu().contiguous() for name, t in half.items()}, path, metadata={"format": "pt"})
     path.chmod(0o644)
+
+
+def run_script(make: Callable[[Path, Any], None], settings: Callable[..., Any], about: str | None) -> None:
+    """Make a tower as the command line says: ``--out DIR --seed N``."""
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the tower into")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    make(given.out, settings(seed=given.seed))

@@ -8,7 +8,6 @@ earlier script: a new one is like it, not equal to the bit.
 
 from __future__ import annotations
 
-import argparse
 import io
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +30,7 @@ from transformers import (
 )
 
 from polyalign.config.language import Lang, language_codes, load_language
-from polyalign.data.starter._fit import fit, save_half
+from polyalign.data.starter._fit import fit, run_script, save_half
 from polyalign.data.starter.grammar import choose, word
 from polyalign.data.starter.scenes import sample_scene
 
@@ -271,8 +270,4 @@ tokens.
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the tower into")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    make(given.out, Settings(seed=given.seed))
+    run_script(make, Settings, __doc__)

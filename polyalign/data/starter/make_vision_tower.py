@@ -7,7 +7,6 @@ tower that ships was made with this objective by an earlier script: a new one is
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from polyalign.data.starter._fit import fit, save_half
+from polyalign.data.starter._fit import fit, run_script, save_half
 from polyalign.data.starter.scenes import draw, draw_object, sample_scene
 from polyalign.data.starter.world import BACKGROUNDS, COLORS, COUNTS, HELD_OUT, KINDS, SIZES, Scene
 
@@ -182,8 +181,4 @@ What its linear heads name right on {settings.test_pictures:,} new scenes, and o
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the tower into")
-    parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    make(given.out, Settings(seed=given.seed))
+    run_script(make, Settings, __doc__)
