@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,17 +11,24 @@ STARTER = Path(__file__).parent.parent / "data" / "starter" / "weights"
 """Folder with the weights of the starter towers, which a recipe names with ``model = "starter"``."""
 
 
+Pixels = Annotated[int, Field(gt=0)]
+Channels = tuple[float] | tuple[float, float, float]
+
+
 class VisionSpec(BaseModel):
-    """A timm model: a hub name, a local folder, or a safetensors file together with the timm name and arguments."""
+    """A timm model: a hub name, a local folder, or a safetensors file together with the timm name and arguments.
+
+    ``image_px`` is the size of the square image that the model takes, or its height and width.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str
     weights: Path | None = None
     args: dict[str, Any] = {}
-    image_px: int | None = Field(None, gt=0)
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
+    image_px: Pixels | tuple[Pixels, Pixels] | None = None
+    mean: Channels | None = None
+    std: Channels | None = None
     crop_pct: float | None = Field(None, gt=0, le=1)
     pooling: Literal["tower", "cls", "mean", "max"] = "tower"
 
@@ -29,7 +36,8 @@ class VisionSpec(BaseModel):
 class TextSpec(BaseModel):
     """A Hugging Face encoder by hub name or local folder.
 
-    ``architecture`` states the facts of its ``config.json`` (``model_type``, sizes), so that its parameters can be
+    ``pooling`` and ``prompt``, which is put before every caption, default to what a sentence-transformers folder says,
+    else to ``mean`` and no prompt. ``pooler`` is the model's own pooled output. ``architecture`` states the facts of its ``config.json`` (``model_type``, sizes), so that its parameters can be
     counted without a download; real weights that do not fit it are refused.
     """
 
@@ -37,18 +45,29 @@ class TextSpec(BaseModel):
 
     model: str
     revision: str | None = None
-    pooling: Literal["cls", "mean", "max"] = "mean"
+    pooling: Literal["cls", "mean", "max", "last", "pooler"] | None = None
+    prompt: str | None = None
     max_tokens: int = Field(64, gt=2)
     architecture: dict[str, Any] = {}
 
 
 class Preprocessing(BaseModel):
-    """How the tower's makers prepared an image: resize to ``image_px / crop_pct``, crop, scale by mean and std."""
+    """How the tower's makers prepared an image: resize to ``image_px / crop_pct``, crop, scale by mean and std.
+
+    ``crop_mode`` is timm's: ``center`` keeps the aspect and cuts the edges off, ``squash`` scales both edges, ``border``
+    keeps the aspect and pads.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    image_px: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    image_px: Pixels | tuple[Pixels, Pixels]
+    mean: Channels
+    std: Channels
     crop_pct: float
     interpolation: str
+    crop_mode: Literal["center", "squash", "border"] = "center"
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.image_px if isinstance(self.image_px, tuple) else (self.image_px, self.image_px)

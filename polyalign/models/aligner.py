@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from polyalign.models.towers.common import first_trainable
 from polyalign.models.towers.text import TextTower, Tokens
 from polyalign.models.towers.vision import VisionTower
 
@@ -21,7 +20,7 @@ class Aligner(nn.Module):
     """Two frozen towers and the parameters that align them.
 
     ``encode_image`` and ``encode_text`` return unit vectors ``(B, D)``. With ``start`` above 0 the input is the output
-    of the tower's ``run(x, 0, start)``, so that a frozen prefix is not computed again.
+    of the tower's ``prefix(x, start)``, so that a frozen prefix is not computed again.
 
     ``record_trainable`` fixes which parameters train. Cuts, parameter counts, training mode, checkpoints and the
     feature cache follow that record, so that changing ``requires_grad`` on a trained aligner does not make its layers
@@ -54,17 +53,16 @@ class Aligner(nn.Module):
         A stage unlocked after recording lowers the cut; nothing raises it.
         """
         trainable = [*self.trainable().values(), *(p for p in self.parameters() if p.requires_grad)]
-        return first_trainable(self.vision.stages(), trainable), first_trainable(self.text.stages(), trainable)
+        return self._proved(self.vision, trainable), self._proved(self.text, trainable)
 
     def encode_image(self, x: torch.Tensor, start: int = 0) -> torch.Tensor:
         """Return unit vectors ``(B, D)`` for uint8 pixels ``(B, 3, H, W)``, or for the input of stage ``start``."""
-        features = self.vision.run(x, start, len(self.vision.stages()))
+        features = self.vision.suffix(x, start)
         return F.normalize(self.vision_projection(features), dim=-1)
 
     def encode_text(self, x: Tokens | torch.Tensor, start: int = 0) -> torch.Tensor:
         """Return unit vectors ``(B, D)`` for tokens, or for the input of stage ``start``."""
-        features = x if isinstance(x, torch.Tensor) else self.text.run(x, start, len(self.text.stages()))
-        return F.normalize(self.text_projection(cast(torch.Tensor, features)), dim=-1)
+        return F.normalize(self.text_projection(self.text.suffix(x, start)), dim=-1)
 
     def train(self, mode: bool = True) -> Aligner:
         """Set training mode where all parameters of a module are trainable; the rest stays in evaluation mode.

@@ -9,8 +9,8 @@ import torch
 from polyalign.config.schema import Recipe
 from polyalign.config.tower import Preprocessing
 from polyalign.models.aligner import Aligner
-from polyalign.models.towers.text import build_text
-from polyalign.models.towers.vision import build_vision
+from polyalign.models.towers.text_loading import build_text
+from polyalign.models.towers.vision_loading import build_vision
 
 
 def build_aligner(

@@ -17,6 +17,11 @@ class AbsentError(UserError):
     """Files that the user has to provide are missing; a suite can leave them out."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text that is not empty, or the name of its class."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ``did you mean "x"?`` with the nearest known name, and the list of all known names."""
     names = sorted(known)

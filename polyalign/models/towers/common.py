@@ -1,9 +1,8 @@
-"""Functions that both towers use: masked pooling, the first trainable stage, and identification by content."""
+"""Functions that both towers use: masked pooling, and identification by content."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -13,29 +12,23 @@ from torch import nn
 def masked_pool(tokens: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
     """Pool tokens ``(B, L, W)`` to ``(B, W)``, using only the positions where ``mask`` ``(B, L)`` is true.
 
-    ``pooling`` is ``cls`` (the first token), ``max`` or ``mean``.
+    ``pooling`` is ``cls`` (the first token), ``last`` (the last real one), ``max`` or ``mean``.
     """
     if pooling == "cls":
         return tokens[:, 0]
+    if pooling == "last":
+        places = torch.arange(mask.shape[1], device=mask.device)
+        return tokens[torch.arange(len(tokens), device=mask.device), (places * mask).argmax(1)]
     real = mask.unsqueeze(-1)
     if pooling == "max":
         return tokens.masked_fill(~real, float("-inf")).amax(1)
     return tokens.masked_fill(~real, 0).sum(1) / real.sum(1)
 
 
-def first_trainable(stages: list[list[nn.Parameter]], trainable: Collection[nn.Parameter]) -> int:
-    """Return the index of the first stage with a trainable parameter, or the number of stages if there is none."""
-    ids = {id(parameter) for parameter in trainable}
-    for index, parameters in enumerate(stages):
-        if any(id(parameter) in ids for parameter in parameters):
-            return index
-    return len(stages)
-
-
-def fingerprint(module: nn.Module) -> str:
+def fingerprint(*modules: nn.Module) -> str:
     """Hash every parameter and buffer by name, dtype, shape and value (SHA-256, first 16 hex digits)."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in (entry for module in modules for entry in sorted(module.state_dict().items())):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import copy
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer, PretrainedConfig, PreTrainedModel
-from transformers.utils import logging
+from transformers import PretrainedConfig
 
-from polyalign.config.tower import STARTER, TextSpec
-from polyalign.models.towers.common import fingerprint, masked_pool
+from polyalign.config.tower import TextSpec
+from polyalign.models.towers.base import Tower
+from polyalign.models.towers.common import masked_pool
+from polyalign.models.towers.languages import language_token
 from polyalign.utils.errors import UserError
 
 
@@ -23,256 +22,155 @@ from polyalign.utils.errors import UserError
 class Tokens:
     """A padded batch part-way through the text tower.
 
-    ``values`` is ``(B, L)`` token ids before stage 0 and ``(B, L, W)`` hidden states after it; ``mask`` ``(B, L)``
-    is true at real tokens.
+    ``ids`` ``(B, L)`` are token ids and ``mask`` ``(B, L)`` is true at real tokens; ``hidden`` ``(B, L, W)`` are the
+    hidden states above stage 0.
     """
 
-    values: torch.Tensor
+    ids: torch.Tensor
     mask: torch.Tensor
+    hidden: torch.Tensor | None = None
 
     def to(self, device: torch.device | str) -> Tokens:
-        """Move both tensors."""
-        return Tokens(self.values.to(device), self.mask.to(device))
+        """Move all tensors."""
+        return Tokens(
+            self.ids.to(device), self.mask.to(device), None if self.hidden is None else self.hidden.to(device)
+        )
 
 
-class TextTower(nn.Module):
-    """A Hugging Face encoder with masked pooling.
+class TextTower(Tower):
+    """A Hugging Face encoder with masked pooling; its input are ``Tokens``.
 
-    The BERT and RoBERTa families have ``layers + 2`` stages: token ids to hidden states, each layer, pooling. Any other
-    encoder is one stage. ``run(x, start, stop)`` computes the stages from ``start`` up to but not including ``stop``;
-    the last stage gives ``(B, width)`` features.
+    ``head`` is what a sentence-transformers folder puts on top: linear maps, and the scaling to unit length.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, spec: TextSpec) -> None:
-        """Wrap ``model``; ``tokenizer`` is None where only parameters are counted."""
-        super().__init__()
-        self.model = _without_pooler(model)
+    kind = "text"
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, spec: TextSpec, fresh: Callable[[], nn.Module], head: nn.Sequential
+    ) -> None:
+        """Wrap ``model``; ``tokenizer`` is None where only parameters are counted.
+
+        Raises:
+            UserError: the model cannot read ``max_tokens`` token ids, or has no pad token.
+        """
+        assert spec.pooling is not None
+        super().__init__(model, fresh, spec.pooling)
+        config = cast(PretrainedConfig, model.config)
+        if getattr(config, "use_cache", False):
+            config.use_cache = False  # a decoder's keys are for generation
+        self.head = head
         self.tokenizer = tokenizer
-        self.pooling = spec.pooling
         self.revision = spec.revision
         self.max_tokens = spec.max_tokens
-        self.fingerprint: str | None = None
-        self.variant = f"{spec.pooling} {_facts(cast(Any, model.config))}"
-        self.is_random = False
-        self.width = int(cast(Any, model.config).hidden_size)
-        self.name = f"text tower ({type(model).__name__})"
+        self.prompt = spec.prompt or ""
+        self.lang: str | None = None
+        self.variant = " ".join([spec.pooling, *([repr(head)] if len(head) else []), _facts(config)])
+        self.pad = int(getattr(tokenizer, "pad_token_id", None) or getattr(config, "pad_token_id", None) or 0)
+        self._probe_tokens = spec.max_tokens
+        self.look()
 
-    def tokenize(self, captions: list[str]) -> list[list[int]]:
-        """Turn captions into token ids with the tower's special tokens, cut by the tokenizer at ``max_tokens``."""
+    def look(self) -> None:
+        """Run the tower once on ``max_tokens`` token ids.
+
+        Raises:
+            UserError: it cannot be run; the message gives the length that it takes, if any.
+        """
+        try:
+            super().look()
+        except UserError as error:
+            fits = self._longest()
+            if fits is None:
+                raise
+            raise UserError(
+                f"the {self.name} cannot read text.max_tokens = {self.max_tokens} tokens: set it to {fits} or less"
+            ) from error
+
+    def _longest(self) -> int | None:
+        """Return the largest number of tokens that the network reads, found by bisection; None if it reads none."""
+        low, high = 0, self.max_tokens
+        while high - low > 1:
+            self._probe_tokens = (low + high) // 2
+            try:
+                super().look()
+                low = self._probe_tokens
+            except UserError:
+                high = self._probe_tokens
+        self._probe_tokens = self.max_tokens
+        return low if low > 2 else None
+
+    def tokenize(self, captions: list[str], lang: str | None = None) -> list[list[int]]:
+        """Turn captions into token ids with the tower's prompt and special tokens, cut at ``max_tokens``.
+
+        ``lang`` (default: the recipe's language) matters to a tower that is told the language by a token.
+
+        Raises:
+            UserError: such a tower does not know the language.
+        """
         if not captions:
             return []
-        encoded = self.tokenizer(captions, truncation=True, max_length=self.max_tokens, add_special_tokens=True)
+        if (token := language_token(self.tokenizer, lang or self.lang)) is not None:
+            self.tokenizer.src_lang = token
+        encoded = self.tokenizer(
+            [self.prompt + caption for caption in captions],
+            truncation=True,
+            max_length=self.max_tokens,
+            add_special_tokens=True,
+            # A tower trained without a mask (SigLIP) attends to padding, up to a fixed length.
+            padding=False if "attention_mask" in self.tokenizer.model_input_names else "max_length",
+        )
         return cast(list[list[int]], encoded["input_ids"])
 
     def collate(self, ids: list[list[int]]) -> Tokens:
         """Pad token ids to the longest of the batch."""
         length = max(map(len, ids))
-        values = torch.full((len(ids), length), int(self.tokenizer.pad_token_id))
+        values = torch.full((len(ids), length), self.pad)
         mask = torch.zeros((len(ids), length), dtype=torch.bool)
         for row, sequence in enumerate(ids):
-            values[row, : len(sequence)] = torch.tensor(sequence)
+            values[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.long)
             mask[row, : len(sequence)] = True
         return Tokens(values, mask)
 
-    @property
-    def blocks(self) -> nn.ModuleList | None:
-        """The transformer layers, lowest first, or None where the encoder has no list of them."""
-        lists = [module for module in self.model.modules() if isinstance(module, nn.ModuleList)]
-        depth = getattr(self.model.config, "num_hidden_layers", None)
-        return next((found for found in lists if len(found) == depth), lists[0] if lists else None)
+    def features(self, model: nn.Module, x: Tokens) -> torch.Tensor:
+        """Return pooled features ``(B, width)`` of ``model``, which is the tower's own or a cut twin of it.
 
-    @property
-    def is_staged(self) -> bool:
-        """Whether the forward pass is ``embeddings`` then ``encoder.layer``, as in BERT, RoBERTa and XLM-R."""
-        encoder = getattr(self.model, "encoder", None)
-        return hasattr(self.model, "embeddings") and isinstance(getattr(encoder, "layer", None), nn.ModuleList)
+        Raises:
+            UserError: the model gives no hidden states of its last layer, or not what ``pooling`` takes.
+        """
+        mask = None if x.mask.device.type == "meta" else x.mask.long()
+        output = model(input_ids=x.ids, attention_mask=mask)
+        wanted = "pooler_output" if self.pooling == "pooler" else "last_hidden_state"
+        found = getattr(output, wanted, None)
+        if found is None:
+            raise UserError(f"the {self.name} gives no {wanted}" + self._another_pooling())
+        return cast(torch.Tensor, found) if wanted == "pooler_output" else masked_pool(found, x.mask, self.pooling)
 
-    @property
-    def top(self) -> list[nn.Module]:
-        """The modules above the layers: none in the BERT family, a final norm in others."""
-        blocks = self.blocks
-        inside = set() if blocks is None else set(blocks.modules())
-        return [part for name, part in self.model.named_children() if "norm" in name.lower() and part not in inside]
+    def _another_pooling(self) -> str:
+        return ": choose text.pooling mean, cls, max or last" if self.pooling == "pooler" else ""
 
-    def reinitialise(self) -> None:
-        """Throw the pretrained weights away: random weights, as transformers initialises this model."""
-        self.model = _without_pooler(type(self.model)(self.model.config))
-        self.is_random = True
+    def probe(self) -> Tokens:
+        """Return two rows of token ids: one of ``max_tokens``, and one of half as many with padding."""
+        length, words = self._probe_tokens, int(cast(Any, self.model.config).vocab_size)
+        device = next(self.model.parameters()).device
+        ids = torch.arange(2 * length, device=device).view(2, length) * 31 % words
+        ids = torch.where(ids == self.pad, (self.pad + 1) % words, ids)
+        mask = torch.ones_like(ids, dtype=torch.bool)
+        if length > 2:
+            mask[1, (length + 1) // 2 :] = False
+        return Tokens(torch.where(mask, ids, self.pad), mask)
 
-    def stages(self) -> list[list[nn.Parameter]]:
-        """List the parameters of every stage, lowest first; pooling has none."""
-        if not self.is_staged:
-            return [list(self.model.parameters())]
-        layers = cast(nn.ModuleList, cast(nn.Module, self.model.encoder).layer)
-        blocks = [list(layer.parameters()) for layer in layers]
-        above = {id(parameter) for stage in blocks for parameter in stage}
-        embed = [parameter for parameter in self.model.parameters() if id(parameter) not in above]
-        return [embed, *blocks, []]
+    def hidden(self, x: Tokens, values: torch.Tensor) -> Tokens:
+        """Put hidden states ``(B, L, W)`` beside the token ids."""
+        return Tokens(x.ids, x.mask, values)
 
-    def run(self, x: Tokens, start: int, stop: int) -> Tokens | torch.Tensor:
-        """Compute stages ``start`` to ``stop`` (exclusive): hidden states, or features when ``stop`` is the last."""
-        last = len(self.stages())
-        if start >= stop:
-            return x
-        if not self.is_staged:
-            hidden = self.model(input_ids=x.values, attention_mask=x.mask.long()).last_hidden_state
-            return masked_pool(hidden, x.mask, self.pooling)
-        hidden = x.values
-        if start < last - 1:
-            model = _slice(self.model, start, min(stop, last - 1))
-            given = {"input_ids": x.values} if start == 0 else {"inputs_embeds": x.values}
-            hidden = model(**given, attention_mask=x.mask.long()).last_hidden_state
-        return masked_pool(hidden, x.mask, self.pooling) if stop == last else Tokens(hidden, x.mask)
-
-    def forward(self, x: Tokens) -> torch.Tensor:
-        """Return ``(B, width)`` features for a batch of token ids."""
-        return cast(torch.Tensor, self.run(x, 0, len(self.stages())))
+    def values(self, x: Tokens) -> torch.Tensor:
+        """Return the hidden states ``(B, L, W)``."""
+        assert x.hidden is not None
+        return x.hidden
 
 
 def _facts(config: PretrainedConfig) -> str:
     """Return the configuration as JSON with sorted keys, without the model's path and the version that wrote it."""
     facts = config.to_dict()
-    for key in ("_name_or_path", "transformers_version"):
+    for key in ("_name_or_path", "transformers_version", "use_cache"):
         facts.pop(key, None)
     return json.dumps(facts, sort_keys=True, default=str)
-
-
-def _without_pooler(model: nn.Module) -> nn.Module:
-    """Drop BERT's sentence classifier head: it is not part of the tower, and never counted."""
-    if getattr(model, "pooler", None) is not None:
-        model.register_module("pooler", None)
-    return model
-
-
-class _Given(nn.Module):
-    """Stands where the embeddings stood when the hidden states are already there."""
-
-    def forward(self, inputs_embeds: torch.Tensor, **_: Any) -> torch.Tensor:
-        return inputs_embeds
-
-
-def _slice(model: nn.Module, start: int, stop: int) -> nn.Module:
-    """Make a shallow twin of the encoder that runs stages ``start`` to ``stop`` and shares all parameters.
-
-    The model's own forward still builds the attention mask and calls the layers, so nothing of it is written again
-    here.
-    """
-    encoder = cast(nn.Module, model.encoder)
-    layers = cast(nn.ModuleList, encoder.layer)
-    kept = nn.ModuleList(list(layers)[max(start - 1, 0) : stop - 1])
-    parts: dict[str, nn.Module] = {"encoder": _twin(encoder, {"layer": kept})}
-    if start > 0:
-        parts["embeddings"] = _Given()
-    return _twin(model, parts)
-
-
-def _twin(module: nn.Module, parts: dict[str, nn.Module]) -> nn.Module:
-    twin = copy.copy(module)
-    twin.__dict__["_modules"] = {**module._modules, **parts}
-    return twin
-
-
-def build_text(spec: TextSpec, *, pretrained: bool = True, tokenizer: Path | None = None) -> TextTower:
-    """Build the tower a recipe names.
-
-    ``pretrained=False`` gives random weights; with an ``architecture`` in the spec it needs neither network nor file.
-    ``tokenizer`` is a folder (from a checkpoint) to be used in place of the model's own.
-
-    Raises:
-        UserError: no such model or folder, or it does not fit the stated architecture.
-    """
-    source = _source(spec)
-    if not pretrained:
-        config = _config(spec, source)
-        return TextTower(AutoModel.from_config(config), None, spec)
-    model = load_encoder(spec)
-    _check_architecture(spec, model.config)
-    tower = TextTower(model.eval(), load_tokenizer(spec, tokenizer), spec)
-    tower.fingerprint = fingerprint(tower.model)
-    return tower
-
-
-def load_encoder(spec: TextSpec) -> PreTrainedModel:
-    """Load the model alone, quietly; without its pooler where the file has none for it.
-
-    Raises:
-        UserError: no such model or folder, or it lacks weights, which transformers would draw at random.
-    """
-    source = _source(spec)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        model, info = AutoModel.from_pretrained(
-            source,
-            revision=spec.revision,
-            dtype=torch.float32,
-            output_loading_info=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise _cannot_load(spec.model, error) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
-    missing = sorted(info["missing_keys"])
-    without_pooler = [key for key in missing if not key.startswith("pooler.")]
-    if without_pooler:
-        raise UserError(
-            f"{spec.model} lacks {len(without_pooler)} of the tower's weights, {without_pooler[0]} among them"
-        )
-    return cast(PreTrainedModel, _without_pooler(model) if missing else model)
-
-
-def load_tokenizer(spec: TextSpec, folder: Path | None = None) -> Any:
-    """Load the tower's tokenizer, or the one in ``folder``, without its weights.
-
-    Raises:
-        UserError: no such model or folder.
-    """
-    try:
-        if folder is not None:
-            return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-        return AutoTokenizer.from_pretrained(_source(spec), revision=spec.revision, trust_remote_code=False)
-    except UserError:
-        raise
-    except Exception as error:  # a file that is no tokenizer's raises whatever reading it came upon
-        raise _cannot_load(f"{folder or spec.model}, its tokenizer", error) from error
-
-
-def _source(spec: TextSpec) -> str:
-    """Return the local folder of the model, or its name on the hub."""
-    source = str(STARTER / "text") if spec.model == "starter" else str(Path(spec.model).expanduser())
-    if Path(source).is_dir():
-        return source
-    if spec.model.startswith(("/", "~", ".")):
-        raise UserError(f"no such folder: {spec.model}")
-    return spec.model
-
-
-def _cannot_load(what: str, error: Exception) -> UserError:
-    line = next(iter(str(error).splitlines()), type(error).__name__)
-    return UserError(f"cannot load the text tower {what}: {line} (offline? give a local folder)")
-
-
-def _config(spec: TextSpec, source: str) -> PretrainedConfig:
-    try:
-        config: PretrainedConfig = (
-            AutoConfig.for_model(**spec.architecture)
-            if spec.architecture
-            else AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=False)
-        )
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"cannot read the configuration of {spec.model}: {str(error).splitlines()[0]}") from error
-    return config
-
-
-def _check_architecture(spec: TextSpec, config: PretrainedConfig) -> None:
-    wrong = {
-        key: getattr(config, key, None)
-        for key, value in spec.architecture.items()
-        if getattr(config, key, None) != value
-    }
-    if wrong:
-        raise UserError(f"{spec.model} is not the architecture the recipe states: it has {wrong}")

@@ -3,249 +3,124 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import timm
+import timm.models as zoo
 import torch
 from PIL import Image
-from pydantic import ValidationError
-from safetensors.torch import load_file
-from timm.data import create_transform, resolve_model_data_config
-from timm.models import VisionTransformer
+from timm.data import create_transform
 from torch import nn
 
-from polyalign.config.language import describe_error
-from polyalign.config.shipped import read_toml
-from polyalign.config.tower import STARTER, Preprocessing, VisionSpec
-from polyalign.models.towers.common import fingerprint, masked_pool, structure
-from polyalign.utils.errors import UserError, did_you_mean
+from polyalign.config.tower import Preprocessing
+from polyalign.models.towers.base import Tower
+from polyalign.models.towers.common import masked_pool, structure
+from polyalign.utils.errors import UserError
+
+_FASTER_CHANNELS_LAST = (zoo.EfficientNet, zoo.MobileNetV3, zoo.ResNet, zoo.RegNet)
+"""Networks for which this memory order is tested to be safe, and up to twice as fast on a CPU."""
 
 
-class VisionTower(nn.Module):
-    """A timm model without its classifier.
+class VisionTower(Tower):
+    """A timm model without its classifier; its input are ``(B, C, H, W)`` uint8 pixels."""
 
-    A plain ViT has ``blocks + 2`` stages: pixels to tokens, each block, norm and pooling. Any other network is
-    one stage. ``run(x, start, stop)`` computes the stages from ``start`` up to but not including ``stop``; stage 0
-    takes ``(B, 3, H, W)`` uint8 pixels, and the last stage gives ``(B, width)`` features. ``variant`` identifies
-    what is computed with the weights: pooling, number of heads, activations.
-    """
-
+    kind = "vision"
     mean: torch.Tensor
     std: torch.Tensor
 
     def __init__(
         self, model: nn.Module, preprocessing: Preprocessing, pooling: str, fresh: Callable[[], nn.Module]
     ) -> None:
-        """Wrap ``model``; ``fresh`` makes it anew with random weights."""
-        super().__init__()
-        self.model = model
+        """Wrap ``model``; ``fresh`` makes it anew with random weights.
+
+        Raises:
+            UserError: the model does not take images of this size, or has nothing that ``pooling`` takes.
+        """
+        super().__init__(model, fresh, pooling)
         self.preprocessing = preprocessing
-        self.pooling = pooling
-        self.fingerprint: str | None = None
         self.variant = f"{pooling} {structure(model)}"
-        self.is_random = False
-        self._fresh = fresh
-        # Some heads widen what they pool; poolings of our own pass them by.
-        widened = getattr(model, "head_hidden_size", None) if pooling == "tower" else None
-        self.width = int(widened or cast(int, model.num_features))
-        self.name = f"vision tower ({type(model).__name__})"
-        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, -1, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1) * 255, persistent=False)
         self._transform = _transform(preprocessing)
+        self._single_stand_in = True
+        self.look()
 
     def transform(self, image: Image.Image) -> torch.Tensor:
-        """Resize and crop an RGB image to ``(3, image_px, image_px)`` uint8; scaling happens in stage 0."""
-        return cast(torch.Tensor, self._transform(image))
+        """Resize and crop an RGB image to ``(C, H, W)`` uint8, as timm does; scaling happens in stage 0."""
+        return cast(torch.Tensor, self._transform(image if len(self.preprocessing.mean) == 3 else image.convert("L")))
 
-    @property
-    def blocks(self) -> nn.Sequential | None:
-        """The transformer blocks, lowest first, or None in a network without pre-norm transformer blocks."""
-        blocks = getattr(self.model, "blocks", None)
-        if isinstance(blocks, nn.Sequential | nn.ModuleList) and all(
-            hasattr(block, "norm1") and hasattr(block, "norm2") and hasattr(block, "attn") for block in blocks
-        ):
-            return cast(nn.Sequential, blocks)
-        return None
+    def features(self, model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        """Return pooled features ``(B, width)`` of ``model``, which is the tower's own or a cut twin of it."""
+        scaled = (x - self.mean) / self.std
+        if isinstance(model, _FASTER_CHANNELS_LAST):
+            scaled = scaled.contiguous(memory_format=torch.channels_last)
+        return self._pool(model, model.forward_features(scaled))  # type: ignore[operator]
 
-    @property
-    def is_staged(self) -> bool:
-        """Whether the forward pass is the plain ViT's, so that it can be stopped and resumed between blocks."""
-        return getattr(type(self.model), "forward_features", None) is VisionTransformer.forward_features
+    def probe(self) -> torch.Tensor:
+        """Return two images of noise."""
+        height, width = self.preprocessing.size
+        shape = (2, len(self.preprocessing.mean), height, width)
+        if self.mean.device.type == "meta":
+            return torch.empty(shape, dtype=torch.uint8, device="meta")
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(256, shape, dtype=torch.uint8, generator=generator).to(self.mean.device)
 
-    @property
-    def top(self) -> list[nn.Module]:
-        """The modules above the blocks: final norms and pooling."""
-        names = ("norm", "fc_norm", "attn_pool", "head")
-        return [part for name in names if isinstance(part := getattr(self.model, name, None), nn.Module)]
+    def stand_in(self, x: torch.Tensor) -> torch.Tensor:
+        """Return black images for the parts below a cut: one is enough for most networks, which saves time."""
+        height, width = self.preprocessing.size
+        rows = 1 if self._single_stand_in else len(x)
+        return torch.zeros(1, len(self.preprocessing.mean), height, width, device=x.device).expand(rows, -1, -1, -1)
 
-    def reinitialise(self) -> None:
-        """Throw the pretrained weights away: random weights, as timm initialises this model."""
-        self.model = self._fresh()
-        self.is_random = True
+    def is_exact(self, cut: int) -> bool:
+        """Run a small batch whole and cut: whether the features are the same.
 
-    def stages(self) -> list[list[nn.Parameter]]:
-        """List the parameters of every stage, lowest first."""
-        if not self.is_staged:
-            return [list(self.model.parameters())]
-        vit = cast(VisionTransformer, self.model)
-        blocks = [list(block.parameters()) for block in vit.blocks]
-        head = [parameter for top in self.top for parameter in top.parameters()]
-        above = {id(parameter) for stage in [*blocks, head] for parameter in stage}
-        embed = [parameter for parameter in vit.parameters() if id(parameter) not in above]
-        return [embed, *blocks, head]
+        Raises:
+            UserError: the features are not finite.
+        """
+        for single in (True, False):
+            self._single_stand_in = single
+            if super().is_exact(cut):
+                return True
+        return False
 
-    def run(self, x: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """Compute stages ``start`` to ``stop`` (exclusive)."""
-        for stage in range(start, stop):
-            x = self._stage(x, stage)
-        return x
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return ``(B, width)`` features for ``(B, 3, H, W)`` uint8 pixels."""
-        return self.run(pixels, 0, len(self.stages()))
-
-    def _stage(self, x: torch.Tensor, stage: int) -> torch.Tensor:
-        if stage == 0:
-            x = (x - self.mean) / self.std
-        if not self.is_staged:
-            x = x.contiguous(memory_format=torch.channels_last)  # twice as fast for MobileNetV2 on a processor
-            return self._pool(self.model.forward_features(x))  # type: ignore[operator]
-        vit = cast(VisionTransformer, self.model)
-        if stage == 0:
-            return cast(torch.Tensor, vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(x)))))
-        if stage <= len(vit.blocks):
-            return cast(torch.Tensor, vit.blocks[stage - 1](x))
-        return self._pool(vit.norm(x))
-
-    def _pool(self, features: torch.Tensor) -> torch.Tensor:
+    def _pool(self, model: nn.Module, features: Any) -> torch.Tensor:
         """Pool what ``forward_features`` gave: tokens ``(B, L, W)``, or a map in the order of timm's ``output_fmt``."""
         if self.pooling == "tower":
-            return cast(torch.Tensor, self.model.forward_head(features, pre_logits=True))  # type: ignore[operator]
+            return cast(torch.Tensor, model.forward_head(features, pre_logits=True))  # type: ignore[operator]
+        if not isinstance(features, torch.Tensor):
+            raise UserError(f"the {self.name} has its own pooling only: choose vision.pooling tower")
+        if self.pooling == "cls" and not _has_class_token(model, features):
+            raise UserError(f"the {self.name} has no class token: choose vision.pooling tower, mean or max")
         if features.ndim == 4:
-            if self.pooling == "cls":
-                raise UserError(f"the {self.name} has no class token: choose pooling tower, mean or max")
-            places = (1, 2) if getattr(self.model, "output_fmt", "NCHW") == "NHWC" else (2, 3)
+            places = (1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else (2, 3)
             return features.mean(places) if self.pooling == "mean" else features.amax(places)
-        prefix = int(getattr(self.model, "num_prefix_tokens", 0))
-        if self.pooling == "cls" and prefix == 0:
-            raise UserError(f"the {self.name} has no class token: choose pooling tower, mean or max")
+        prefix = int(cast(int, getattr(model, "num_prefix_tokens", 0)))
         tokens = features if self.pooling == "cls" else features[:, prefix:]
         pooled = masked_pool(tokens, torch.ones_like(tokens[..., 0], dtype=torch.bool), self.pooling)
-        norm = getattr(self.model, "fc_norm", None)
+        norm = getattr(model, "fc_norm", None)
         return pooled if norm is None else cast(torch.Tensor, norm(pooled))
 
 
-def build_vision(
-    spec: VisionSpec, *, pretrained: bool = True, preprocessing: Preprocessing | None = None
-) -> VisionTower:
-    """Build the tower a recipe names.
-
-    ``pretrained=False`` gives random weights and needs neither network nor file. ``preprocessing`` (from a
-    checkpoint) replaces what the model's configuration says.
-
-    Raises:
-        UserError: unknown timm name, missing or misfitting weights, no network and nothing in the local cache.
-    """
-    name, args, weights, stated = _locate(spec)
-    fresh = partial(_create, name, args, hub=False)
-    model = _create(name, args, hub=True) if pretrained and weights is None else fresh()
-    if pretrained and weights is not None:
-        _load_weights(model, weights)
-    tower = VisionTower(model, preprocessing or _preprocessing(model, stated, args), spec.pooling, fresh)
-    if pretrained:
-        tower.fingerprint = fingerprint(model)
-    return tower
-
-
-def _locate(spec: VisionSpec) -> tuple[str, dict[str, Any], Path | None, VisionSpec]:
-    """Return the timm name, its arguments, the weights file if local, and the spec with the folder's own facts."""
-    folder = STARTER / "vision" if spec.model == "starter" else None
-    if folder is None and "/" in spec.model and not spec.model.startswith(("hf-hub:", "hf_hub:")):
-        folder = Path(spec.model).expanduser()
-        if not folder.is_dir():
-            raise UserError(f"no such folder: {spec.model} (a hub model is written hf-hub:{spec.model})")
-    if folder is None:
-        return spec.model, dict(spec.args), spec.weights, spec
-    if not (folder / "tower.toml").is_file():
-        if (folder / "config.json").is_file():
-            return f"local-dir:{folder}", dict(spec.args), None, spec
-        raise UserError(f"{folder} holds no vision tower: expected tower.toml (polyalign's) or config.json (timm's)")
-    facts = read_toml(folder / "tower.toml")
-    given = spec.model_dump(exclude_none=True, exclude={"args", "pooling", "weights", "model"})
-    try:
-        stated = VisionSpec.model_validate({**facts, **given, "pooling": spec.pooling})
-    except ValidationError as error:
-        raise UserError(f"{folder / 'tower.toml'}: {describe_error(error)}") from error
-    return stated.model, {**stated.args, **spec.args}, spec.weights or folder / "model.safetensors", stated
-
-
-def _create(name: str, args: dict[str, Any], *, hub: bool) -> nn.Module:
-    base = name.partition(".")[0]
-    if ":" not in name and not timm.is_model(base):
-        raise UserError(f'timm knows no model "{base}": {_nearest(base)}')
-    try:
-        return timm.create_model(name, pretrained=hub, num_classes=0, **args)
-    except (OSError, RuntimeError, TypeError, ValueError) as error:
-        hint = " (offline? give a local folder, or weights = FILE)" if hub else ""
-        raise UserError(f"timm cannot build {name} with {args}: {_first_line(error)}{hint}") from error
-
-
-def _nearest(name: str) -> str:
-    return did_you_mean(name, timm.list_models()).split(" (known")[0]
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
-    try:
-        state = load_file(str(path))
-    except Exception as error:  # safetensors raises its own type, and OSError, for a missing or broken file
-        raise UserError(f"cannot read weights from {path}: {_first_line(error)}") from error
-    wanted = set(model.state_dict())
-    missing, spare = (
-        wanted - set(state),
-        {key for key in set(state) - wanted if not key.startswith(("head.", "fc.", "classifier."))},
-    )
-    if missing or spare:
-        raise UserError(
-            f"{path} does not fit the model: {len(missing)} tensors missing {sorted(missing)[:3]}, "
-            f"{len(spare)} not wanted {sorted(spare)[:3]}; check the timm name and args"
-        )
-    try:
-        model.load_state_dict({key: value for key, value in state.items() if key in wanted})
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit the model: {_first_line(error)}; check args such as img_size") from error
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) or type(error).__name__
-
-
-def _preprocessing(model: nn.Module, spec: VisionSpec, args: dict[str, Any]) -> Preprocessing:
-    """Take timm's data configuration of the weights, with what the recipe states in its place."""
-    config = resolve_model_data_config(model)
-    return Preprocessing(
-        image_px=spec.image_px or args.get("img_size") or config["input_size"][-1],
-        mean=spec.mean or config["mean"],
-        std=spec.std or config["std"],
-        crop_pct=spec.crop_pct or config["crop_pct"],
-        interpolation=config["interpolation"],
-    )
+def _has_class_token(model: nn.Module, features: torch.Tensor) -> bool:
+    """Whether the first token is a class token: registers, which also come first, do not count."""
+    prefix = int(cast(int, getattr(model, "num_prefix_tokens", 0)))
+    return features.ndim == 3 and prefix > 0 and getattr(model, "cls_token", None) is not None
 
 
 def _transform(preprocessing: Preprocessing) -> Any:
     """Make timm's evaluation transform, stopping at uint8 so that images are kept small until they are used."""
     return create_transform(
-        input_size=(3, preprocessing.image_px, preprocessing.image_px),
+        input_size=(len(preprocessing.mean), *preprocessing.size),
         is_training=False,
         use_prefetcher=True,
         interpolation=preprocessing.interpolation,
+        mean=preprocessing.mean,
+        std=preprocessing.std,
         crop_pct=preprocessing.crop_pct,
+        crop_mode=preprocessing.crop_mode,
     )
 
 
 def pixels(tower: VisionTower, images: list[Image.Image]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Transform images to one ``(B, 3, H, W)`` uint8 array."""
+    """Transform images to one ``(B, C, H, W)`` uint8 array."""
     return torch.stack([tower.transform(image) for image in images]).numpy()

@@ -1,0 +1,183 @@
+"""What both towers are: a pretrained network, its transformer blocks, and the cut between what is computed once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from polyalign.models.towers import staging
+from polyalign.utils.errors import UserError, first_line
+
+_TOLERANCE = 1e-4
+"""Largest difference between a cut tower and the whole one, relative to the largest feature."""
+
+
+class Tower(nn.Module, ABC):
+    """A pretrained network with pooling, cut between its transformer blocks.
+
+    A network of ``n`` blocks has ``n + 2`` stages: what lies below the blocks, each block, and what lies above. Without
+    blocks that are called once each, one after the other, it is one stage. ``prefix(x, cut)`` computes the stages below
+    ``cut`` and ``suffix(hidden, cut)`` the others; cut 0 is the input, the last cut the features ``(B, width)``.
+
+    ``width`` is the size of the features. ``variant`` identifies what is computed with the weights, ``fingerprint`` the
+    pretrained weights; it is None where they are random.
+    """
+
+    kind: str
+    name: str
+    variant: str
+
+    def __init__(self, model: nn.Module, fresh: Callable[[], nn.Module], pooling: str) -> None:
+        """Wrap ``model``; ``fresh`` makes it anew with random weights."""
+        super().__init__()
+        self.model = model
+        self.head = nn.Sequential()
+        self.pooling = pooling
+        self.fingerprint: str | None = None
+        self.is_random = False
+        self.name = f"{self.kind} tower ({type(model).__name__})"
+        self._fresh = fresh
+
+    @abstractmethod
+    def features(self, model: nn.Module, x: Any) -> torch.Tensor:
+        """Return pooled features ``(B, width)`` of ``model``, which is the tower's own or a cut twin of it."""
+
+    @abstractmethod
+    def probe(self) -> Any:
+        """Return a small batch of input, the same each time, on the tower's device."""
+
+    def hidden(self, x: Any, values: torch.Tensor) -> Any:
+        """Return the input of a stage above 0: the hidden states ``values`` and what else the stages need of ``x``."""
+        return values
+
+    def look(self) -> None:
+        """Run the tower once to learn in which order its parts are called; ``width`` comes from this run.
+
+        Raises:
+            UserError: the network cannot be run on the tower's input.
+        """
+        self._paths = staging.find_blocks(self.model)
+        try:
+            with staging.evaluation_mode(self):
+                self.trace = staging.trace(self.model, self._paths, lambda: self._run(self.probe())(self.model))
+        except UserError:
+            raise
+        except Exception as error:  # whatever a network of others raises on input that it does not take
+            raise UserError(f"the {self.name} cannot be run: {first_line(error)}") from error
+        self.width = self.trace.width
+        self._paths = [path for path in self._paths if path in self.trace.calls]
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks, lowest first; empty in a network without."""
+        return [self.model.get_submodule(path) for path in self._paths]
+
+    @property
+    def top(self) -> list[nn.Module]:
+        """The modules above the blocks: final norms, pooling, and the head."""
+        above = self.trace.after(self._last_traced()) if self._paths else []
+        outermost = [path for path in above if path and not any(path != o and staging.is_inside(path, o) for o in above)]
+        return [*(self.model.get_submodule(path) for path in outermost), self.head]
+
+    def _last_traced(self) -> str:
+        return next(path for path in reversed(self._paths) if path in self.trace.calls)
+
+    @property
+    def is_staged(self) -> bool:
+        """Whether the forward pass can be cut between blocks: they run once each, in order."""
+        return bool(self._paths) and self.trace.is_sequence([p for p in self._paths if p in self.trace.calls])
+
+    @property
+    def whole(self) -> int:
+        """The number of stages, which is also the last cut."""
+        return len(self._paths) + 2 if self.is_staged else 1
+
+    def append_block(self, block: nn.Module) -> None:
+        """Put another block on top of the last one, and tell the network's configuration."""
+        path, _, _ = self._paths[-1].rpartition(".")
+        stack = cast(nn.ModuleList, self.model.get_submodule(path))
+        depth = len(stack)
+        stack.append(block)
+        self._paths.append(f"{path}.{depth}")
+        self.trace.tuple_length[self._paths[-1]] = self.trace.tuple_length[self._paths[-2]]
+        config = getattr(self.model, "config", None)
+        for key, value in [] if config is None else list(vars(config).items()):
+            if isinstance(value, list) and len(value) == depth:  # such as layer_types
+                setattr(config, key, [*value, value[-1]])
+        if getattr(config, "num_hidden_layers", None) == depth:
+            config.num_hidden_layers = depth + 1  # type: ignore[union-attr]
+
+    def reinitialise(self) -> None:
+        """Replace the pretrained weights with random ones, as the library initialises this model."""
+        self.model = self._fresh().to(next(self.parameters()).device)
+        self.is_random = True
+
+    def stages(self) -> list[list[nn.Parameter]]:
+        """List the parameters of every stage, lowest first."""
+        if not self.is_staged:
+            return [list(self.model.parameters()) + list(self.head.parameters())]
+        blocks = [list(block.parameters()) for block in self.blocks]
+        top = [parameter for part in self.top for parameter in part.parameters()]
+        above = {id(parameter) for stage in [*blocks, top] for parameter in stage}
+        embed = [parameter for parameter in self.parameters() if id(parameter) not in above]
+        return [embed, *blocks, top]
+
+    def first_trainable(self, trainable: Collection[nn.Parameter]) -> int:
+        """Return the first stage with a trainable parameter, or the number of stages if there is none."""
+        ids = {id(parameter) for parameter in trainable}
+        reached = (index for index, stage in enumerate(self.stages()) if any(id(p) in ids for p in stage))
+        return next(reached, self.whole)
+
+    def prefix(self, x: Any, cut: int) -> Any:
+        """Compute the stages below ``cut``: ``x`` itself at cut 0, features ``(B, width)`` at the last."""
+        if cut == 0:
+            return x
+        if cut == self.whole:
+            return self(x)
+        run = self._run(x)
+        return self.hidden(x, staging.run_below(self.model, self._paths, cut - 1, run))
+
+    def suffix(self, x: Any, cut: int) -> torch.Tensor:
+        """Compute the stages from ``cut`` on, whose input is ``prefix(x, cut)``: features ``(B, width)``."""
+        if cut == 0:
+            return cast(torch.Tensor, self(x))
+        if cut == self.whole:
+            return cast(torch.Tensor, x)
+        values, run = self.values(x), self._run(self.stand_in(x))
+        return staging.run_above(self.model, self._paths, cut - 1, self.trace.tuple_length, values, run)
+
+    def values(self, x: Any) -> torch.Tensor:
+        """Return the hidden states of the input of a stage."""
+        return cast(torch.Tensor, x)
+
+    def stand_in(self, x: Any) -> Any:
+        """Return input for the parts below the cut, which run although their result is not used."""
+        return x
+
+    def forward(self, x: Any) -> torch.Tensor:
+        """Return features ``(B, width)``."""
+        return self._run(x)(self.model)
+
+    def _run(self, x: Any) -> Callable[[nn.Module], torch.Tensor]:
+        return lambda model: cast(torch.Tensor, self.head(self.features(model, x)))
+
+    def is_exact(self, cut: int) -> bool:
+        """Run a small batch whole and cut: whether the features are the same.
+
+        Raises:
+            UserError: the features are not finite.
+        """
+        with staging.evaluation_mode(self):
+            x = self.probe()
+            whole = self(x)
+            if not whole.isfinite().all():
+                raise UserError(f"the {self.name} gives features that are not finite")
+            try:
+                parts = self.suffix(self.prefix(x, cut), cut)
+            except Exception:  # noqa: BLE001 - whatever a network of others raises when it is cut: it stays whole
+                return False
+        return parts.shape == whole.shape and bool((parts - whole).abs().max() <= _TOLERANCE * whole.abs().max())

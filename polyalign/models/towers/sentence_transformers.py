@@ -1,0 +1,129 @@
+"""Read what a sentence-transformers folder says about its encoder: pooling, prompt, and the modules on top.
+
+The formats are those of sentence-transformers: ``modules.json`` lists the modules in order; each has a folder with a
+``config.json``, and a ``Dense`` module also has weights. Prompts are in ``config_sentence_transformers.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import nn
+from transformers.utils import cached_file
+
+from polyalign.config.tower import TextSpec
+from polyalign.utils.errors import UserError, first_line
+
+_POOLING = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_lasttoken": "last",
+}
+_NAMES = {"cls": "cls", "mean": "mean", "max": "max", "lasttoken": "last"}
+_ACTIVATIONS = {"Identity": nn.Identity, "Tanh": nn.Tanh, "ReLU": nn.ReLU, "GELU": nn.GELU}
+
+
+class UnitLength(nn.Module):
+    """Scale features ``(B, W)`` to unit length."""
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Return unit vectors ``(B, W)``."""
+        return F.normalize(features, dim=-1)
+
+
+@dataclass(frozen=True)
+class Modules:
+    """What the folder states; nothing where it is not a sentence-transformers folder."""
+
+    pooling: str | None = None
+    prompt: str | None = None
+    head: nn.Sequential = field(default_factory=nn.Sequential)
+
+    def completed(self, spec: TextSpec) -> TextSpec:
+        """Return the spec with the folder's pooling and prompt where it states none itself; else mean, without."""
+        pooling = spec.pooling or self.pooling or "mean"
+        prompt = spec.prompt if spec.prompt is not None else self.prompt
+        return spec.model_copy(update={"pooling": pooling, "prompt": prompt})
+
+
+def read(source: str, revision: str | None) -> Modules:
+    """Read the modules of a local folder or a model on the hub.
+
+    Raises:
+        UserError: a module is of a kind that is not supported, or its files cannot be read.
+    """
+    listed = _json(source, "modules.json", revision)
+    if listed is None:
+        return Modules()
+    pooling, parts = None, []
+    for module in listed[1:]:
+        kind, folder = str(module["type"]).rpartition(".")[2], str(module["path"])
+        config = _json(source, f"{folder}/config.json", revision) or {}
+        if kind == "Pooling":
+            pooling = _pooling(config, source)
+        elif kind == "Normalize":
+            parts.append(UnitLength())
+        elif kind == "Dense":
+            parts.append(_dense(source, folder, config, revision))
+        elif kind != "Dropout":
+            raise UserError(f"{source}: sentence-transformers module {kind} is not supported (Pooling, Dense, Normalize are)")
+    settings = _json(source, "config_sentence_transformers.json", revision) or {}
+    prompt = (settings.get("prompts") or {}).get(settings.get("default_prompt_name"))
+    return Modules(pooling, prompt, nn.Sequential(*parts))
+
+
+def _pooling(config: dict[str, Any], source: str) -> str:
+    chosen = [_POOLING.get(key, key) for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
+    if isinstance(mode := config.get("pooling_mode"), str):
+        chosen = [_NAMES.get(mode, mode)]
+    if len(chosen) != 1 or chosen[0] not in _NAMES.values():
+        raise UserError(f"{source}: its pooling {' and '.join(chosen) or 'is not stated'} is not supported: set text.pooling")
+    return chosen[0]
+
+
+def _dense(source: str, folder: str, config: dict[str, Any], revision: str | None) -> nn.Sequential:
+    linear = nn.Linear(config["in_features"], config["out_features"], bias=config.get("bias", True))
+    activation = str(config.get("activation_function", "torch.nn.modules.linear.Identity")).rpartition(".")[2]
+    if activation not in _ACTIVATIONS:
+        raise UserError(f"{source}: activation {activation} of its Dense module is not supported")
+    path = _file(source, f"{folder}/model.safetensors", revision)
+    if path is None:
+        raise UserError(f"{source} has no {folder}/model.safetensors: its Dense module has no readable weights")
+    try:
+        linear.load_state_dict({key.removeprefix("linear."): value for key, value in load_file(path).items()})
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"cannot read {path}: {first_line(error)}") from error
+    return nn.Sequential(linear, _ACTIVATIONS[activation]())
+
+
+def _json(source: str, name: str, revision: str | None) -> Any:
+    path = _file(source, name, revision)
+    if path is None:
+        return None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {first_line(error)}") from error
+
+
+def _file(source: str, name: str, revision: str | None) -> str | None:
+    """Return the path of a file of the model; None if the model does not have it, or the hub cannot be reached."""
+    try:
+        path: str | None = cached_file(
+            source,
+            name,
+            revision=revision,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except (OSError, ValueError):  # no such model: loading the model itself reports it
+        return None
+    return path

@@ -1,0 +1,195 @@
+"""Run a network up to one of its blocks, or on from there, so that a frozen lower part is computed only once.
+
+The network's own forward pass always runs: a block that is not to be computed is replaced by a stand-in. Masks,
+position embeddings and final norms therefore stay the network's own.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What one forward pass of a network showed.
+
+    ``calls`` are the paths of all modules in the order of their calls. ``tuple_length`` is the length of the tuple that
+    a block returns, 0 where it returns a tensor. ``width`` is the size of the features.
+    """
+
+    calls: tuple[str, ...]
+    tuple_length: dict[str, int]
+    width: int
+
+    def is_sequence(self, blocks: list[str]) -> bool:
+        """Whether the blocks are called once each, in this order."""
+        return [path for path in self.calls if path in set(blocks)] == blocks
+
+    def after(self, block: str) -> list[str]:
+        """Return the paths of the modules that are first called after ``block``, its own parts left out."""
+        first = self.calls.index(block)
+        before = set(self.calls[:first])
+        later = [path for path in self.calls[first + 1 :] if path not in before and not is_inside(path, block)]
+        return list(dict.fromkeys(later))
+
+
+def is_inside(path: str, outer: str) -> bool:
+    """Whether a module path is ``outer`` or lies in it."""
+    return path == outer or path.startswith(f"{outer}.")
+
+
+def trace(model: nn.Module, blocks: list[str], run: Callable[[], torch.Tensor]) -> Trace:
+    """Record the calls of one ``run`` of the model, which returns features ``(B, width)``."""
+    calls: list[str] = []
+    tuple_length: dict[str, int] = {}
+
+    def watch(path: str, module: nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
+        yield module.register_forward_pre_hook(lambda *_: calls.append(path))
+        if path in blocks:
+            yield module.register_forward_hook(
+                lambda _module, _args, out: tuple_length.update({path: len(out) if isinstance(out, tuple) else 0})
+            )
+
+    handles = [handle for path, module in model.named_modules() for handle in watch(path, module)]
+    try:
+        features = run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Trace(tuple(calls), tuple_length, features.shape[-1])
+
+
+def find_blocks(model: nn.Module) -> list[str]:
+    """Return the paths of the transformer blocks, lowest first: members of a list with attention and a norm each."""
+    found: list[str] = []
+
+    def search(module: nn.Module, path: str) -> None:
+        for name, child in module.named_children():
+            inner = f"{path}.{name}" if path else name
+            in_list = isinstance(module, nn.ModuleList | nn.Sequential)
+            if in_list and not isinstance(child, nn.ModuleList | nn.Sequential) and _is_block(child):
+                found.append(inner)
+            else:
+                search(child, inner)
+
+    search(model, "")
+    return found
+
+
+def _is_block(module: nn.Module) -> bool:
+    names = [name.lower() for name, part in module.named_modules() if any(True for _ in part.parameters())]
+    norms = any("Norm" in type(part).__name__ for part in module.modules())
+    is_stack = any(
+        isinstance(part, nn.ModuleList | nn.Sequential) and len(part) and all(_is_block(inner) for inner in part)
+        for part in module.modules()
+    )
+    return norms and any("att" in name for name in names) and not is_stack
+
+
+class _StandIn(nn.Module):
+    """Takes the place of a block and shows its attributes, which some networks read."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.__dict__["block"] = block  # not registered: its parameters are not this module's
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["block"], name)
+
+
+class _Reached(Exception):  # noqa: N818 - it carries a result and is no error
+    def __init__(self, hidden: torch.Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+class _Stop(_StandIn):
+    """End the forward pass at the input of a block, or with ``above`` at its output."""
+
+    def __init__(self, block: nn.Module, *, above: bool) -> None:
+        super().__init__(block)
+        self.above = above
+
+    def forward(self, *args: Any, **kwargs: Any) -> None:
+        out = self.__dict__["block"](*args, **kwargs) if self.above else next(iter([*args, *kwargs.values()]))
+        raise _Reached(out[0] if isinstance(out, tuple) else out)
+
+
+class _Give(_StandIn):
+    """Return ``hidden``, or the block's own input where it is None, in the form in which the block returns it."""
+
+    def __init__(self, block: nn.Module, tuple_length: int, hidden: torch.Tensor | None) -> None:
+        super().__init__(block)
+        self.tuple_length = tuple_length
+        self.hidden = hidden
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden = next(iter([*args, *kwargs.values()])) if self.hidden is None else self.hidden
+        return (hidden, *[None] * (self.tuple_length - 1)) if self.tuple_length else hidden
+
+
+def run_below(
+    model: nn.Module, blocks: list[str], index: int, run: Callable[[nn.Module], torch.Tensor]
+) -> torch.Tensor:
+    """Run the model up to the input of block ``index``, or to the output of the last where there is no such block."""
+    above = index == len(blocks)
+    path = blocks[index - above]
+    try:
+        run(_replaced(model, {path: _Stop(model.get_submodule(path), above=above)}))
+    except _Reached as reached:
+        return reached.hidden
+    raise RuntimeError(f"the forward pass does not reach {path}")
+
+
+def run_above(
+    model: nn.Module,
+    blocks: list[str],
+    index: int,
+    tuple_length: dict[str, int],
+    hidden: torch.Tensor,
+    run: Callable[[nn.Module], torch.Tensor],
+) -> torch.Tensor:
+    """Run the model from block ``index`` on, whose input is ``hidden``."""
+    stand_ins = {
+        path: _Give(model.get_submodule(path), tuple_length[path], hidden if place == index - 1 else None)
+        for place, path in enumerate(blocks[:index])
+    }
+    return run(_replaced(model, stand_ins))
+
+
+def _replaced(model: nn.Module, parts: dict[str, nn.Module]) -> nn.Module:
+    """Return a shallow copy of the model with other modules at these paths; everything else is shared."""
+    if "" in parts:
+        return parts[""]
+    below: dict[str, dict[str, nn.Module]] = {}
+    for path, part in parts.items():
+        child, _, rest = path.partition(".")
+        below.setdefault(child, {})[rest] = part
+    twin = copy.copy(model)
+    twin.__dict__["_modules"] = dict(model._modules)
+    for child, inner in below.items():
+        twin._modules[child] = _replaced(cast(nn.Module, model._modules[child]), inner)
+    return twin
+
+
+@contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Put the module into evaluation mode, without gradients, and restore each part's mode afterwards."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training

@@ -1,0 +1,169 @@
+"""Load a text tower: which network of a model's folder encodes text, with which pooling, prompt and tokenizer."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer, PretrainedConfig
+from transformers.utils import logging
+
+from polyalign.config.tower import STARTER, TextSpec
+from polyalign.models.towers import sentence_transformers
+from polyalign.models.towers.common import fingerprint
+from polyalign.models.towers.text import TextTower
+from polyalign.utils.errors import UserError, first_line
+
+
+def build_text(spec: TextSpec, *, pretrained: bool = True, tokenizer: Path | None = None) -> TextTower:
+    """Build the tower that a recipe names.
+
+    ``pretrained=False`` gives random weights; with an ``architecture`` in the spec it needs neither network nor file.
+    ``tokenizer`` is a folder (from a checkpoint) that is used in place of the model's own. What the spec leaves open
+    (pooling, prompt) comes from a sentence-transformers folder; otherwise the pooling is the mean, without a prompt.
+
+    Raises:
+        UserError: no such model or folder, it does not fit the stated architecture, or it is not an encoder that reads
+            ``max_tokens`` token ids.
+    """
+    source = _source(spec)
+    if not pretrained and spec.architecture:
+        spec = spec.model_copy(update={"pooling": spec.pooling or "mean"})
+        fresh = partial(_random, _config(spec, source), spec.pooling)
+        return TextTower(fresh(), None, spec, fresh, nn.Sequential())
+    modules = sentence_transformers.read(source, spec.revision)
+    spec = modules.completed(spec)
+    config = _config(spec.model_copy(update={"architecture": {}}), source)
+    fresh = partial(_random, config, spec.pooling)
+    if not pretrained:
+        return TextTower(fresh(), None, spec, fresh, modules.head)
+    _check_architecture(spec, config)
+    own = _with_pad(load_tokenizer(spec, tokenizer), spec.model)
+    tower = TextTower(load_encoder(spec).eval(), own, spec, fresh, modules.head)
+    tower.fingerprint = fingerprint(tower.model, tower.head)
+    return tower
+
+
+def load_encoder(spec: TextSpec) -> nn.Module:
+    """Load the model alone, quietly; without its pooler unless that is the pooling.
+
+    Raises:
+        UserError: no such model or folder, or it lacks weights, which transformers would draw at random.
+    """
+    source = _source(spec)
+    config = _config(spec.model_copy(update={"architecture": {}}), source)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        model, info = _auto_class(config).from_pretrained(
+            source,
+            revision=spec.revision,
+            dtype=torch.float32,
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise _cannot_load(spec.model, error) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+    encoder = _encoder(model, spec.pooling)
+    kept = {id(tensor) for tensor in [*encoder.parameters(), *encoder.buffers()]}
+    used = {name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if id(tensor) in kept}
+    missing = sorted(key for key in info["missing_keys"] if key in used)
+    if missing:
+        raise UserError(f"{spec.model} lacks {len(missing)} of the tower's weights, such as {missing[0]}")
+    return encoder
+
+
+def _auto_class(config: PretrainedConfig) -> Any:
+    """Return the auto class that loads the model: the one for text encoding where a family has one for it alone."""
+    encoder_decoder = bool(getattr(config, "is_encoder_decoder", False)) or config.model_type in ("t5", "mt5", "umt5")
+    in_mapping = type(config) in AutoModelForTextEncoding._model_mapping
+    return AutoModelForTextEncoding if encoder_decoder and in_mapping else AutoModel
+
+
+def _encoder(model: Any, pooling: str | None) -> nn.Module:
+    """Return the network that encodes text: the text side of a dual model, the encoder of an encoder-decoder model."""
+    if hasattr(model.config, "text_config") and hasattr(model, "text_model"):
+        model = model.text_model
+    elif getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "decoder"):
+        model = model.get_encoder()
+    if pooling != "pooler" and isinstance(getattr(model, "pooler", None), nn.Module):
+        model.pooler = None  # not part of the tower, and never counted
+    return cast(nn.Module, model)
+
+
+def _random(config: PretrainedConfig, pooling: str | None) -> nn.Module:
+    try:
+        return _encoder(_auto_class(config).from_config(config), pooling)
+    except ValueError as error:
+        raise UserError(f"transformers builds no encoder for {config.model_type}: {first_line(error)}") from error
+
+
+def load_tokenizer(spec: TextSpec, folder: Path | None = None) -> Any:
+    """Load the tower's tokenizer, or the one in ``folder``, without its weights.
+
+    Raises:
+        UserError: no such model or folder.
+    """
+    source, revision = (str(folder), None) if folder is not None else (_source(spec), spec.revision)
+    try:
+        return AutoTokenizer.from_pretrained(source, revision=revision, trust_remote_code=False)
+    except Exception as error:  # the tokenizer classes raise many types on files that are not theirs
+        raise _cannot_load(f"{folder or spec.model}, its tokenizer", error) from error
+
+
+def _with_pad(tokenizer: Any, model: str) -> Any:
+    """Pad with the end-of-sequence token where a tokenizer has no pad token, as GPT-2's; padding is masked anyway.
+
+    Raises:
+        UserError: the tokenizer has neither.
+    """
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token is None:
+            raise UserError(f"the tokenizer of {model} has no pad token and no end-of-sequence token to pad with")
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _source(spec: TextSpec) -> str:
+    """Return the local folder of the model, or its name on the hub."""
+    source = str(STARTER / "text") if spec.model == "starter" else str(Path(spec.model).expanduser())
+    if Path(source).is_dir():
+        return source
+    if spec.model.startswith(("/", "~", ".")):
+        raise UserError(f"no such folder: {spec.model}")
+    return spec.model
+
+
+def _cannot_load(what: str, error: Exception) -> UserError:
+    return UserError(f"cannot load the text tower {what}: {first_line(error)} (offline? give a local folder)")
+
+
+def _config(spec: TextSpec, source: str) -> PretrainedConfig:
+    try:
+        config: PretrainedConfig = (
+            AutoConfig.for_model(**spec.architecture)
+            if spec.architecture
+            else AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=False)
+        )
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"cannot read the configuration of {spec.model}: {first_line(error)}") from error
+    return config
+
+
+def _check_architecture(spec: TextSpec, config: PretrainedConfig) -> None:
+    wrong = {
+        key: getattr(config, key, None)
+        for key, value in spec.architecture.items()
+        if getattr(config, key, None) != value
+    }
+    if wrong:
+        raise UserError(f"{spec.model} is not the architecture the recipe states: it has {wrong}")

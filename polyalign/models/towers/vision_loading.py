@@ -1,0 +1,123 @@
+"""Load a vision tower: a timm model from the hub, a local folder, or a file of weights."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import timm
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from polyalign.config.language import describe_error
+from polyalign.config.shipped import read_toml
+from polyalign.config.tower import STARTER, Preprocessing, VisionSpec
+from polyalign.models.towers.common import fingerprint
+from polyalign.models.towers.vision import VisionTower
+from polyalign.utils.errors import UserError, did_you_mean, first_line
+
+
+def build_vision(
+    spec: VisionSpec, *, pretrained: bool = True, preprocessing: Preprocessing | None = None
+) -> VisionTower:
+    """Build the tower that a recipe names.
+
+    ``pretrained=False`` gives random weights and needs neither network nor file. ``preprocessing`` (from a
+    checkpoint) replaces what the model's configuration says.
+
+    Raises:
+        UserError: unknown timm name, missing or misfitting weights, no network and nothing in the local cache, or the
+            model does not take images of the size that the recipe states.
+    """
+    name, args, weights, stated = _locate(spec)
+    if stated.image_px is not None and "img_size" not in args and _is_of_fixed_size(name):
+        args["img_size"] = stated.image_px
+    fresh = partial(_create, name, args, None, hub=False)
+    model = _create(name, args, weights, hub=weights is None) if pretrained else fresh()
+    tower = VisionTower(model.eval(), preprocessing or _preprocessing(model, stated, args), spec.pooling, fresh)
+    if pretrained:
+        tower.fingerprint = fingerprint(model)
+    return tower
+
+
+def _locate(spec: VisionSpec) -> tuple[str, dict[str, Any], Path | None, VisionSpec]:
+    """Return the timm name, its arguments, the weights file if local, and the spec with the folder's own facts."""
+    folder = STARTER / "vision" if spec.model == "starter" else None
+    if folder is None and "/" in spec.model and not spec.model.startswith(("hf-hub:", "hf_hub:")):
+        folder = Path(spec.model).expanduser()
+        if not folder.is_dir():
+            raise UserError(f"no such folder: {spec.model} (a hub model is written hf-hub:{spec.model})")
+    if folder is None:
+        return spec.model, dict(spec.args), spec.weights, spec
+    if not (folder / "tower.toml").is_file():
+        if (folder / "config.json").is_file():
+            return f"local-dir:{folder}", dict(spec.args), None, spec
+        raise UserError(f"{folder} holds no vision tower: expected tower.toml (polyalign's) or config.json (timm's)")
+    facts = read_toml(folder / "tower.toml")
+    given = spec.model_dump(exclude_none=True, exclude={"args", "pooling", "weights", "model"})
+    try:
+        stated = VisionSpec.model_validate({**facts, **given, "pooling": spec.pooling})
+    except ValidationError as error:
+        raise UserError(f"{folder / 'tower.toml'}: {describe_error(error)}") from error
+    return stated.model, {**stated.args, **spec.args}, spec.weights or folder / "model.safetensors", stated
+
+
+def _is_of_fixed_size(name: str) -> bool:
+    """Whether the model is built for one image size, which is then an argument of the model."""
+    if ":" in name:
+        return False
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    return bool(config is not None and config.fixed_input_size)
+
+
+def _create(name: str, args: dict[str, Any], weights: Path | None, *, hub: bool) -> nn.Module:
+    """Make the model with weights from the hub or a safetensors file; timm fits position embeddings to the size."""
+    base = name.partition(".")[0]
+    if ":" not in name and not timm.is_model(base):
+        known = did_you_mean(base, timm.list_models()).split(" (known")[0]
+        raise UserError(f'timm knows no model "{base}": {known}')
+    local: dict[str, Any] = {}
+    if weights is not None:
+        _check_readable(weights)
+        local = {"pretrained_cfg_overlay": {"file": str(weights)}}
+    try:
+        return timm.create_model(name, pretrained=hub or weights is not None, num_classes=0, **local, **args)
+    except (OSError, RuntimeError, TypeError, ValueError, AssertionError, KeyError) as error:
+        if weights is not None:
+            problem = f"{weights} does not fit the model {name}: {_short(error)}; check the timm name and args"
+        else:
+            hint = " (offline? give a local folder, or weights = FILE)" if hub else ""
+            problem = f"timm cannot build {name} with {args}: {_short(error)}{hint}"
+        raise UserError(problem) from error
+
+
+def _check_readable(weights: Path) -> None:
+    try:
+        with safe_open(str(weights), "pt"):
+            pass
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read weights from {weights}: {first_line(error)}") from error
+
+
+def _short(error: BaseException) -> str:
+    """Return the first two lines of an error's text: torch names the tensors that do not fit in the second."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:300] or type(error).__name__
+
+
+def _preprocessing(model: nn.Module, spec: VisionSpec, args: dict[str, Any]) -> Preprocessing:
+    """Take timm's data configuration of the weights, with what the recipe states in its place."""
+    config = resolve_model_data_config(model)
+    channels, *size = config["input_size"]
+    px = spec.image_px or args.get("img_size") or (size[0] if size[0] == size[1] else tuple(size))
+    return Preprocessing(
+        image_px=px,
+        mean=spec.mean or config["mean"][:channels],
+        std=spec.std or config["std"][:channels],
+        crop_pct=spec.crop_pct or config["crop_pct"],
+        interpolation=config["interpolation"],
+        crop_mode=config["crop_mode"],
+    )
