@@ -1,8 +1,8 @@
 """The ``[starter]`` table of a language: words with their forms, and templates that combine them.
 
 A word form is chosen by a set of tags (``sg``, ``dat``, ``f``, ...). A key lists the tags that it needs; ``"dat m|n"``
-stands for ``"dat m"`` and ``"dat n"``. Of the keys whose tags are all present, the longest wins. The code knows only the
-tags of number (``sg``, ``pl`` and the count itself); the language file defines all others.
+stands for ``"dat m"`` and ``"dat n"``. Of the keys whose tags are all present, the longest wins. The code knows only
+the tags of number (``sg``, ``pl`` and the count itself); the language file defines all others.
 
 A template is text with slots and ``[optional parts]``. A slot is ``{name}``, ``{name:tags}`` (more tags for the word)
 or ``{name@phrase}`` (the word agrees with phrase ``a`` or ``b``).
@@ -128,16 +128,19 @@ class Lexicon:
         self.counts = self._entries("counts", table.counts, [str(count) for count in world.COUNTS])
         self.words = self._entries("words", table.words, table.words)
         self.relations, self.backgrounds = table.relations, table.backgrounds
-        self._check_keys("relations", table.relations, world.RELATIONS)
-        self._check_keys("backgrounds", table.backgrounds, world.BACKGROUNDS)
-        for section in ("relations", "backgrounds"):
-            for key, texts in getattr(table, section).items():
+        for section, given, needed in (
+            ("relations", table.relations, world.RELATIONS),
+            ("backgrounds", table.backgrounds, world.BACKGROUNDS),
+        ):
+            self._check_keys(section, given, needed)
+            for key, texts in given.items():
                 self._check_templates(f"{section}.{key}", texts, {"a", "b"})
         for key, texts in table.phrases.items():
             self._check_templates(f"phrases.{key}", texts, {"count", "size", "color", "noun"})
         self._check_templates("sentences", table.sentences, _FACTS)
         self._phrases = {tags: texts for key, texts in table.phrases.items() for tags in expand(key)}
-        self.sentences = {said: self._sentences(said) for said in map(frozenset, ("", ["rel"], ["bg"], ["rel", "bg"]))}
+        optional: list[set[str]] = [set(), {"rel"}, {"bg"}, {"rel", "bg"}]
+        self.sentences = {frozenset(said): self._sentences(said) for said in optional}
         self.rewrites = [(self._pattern(pattern), new) for pattern, new in table.rewrites]
 
     def phrase(self, tags: Tags) -> tuple[str, ...]:
@@ -146,7 +149,7 @@ class Lexicon:
             return best[0]
         raise UserError(f"{self._file}: [starter.phrases] has no template for the tags {' '.join(sorted(tags))!r}")
 
-    def _sentences(self, said: frozenset[str]) -> list[str]:
+    def _sentences(self, said: set[str]) -> list[str]:
         """Return the templates that say both phrases and exactly the facts in ``said``, of ``rel`` and ``bg``."""
         allowed = {"a", "b"} | said
         # A relation says {b} itself, so a sentence with {rel} need not.
