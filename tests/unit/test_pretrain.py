@@ -145,7 +145,7 @@ def test_a_finished_run_is_kept(done: tuple[Path, Pretrained], config: Config) -
     written = (out / "model.safetensors").stat().st_mtime_ns
     assert pretrain_text(config, out, resume=True) == record
     assert (out / "model.safetensors").stat().st_mtime_ns == written
-    with pytest.raises(UserError, match="is there already: give another --out"):
+    with pytest.raises(UserError, match="already exists: use another --out"):
         pretrain_text(config, out)
     with pytest.raises(UserError, match="other settings"):
         pretrain_text(config.model_copy(update={"seed": 1}), out, resume=True)
@@ -203,7 +203,7 @@ def test_bad_input_is_named(config: Config, text: Path, tmp_path: Path) -> None:
         pretrain_text(config.model_copy(update={"texts": (latin,)}), out)
     with pytest.raises(UserError, match=r"too little text in .*empty.txt"):
         pretrain_text(config.model_copy(update={"texts": (empty,)}), out)
-    with pytest.raises(UserError, match="taken is there already"):
+    with pytest.raises(UserError, match="taken already exists"):
         pretrain_text(config, taken)
     with pytest.raises(UserError, match=r"latin\.txt"):
         pretrain_text(config, latin)
