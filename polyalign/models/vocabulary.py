@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import string
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,8 +86,8 @@ def trim_tower(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as holder:
         partial = Path(holder) / out.name
-        _save(model, tokenizer, choice, spec.revision, partial)
-        difference = _compare(spec, partial, sentences, choice, tokenizer, compared, before)
+        _save(model, choice, spec.revision, partial)
+        difference = _compare(spec, partial, sentences, choice, before)
         partial.rename(out)
     report = Trimmed(
         model=spec.model,
@@ -128,6 +128,7 @@ class _Choice:
     def __init__(self, tokenizer: Any, sentences: Sequence[str], keep: int | None) -> None:
         if not hasattr(tokenizer, "backend_tokenizer"):
             raise UserError(f"cannot trim {tokenizer.name_or_path}: it has no tokenizer.json, nor what makes one")
+        self.tokenizer = tokenizer
         self.state: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
         if (kind := self.state["model"]["type"]) not in ("Unigram", "BPE", "WordPiece"):
             raise UserError(f"cannot trim a vocabulary of type {kind}; known are Unigram, BPE and WordPiece")
@@ -244,7 +245,7 @@ def _take_rows(model: PreTrainedModel, kept: Ints) -> None:
             setattr(config, key, place[value])
 
 
-def _save(model: PreTrainedModel, tokenizer: Any, choice: _Choice, revision: str | None, out: Path) -> None:
+def _save(model: PreTrainedModel, choice: _Choice, revision: str | None, out: Path) -> None:
     """Write the model, the tokenizer, and the SentencePiece file if the model has one."""
     logging.disable_progress_bar()
     try:
@@ -253,12 +254,12 @@ def _save(model: PreTrainedModel, tokenizer: Any, choice: _Choice, revision: str
     finally:
         logging.enable_progress_bar()
     (out / "model.safetensors").chmod(0o644)
-    tokenizer.save_pretrained(out)
+    choice.tokenizer.save_pretrained(out)
     storage.write_text(out / "tokenizer.json", json.dumps(_smaller(choice), ensure_ascii=False))
     kept = {choice.pieces[int(i)] for i in choice.kept}
     missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     for name in _SPM_FILES:
-        path = cached_file(tokenizer.name_or_path, name, revision=revision, **missing)
+        path = cached_file(choice.tokenizer.name_or_path, name, revision=revision, **missing)
         if path is not None:
             proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
             proto.ParseFromString(Path(path).read_bytes())
@@ -284,21 +285,19 @@ def _size(model: nn.Module) -> tuple[int, int]:
 
 
 @torch.no_grad()
-def _hidden(model: PreTrainedModel, tokenizer: Any, spec: TextSpec, sentences: Sequence[str]) -> list[torch.Tensor]:
-    """Return the last hidden states of each sentence, ``(1, L, W)``."""
-    how = {"truncation": True, "max_length": spec.max_tokens, "return_tensors": "pt"}
-    ids = (tokenizer(sentence, **how)["input_ids"] for sentence in sentences)
-    return [model(input_ids=row, attention_mask=torch.ones_like(row)).last_hidden_state for row in ids]
+def _hidden(
+    model: PreTrainedModel, tokenizer: Any, spec: TextSpec, sentences: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Return the last hidden states ``(1, L, W)`` of each sentence."""
+    states = {}
+    for sentence in sentences:
+        ids = tokenizer(sentence, truncation=True, max_length=spec.max_tokens, return_tensors="pt")["input_ids"]
+        states[sentence] = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    return states
 
 
 def _compare(
-    spec: TextSpec,
-    out: Path,
-    sentences: Sequence[str],
-    choice: _Choice,
-    whole: Any,
-    compared: Sequence[str],
-    before: list[torch.Tensor],
+    spec: TextSpec, out: Path, sentences: Sequence[str], choice: _Choice, before: Mapping[str, torch.Tensor]
 ) -> float:
     """Load the trimmed tower and compare it with the whole one: pieces of all sentences, hidden states of some.
 
@@ -308,15 +307,15 @@ def _compare(
     small = spec.model_copy(update={"model": str(out.resolve()), "revision": None})
     tokenizer = load_tokenizer(small)
     alike = [sentences[i] for i in choice.alike]
-    pairs = zip(alike, _encode(whole, alike), _encode(tokenizer, alike), strict=True)
+    pairs = zip(alike, _encode(choice.tokenizer, alike), _encode(tokenizer, alike), strict=True)
     differ = [sentence for sentence, old, new in pairs if not np.array_equal(old, choice.kept[new])]
     if differ:
         raise UserError(
             f"{len(differ)} of {len(sentences)} sentences would be split into other pieces, "
             f'for example "{differ[0]}": leave them out of the corpus'
         )
-    states = _hidden(load_encoder(small).eval(), tokenizer, small, compared)
-    difference = max((float((old - new).abs().max()) for old, new in zip(before, states, strict=True)), default=0.0)
+    after = _hidden(load_encoder(small).eval(), tokenizer, small, list(before))
+    difference = max((float((before[key] - after[key]).abs().max()) for key in before), default=0.0)
     if difference > _TOLERANCE:
         raise UserError(f"the trimmed tower differs by {difference:g} on the corpus: {spec.model} cannot be trimmed")
     return difference
