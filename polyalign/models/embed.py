@@ -23,9 +23,9 @@ _OF_LIKE_LENGTH = 64
 
 @dataclass(frozen=True)
 class PairFeatures:
-    """A table as the aligner's trainable part takes it.
+    """The input of the aligner's trainable part for a table.
 
-    ``images`` holds the first of ``views`` views of all images, then the second of all, and so on.
+    ``images`` has the first of ``views`` views of all images, then the second view of all, and so on.
     """
 
     images: CachedFeatures
@@ -39,7 +39,7 @@ class PairFeatures:
 
     @property
     def spent(self) -> Spent:
-        """What it cost to fill both."""
+        """The cost of computing both."""
         return self.images.spent + self.captions.spent
 
 
@@ -53,16 +53,16 @@ class Embeddings:
 
 
 def prepare(aligner: Aligner, table: PairTable, config: Cache, data: Data | None = None) -> PairFeatures:
-    """Compute what is frozen, once, or find it in the cache; with the views that ``data`` asks for, if any.
+    """Compute the frozen features or load them from the cache, with the augmented views of ``data``, if any.
 
     Raises:
-        UserError: the cache would grow over its limit.
+        UserError: the cache would be larger than its limit.
     """
     vision_cut, text_cut = aligner.cuts()
     images: Sequence[ImageRef] = table.images
     if data is not None and data.views is not None:
         how = aligner.vision.preprocessing
-        # At this size the tower's own preprocessing has nothing left to resize.
+        # At this size the tower's own preprocessing does not resize again.
         images = of(table, data.views, int(how.image_px / how.crop_pct), data.data_seed, mirror=data.mirror)
     return PairFeatures(
         image_features(aligner.vision, images, vision_cut, config),
@@ -78,31 +78,40 @@ def embed_features(aligner: Aligner, features: PairFeatures, batch_size: int = 2
     return Embeddings(images, embed_captions(aligner, features.captions, batch_size), features.image_of)
 
 
-@torch.no_grad()
 def embed_images(aligner: Aligner, store: CachedFeatures, batch_size: int = 256) -> npt.NDArray[np.float32]:
     """Return ``(I, D)`` unit vectors."""
-    aligner.eval()
-    images = np.empty((len(store), aligner.vision_projection.out_features), np.float32)
-    for rows in _batches(np.arange(len(images)), batch_size):
-        images[rows] = _encode(aligner, aligner.encode_image, store, rows)
-    return images
+    return _embed(aligner, aligner.encode_image, store, batch_size)
+
+
+def embed_captions(aligner: Aligner, store: CachedFeatures, batch_size: int = 256) -> npt.NDArray[np.float32]:
+    """Return ``(C, D)`` unit vectors."""
+    return _embed(aligner, aligner.encode_text, store, batch_size)
 
 
 @torch.no_grad()
-def embed_captions(aligner: Aligner, store: CachedFeatures, batch_size: int = 256) -> npt.NDArray[np.float32]:
-    """Return ``(C, D)`` unit vectors; captions go sorted by length, so that little is padded."""
+def _embed(
+    aligner: Aligner, encode: Callable[[Any, int], torch.Tensor], store: CachedFeatures, batch_size: int
+) -> npt.NDArray[np.float32]:
+    """Encode all rows, sorted by length to reduce padding; return them in their own order."""
     aligner.eval()
-    captions = np.empty((len(store), aligner.vision_projection.out_features), np.float32)
-    for rows in _batches(store.by_length(np.arange(len(captions))), batch_size):
-        captions[rows] = _encode(aligner, aligner.encode_text, store, rows)
-    return captions
+    device = aligner.logit_scale.device
+    vectors = np.empty((len(store), aligner.vision_projection.out_features), np.float32)
+    order = store.by_length(np.arange(len(store)))
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        with torch.autocast(device.type, torch.bfloat16, enabled=store.in_bf16):
+            unit = encode(store.batch(rows, device), store.cut)
+        if store.in_bf16:
+            unit = F.normalize(unit.float(), dim=-1)  # in bf16 the length is 1 to two digits only
+        vectors[rows] = unit.float().cpu().numpy()
+    return vectors
 
 
 def encode_captions(aligner: Aligner, store: CachedFeatures, rows: npt.NDArray[np.int64]) -> torch.Tensor:
     """Run the trainable part on these captions, with gradients: ``(B, D)``, in the order of ``rows``.
 
-    A batch is padded to its longest caption, half as long again as the mean. On a processor, where padding costs what
-    words cost, the captions go through in parts of like length. The batch stays what it is, and so do its negatives.
+    A batch is padded to its longest caption, about 1.5 times the mean length. On a CPU, where padding costs as much as
+    words, the captions are encoded in parts of similar length. This changes neither the batch nor its negatives.
     """
     device = aligner.logit_scale.device
     if store.offsets is None or device.type != "cpu":
@@ -116,19 +125,3 @@ def encode_captions(aligner: Aligner, store: CachedFeatures, rows: npt.NDArray[n
 def embed(aligner: Aligner, table: PairTable, *, batch_size: int = 256, config: Cache | None = None) -> Embeddings:
     """Embed a table from its images and captions."""
     return embed_features(aligner, prepare(aligner, table, config or Cache()), batch_size)
-
-
-def _encode(
-    aligner: Aligner, encode: Callable[[Any, int], torch.Tensor], store: CachedFeatures, rows: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float32]:
-    device = aligner.logit_scale.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=store.in_bf16):
-        unit = encode(store.batch(rows, device), store.cut)
-    if store.in_bf16:
-        unit = F.normalize(unit.float(), dim=-1)  # of unit length to bf16's two digits only
-    found: npt.NDArray[np.float32] = unit.float().cpu().numpy()
-    return found
-
-
-def _batches(order: npt.NDArray[np.int64], size: int) -> list[npt.NDArray[np.int64]]:
-    return [order[start : start + size] for start in range(0, len(order), size)]

@@ -1,7 +1,7 @@
 """Cache of frozen features: the output of the stages below a tower's first trainable one, computed once, on disk.
 
-At cut 0 the vision store holds decoded uint8 pixels and captions are token ids, which are not stored; at the last cut a
-store holds one vector for each image or caption. Training, evaluation and all runs of a comparison share the stores.
+At cut 0 a store has decoded uint8 pixels (captions are token ids, which are not stored); at the last cut it has one
+vector for each image or caption. Training, evaluation and all runs of a comparison share the stores.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class CachedFeatures:
     """The input of stage ``cut`` of a tower, for every image or caption of a table.
 
     ``values`` is ``(N, ...)``; for token sequences it is ``(total tokens, ...)`` with row ``i`` at ``offsets[i] :
-    offsets[i + 1]``. ``spent`` is the cost of computing the features, also when they were read from disk. ``in_bf16``
-    is true if they were computed in bf16; the stages above are then evaluated in bf16 too.
+    offsets[i + 1]``. ``spent`` is the cost of computing the features, also if they were read from disk. With
+    ``in_bf16`` they were computed in bf16, and the stages above are evaluated in bf16 too.
     """
 
     values: npt.NDArray[Any]
@@ -87,7 +87,7 @@ def _places(offsets: Places, rows: Places) -> Places:
 
 
 def _tensor(values: npt.NDArray[Any], device: torch.device | str) -> torch.Tensor:
-    """Copy to the device; float16 hidden states become float32, pixels stay uint8."""
+    """Copy to the device; float16 hidden states become float32."""
     tensor = torch.from_numpy(np.ascontiguousarray(values)).to(device)
     return tensor.float() if tensor.dtype == torch.float16 else tensor
 
@@ -102,20 +102,18 @@ def image_features(tower: VisionTower, refs: Sequence[ImageRef], cut: int, confi
     cut = cut if config.prefix else 0
     device = next(tower.parameters()).device
     in_bf16 = precision.infers_in_bf16(config.precision, device)
-    how = tower.preprocessing.model_dump_json() + (tower.variant if cut else "")
-    key = _key("vision", tower, cut, config, [ref.key() for ref in refs], how, in_bf16=in_bf16)
-    if (found := _find(key)) is not None:
-        return CachedFeatures(found[0], cut, spent=found[1], in_bf16=in_bf16)
 
-    def filled() -> Iterator[Filled]:
+    def batches() -> Iterator[Filled]:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(refs), _BATCH):
                 pixels = list(pool.map(lambda ref: tower.transform(ref.open()), refs[start : start + _BATCH]))
                 with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
                     stage = tower.run(torch.stack(pixels).to(device), 0, cut)
-                yield np.arange(start, start + len(pixels)), _array(stage, config if cut else None)
+                yield np.arange(start, start + len(pixels)), _array(stage, config)
 
-    values, spent = _collect(key, filled(), len(refs), len(refs), config, "images")
+    how = tower.preprocessing.model_dump_json() + (tower.variant if cut else "")
+    key = _key("vision", tower, cut, config, [ref.key() for ref in refs], how, in_bf16=in_bf16)
+    values, spent = _find(key) or _collect(key, batches(), len(refs), len(refs), config, "images")
     return CachedFeatures(values, cut, spent=spent, in_bf16=in_bf16)
 
 
@@ -127,25 +125,17 @@ def caption_features(tower: TextTower, texts: Sequence[str], cut: int, config: C
         UserError: the store would be larger than ``config.max_gib``.
     """
     cut = cut if config.prefix else 0
-    last = len(tower.stages())
     device = next(tower.parameters()).device
     in_bf16 = precision.infers_in_bf16(config.precision, device)
     ids = tower.tokenize(list(texts))
-    offsets = np.concatenate([[0], np.cumsum([len(sequence) for sequence in ids])]).astype(np.int64)
-    pad = int(tower.tokenizer.pad_token_id)
-    tokens = CachedFeatures(
-        np.concatenate([np.asarray(sequence, np.int64) for sequence in ids]), 0, offsets, pad, in_bf16=in_bf16
-    )
+    offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
+    flat = np.concatenate([np.asarray(sequence, np.int64) for sequence in ids])
+    tokens = CachedFeatures(flat, 0, offsets, int(tower.tokenizer.pad_token_id), in_bf16=in_bf16)
     if cut == 0:
         return tokens
-    contents = [" ".join(map(str, sequence)) for sequence in ids]
-    key = _key("text", tower, cut, config, contents, tower.variant, in_bf16=in_bf16)
-    ragged = offsets if cut < last else None
-    if (found := _find(key)) is not None:
-        return CachedFeatures(found[0], cut, ragged, spent=found[1], in_bf16=in_bf16)
     by_length = tokens.by_length(np.arange(len(ids)))
 
-    def filled() -> Iterator[Filled]:
+    def batches() -> Iterator[Filled]:
         for start in range(0, len(ids), _BATCH):
             rows = by_length[start : start + _BATCH]
             with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
@@ -155,13 +145,17 @@ def caption_features(tower: TextTower, texts: Sequence[str], cut: int, config: C
             else:
                 yield rows, _array(stage, config)
 
-    total = int(offsets[-1]) if ragged is not None else len(ids)
-    values, spent = _collect(key, filled(), total, len(ids), config, "captions")
+    contents = [" ".join(map(str, sequence)) for sequence in ids]
+    key = _key("text", tower, cut, config, contents, tower.variant, in_bf16=in_bf16)
+    ragged = offsets if cut < len(tower.stages()) else None
+    total = len(ids) if ragged is None else len(flat)
+    values, spent = _find(key) or _collect(key, batches(), total, len(ids), config, "captions")
     return CachedFeatures(values, cut, ragged, spent=spent, in_bf16=in_bf16)
 
 
-def _array(tensor: torch.Tensor, config: Cache | None) -> npt.NDArray[Any]:
-    if config is None:
+def _array(tensor: torch.Tensor, config: Cache) -> npt.NDArray[Any]:
+    """Return pixels as they are and hidden states in ``config.dtype``."""
+    if tensor.dtype == torch.uint8:
         return tensor.cpu().numpy()
     return tensor.float().cpu().numpy().astype(config.dtype)  # numpy has no bf16
 
@@ -176,28 +170,25 @@ def _key(
     *,
     in_bf16: bool,
 ) -> str | None:
-    """Return the name of a store, a hash of everything that determines its values.
+    """Return the name of a store, which contains a hash of everything that determines its values.
 
-    It is None, and nothing is stored, where stages of a tower without pretrained weights would be computed.
+    It is None, and nothing is stored, for the stages of a tower without pretrained weights.
     """
     if cut > 0 and (tower.fingerprint is None or tower.is_random):
         return None
     weights = [tower.fingerprint, str(cut), config.dtype, *(["bf16"] if in_bf16 else [])] if cut else []
-    libraries = [f"{library} {_major_minor(version(library))}" for library in _LIBRARIES[kind]]
+    releases = {library: ".".join(version(library).split(".")[:2]) for library in _LIBRARIES[kind]}
+    libraries = [f"{library} {release}" for library, release in releases.items()]
     parts = [_FORMAT, kind, *libraries, how, *map(str, weights), *contents]
     digest = hashlib.sha256("\0".join(parts).encode())
     return f"{kind}-{cut}-{digest.hexdigest()[:24]}"
-
-
-def _major_minor(release: str) -> str:
-    return ".".join(release.split(".")[:2])
 
 
 def _find(key: str | None) -> tuple[npt.NDArray[Any], Spent] | None:
     """Return a store and the cost of computing it, or None if it is not on disk."""
     path = folder() / f"{key}.npy"
     card = path.with_suffix(".json")
-    # The card is written last: without it a run was interrupted between the two files.
+    # The card is written last: without it, a run was interrupted between the two files.
     if key is None or not path.is_file() or not card.is_file():
         return None
     facts = json.loads(card.read_text(encoding="utf-8"))
@@ -211,6 +202,7 @@ def _collect(
     """Write the batches into one array of ``total`` rows: atomically on disk, or in memory if ``key`` is None."""
     began = Spent.until_now()
     first = next(batches)
+    shape, dtype = (total, *first[1].shape[1:]), first[1].dtype
     size = total * first[1][0].nbytes
     if size > config.max_gib * 2**30:
         raise UserError(
@@ -218,14 +210,15 @@ def _collect(
             f"more than cache.max_gib = {config.max_gib:g}: raise it, train on fewer pairs, "
             "or keep only pixels with --set cache.prefix=false"
         )
+    batches = itertools.chain([first], batches)
     if key is None:
-        values: npt.NDArray[Any] = np.empty((total, *first[1].shape[1:]), first[1].dtype)
-        _write(values, itertools.chain([first], batches), items, what)
+        values: npt.NDArray[Any] = np.empty(shape, dtype)
+        _write(values, batches, items, what)
         return values, Spent.until_now() - began
 
     def fill(partial: Path) -> None:
-        array = np.lib.format.open_memmap(partial, "w+", first[1].dtype, (total, *first[1].shape[1:]))
-        _write(array, itertools.chain([first], batches), items, what)
+        array = np.lib.format.open_memmap(partial, "w+", dtype, shape)
+        _write(array, batches, items, what)
         array.flush()
 
     storage.check_room(folder(), size, f"the cache of {items:,} {what}")
@@ -258,10 +251,9 @@ def list_entries() -> list[CacheEntry]:
     found = []
     for path in folder().glob("*.npy"):
         card = path.with_suffix(".json")
-        if not card.is_file():  # an interrupted run left it
-            continue
-        facts = json.loads(card.read_text(encoding="utf-8"))
-        found.append(CacheEntry(path.stem, facts["what"], facts["rows"], path.stat().st_size, facts["seconds"]))
+        if card.is_file():  # an interrupted run leaves no card
+            facts = json.loads(card.read_text(encoding="utf-8"))
+            found.append(CacheEntry(path.stem, facts["what"], facts["rows"], path.stat().st_size, facts["seconds"]))
     return sorted(found, key=lambda entry: (-entry.bytes, entry.name))
 
 

@@ -1,4 +1,4 @@
-"""What each strategy trains: counted on the meta device, without weights, memory or network."""
+"""Count the trainable parameters of each strategy on the meta device, without weights, memory or network."""
 
 from __future__ import annotations
 
@@ -16,38 +16,35 @@ from polyalign.utils.errors import UserError
 
 
 class Row(BaseModel):
-    """Parameters of one strategy: trained and all, and the stage of each tower from which on something trains."""
+    """Trainable and all parameters of one strategy, and the first trainable stage of each tower; or its problem."""
 
     strategy: str
     about: str
-    trainable: int
-    total: int
-    vision_cut: str
-    text_cut: str
+    trainable: int = 0
+    total: int = 0
+    vision_cut: str = ""
+    text_cut: str = ""
     problem: str | None = None
 
 
 def count(recipe: str, lang: str, overrides: dict[str, Any]) -> list[Row]:
-    """Count every strategy with the recipe's towers; one that they cannot carry is a row that says why."""
+    """Count every strategy with the recipe's towers; if they do not support a strategy, its row says why."""
     rows = []
     for name in plugin_names("strategies"):
         module = load_plugin("strategies", name)
-        about = (module.__doc__ or "").strip().splitlines()[0].rstrip(".")
+        row = Row(strategy=name, about=(module.__doc__ or "").strip().splitlines()[0].rstrip("."))
         resolved = resolve(recipe, lang, name, overrides)
         try:
             with torch.device("meta"):
                 aligner = build_aligner(resolved, pretrained=False)
         except UserError as error:
-            rows.append(
-                Row(strategy=name, about=about, trainable=0, total=0, vision_cut="", text_cut="", problem=str(error))
-            )
-            continue
-        trainable, total = aligner.count()
-        stages = len(aligner.vision.stages()), len(aligner.text.stages())
-        cuts = [f"{cut} of {whole}" for cut, whole in zip(aligner.cuts(), stages, strict=True)]
-        rows.append(
-            Row(strategy=name, about=about, trainable=trainable, total=total, vision_cut=cuts[0], text_cut=cuts[1])
-        )
+            row.problem = str(error)
+        else:
+            row.trainable, row.total = aligner.count()
+            vision_cut, text_cut = aligner.cuts()
+            row.vision_cut = f"{vision_cut} of {len(aligner.vision.stages())}"
+            row.text_cut = f"{text_cut} of {len(aligner.text.stages())}"
+        rows.append(row)
     return sorted(rows, key=lambda row: row.trainable)
 
 
@@ -55,7 +52,7 @@ def render(rows: list[Row], recipe: str) -> Table:
     """Draw the rows for the terminal."""
     table = Table(
         title=f"What trains with recipe {recipe}",
-        caption="frozen stages: how many of each tower's stages are computed once and cached",
+        caption="frozen stages: the number of stages of each tower that are computed once and cached",
         box=box.SIMPLE_HEAD,
     )
     table.add_column("strategy", no_wrap=True)

@@ -1,7 +1,7 @@
-"""Vocabulary trimming: a text tower keeps the pieces that a corpus uses, and says of that corpus what it always said.
+"""Vocabulary trimming: keep the pieces of a text tower that a corpus uses; the features of that corpus do not change.
 
-Idea: Abdaoui et al. 2020, "Load what you need". Numbers of pieces change, their order does not, so that special tokens
-which come first (XLM-R's ``<s> <pad> </s> <unk>``) keep their numbers, and a SentencePiece file its offset to them.
+Idea: Abdaoui et al. 2020, "Load what you need". The ids of the pieces change but their order does not, so that special
+tokens at the start (XLM-R's ``<s> <pad> </s> <unk>``) keep their ids, and a SentencePiece file its offset to them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import string
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from polyalign.config.tower import TextSpec
-from polyalign.models.towers.text import TextTower, load_encoder, load_tokenizer
+from polyalign.models.towers.text import load_encoder, load_tokenizer
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 from polyalign.utils.progress import progress
@@ -41,10 +41,10 @@ Ints = npt.NDArray[np.int64]
 
 
 class Trimmed(BaseModel):
-    """What trimming did; ``(before, after)`` where there are two, and ``bytes`` of the weights.
+    """Record of a trimming; pairs are ``(before, after)``, ``bytes`` those of the weights, both without the pooler.
 
-    ``sentences_alike`` are those of the corpus that are cut into the very same pieces; all are, unless ``keep`` left
-    some of their pieces out. ``max_difference`` is the largest of any hidden state of some of them, before and after.
+    ``sentences_alike`` counts the sentences of the corpus with the same pieces as before: all of them, unless ``keep``
+    removed some of their pieces. ``max_difference`` is the largest between hidden states, over some of them.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -63,45 +63,41 @@ class Trimmed(BaseModel):
 def trim_tower(
     spec: TextSpec, sentences: Sequence[str], out: Path, *, langs: Sequence[str] = (), keep: int | None = None
 ) -> Trimmed:
-    """Write the encoder into ``out`` as a Hugging Face folder with the pieces that ``sentences`` use, and no others.
+    """Write the encoder into ``out`` as a Hugging Face folder with only the pieces that ``sentences`` use.
 
-    Kept besides: special tokens, and the single characters of all that is kept and of ASCII, so that a new word of
-    known letters can always be spelt. ``keep`` allows only so many of the used pieces, the most frequent. ``langs`` is
-    noted.
+    It also keeps special tokens, and the single characters of ASCII and of all kept pieces, so that new words of known
+    letters can be spelt. ``keep`` limits the used pieces to this number, the most frequent. ``langs`` is only recorded.
 
     Raises:
-        UserError: ``out`` is taken, the corpus is empty, the vocabulary is of an unknown kind, or the result would
-            treat the corpus differently after all.
+        UserError: ``out`` exists, the corpus is empty, the vocabulary is of an unknown kind, or the trimmed tower
+            treats the corpus differently.
     """
     if out.exists():
-        raise UserError(f"{out} is there already: give another --out")
+        raise UserError(f"{out} already exists: use another --out")
     storage.check_writable(out)
     if not sentences:
         raise UserError("there is no sentence to keep pieces for: the corpus is empty")
     tokenizer, model = load_tokenizer(spec), load_encoder(spec).eval()
-    cut = _Cut(tokenizer, sentences, keep)
-    pooler = getattr(model, "pooler", None)
-    compared = [sentences[i] for i in cut.alike[:: max(1, len(cut.alike) // _COMPARED)][:_COMPARED]]
-    before, sizes = _hidden(model, tokenizer, spec, compared), [_size(model)]
-    _take_rows(model, cut.kept)
-    sizes.append(_size(model))
-    if pooler is not None:  # a tower has none, but the model may be used for other things
-        model.register_module("pooler", pooler)
+    choice = _Choice(tokenizer, sentences, keep)
+    compared = [sentences[i] for i in choice.alike[:: max(1, len(choice.alike) // _COMPARED)][:_COMPARED]]
+    before, (parameters, size) = _hidden(model, tokenizer, spec, compared), _size(model)
+    _take_rows(model, choice.kept)
+    trimmed_parameters, trimmed_size = _size(model)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as holder:
         partial = Path(holder) / out.name
-        _save(model, tokenizer, cut, spec.revision, partial)
-        difference = _compare(spec, partial, sentences, cut, compared, before)
+        _save(model, choice, spec.revision, partial)
+        difference = _compare(spec, partial, sentences, choice, before)
         partial.rename(out)
     report = Trimmed(
         model=spec.model,
         revision=spec.revision,
         langs=tuple(langs),
         sentences=len(sentences),
-        sentences_alike=len(cut.alike),
-        pieces=(len(cut.pieces), len(cut.kept)),
-        parameters=(sizes[0][0], sizes[1][0]),
-        bytes=(sizes[0][1], sizes[1][1]),
+        sentences_alike=len(choice.alike),
+        pieces=(len(choice.pieces), len(choice.kept)),
+        parameters=(parameters, trimmed_parameters),
+        bytes=(size, trimmed_size),
         max_difference=difference,
     )
     storage.write_text(out / CARD, report.model_dump_json(indent=2) + "\n")
@@ -109,7 +105,7 @@ def trim_tower(
 
 
 def read_sentences(files: Sequence[Path]) -> list[str]:
-    """Read text files of one sentence a line; blank lines are left out.
+    """Read text files with one sentence per line; blank lines are skipped.
 
     Raises:
         UserError: a file cannot be read, or is not UTF-8.
@@ -123,69 +119,57 @@ def read_sentences(files: Sequence[Path]) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
-class _Cut:
-    """Which pieces stay: ``kept`` are their old numbers in order, so that a piece's new number is its place there."""
+class _Choice:
+    """The pieces to keep: ``kept`` are their old ids in order, ``place`` maps an old id to the new one.
+
+    ``alike`` are the indices of the sentences of which all pieces are kept.
+    """
 
     def __init__(self, tokenizer: Any, sentences: Sequence[str], keep: int | None) -> None:
-        """Cut the corpus with the whole vocabulary and choose; ``alike`` are the sentences with all pieces kept."""
         if not hasattr(tokenizer, "backend_tokenizer"):
             raise UserError(f"cannot trim {tokenizer.name_or_path}: it has no tokenizer.json, nor what makes one")
+        self.tokenizer = tokenizer
         self.state: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
-        self.pieces = _pieces(self.state)
+        if (kind := self.state["model"]["type"]) not in ("Unigram", "BPE", "WordPiece"):
+            raise UserError(f"cannot trim a vocabulary of type {kind}; known are Unigram, BPE and WordPiece")
+        self.pieces = {i: piece for piece, i in tokenizer.backend_tokenizer.get_vocab().items()}
         counts = np.zeros(max(self.pieces) + 1, np.int64)
-        for done, ids in enumerate(_encode(self.state, sentences), start=1):
+        for done, ids in enumerate(_encode(tokenizer, sentences), start=1):
             np.add.at(counts, ids, 1)
-            progress("cutting the corpus", done, len(sentences))
+            progress("tokenising the corpus", done, len(sentences))
         used = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
         chosen = {int(i) for i in used[:keep]} | _special(self.state, tokenizer, self.pieces)
         chosen |= _letters(self.state, self.pieces, chosen)
         self.kept = np.array(sorted(_with_parts(self.state, self.pieces, chosen)), np.int64)
+        self.place = {int(old): new for new, old in enumerate(self.kept)}
         stays = np.isin(np.arange(len(counts)), self.kept)
-        self.alike = [i for i, ids in enumerate(_encode(self.state, sentences)) if stays[ids].all()]
-
-    @property
-    def place(self) -> dict[int, int]:
-        """The new number of each kept piece by its old one."""
-        return {int(old): new for new, old in enumerate(self.kept)}
+        self.alike = [i for i, ids in enumerate(_encode(tokenizer, sentences)) if stays[ids].all()]
 
 
-def _pieces(state: dict[str, Any]) -> dict[int, str]:
-    """Return all pieces by id, including added tokens.
-
-    Raises:
-        UserError: the vocabulary is of a kind that cannot be trimmed.
-    """
-    model = state["model"]
-    if model["type"] not in ("Unigram", "BPE", "WordPiece"):
-        raise UserError(f"cannot trim a vocabulary of type {model['type']}; known are Unigram, BPE and WordPiece")
-    vocab = model["vocab"]
-    pairs = enumerate(piece for piece, _ in vocab) if isinstance(vocab, list) else ((i, p) for p, i in vocab.items())
-    return dict(pairs) | {token["id"]: token["content"] for token in state["added_tokens"]}
-
-
-def _encode(state: dict[str, Any], sentences: Sequence[str]) -> Iterator[Ints]:
-    """Cut each sentence whole, without special tokens around it."""
-    backend = Tokenizer.from_str(json.dumps({**state, "truncation": None, "padding": None}))
+def _encode(tokenizer: Any, sentences: Sequence[str]) -> Iterator[Ints]:
+    """Tokenise each sentence without truncation and special tokens."""
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
     for start in range(0, len(sentences), _CHUNK):
-        chunk = list(sentences[start : start + _CHUNK])
-        for encoding in backend.encode_batch_fast(chunk, add_special_tokens=False):
+        for encoding in backend.encode_batch_fast(list(sentences[start : start + _CHUNK]), add_special_tokens=False):
             yield np.asarray(encoding.ids, np.int64)
 
 
 def _special(state: dict[str, Any], tokenizer: Any, pieces: dict[int, str]) -> set[int]:
-    """List special and added tokens, bytes, and what other pieces are scored against."""
+    """Return the ids of special and added tokens, of byte pieces, and of what sets the score of unknown characters."""
     model = state["model"]
     found = {int(i) for i in tokenizer.all_special_ids} | {token["id"] for token in state["added_tokens"]}
     found |= {i for i, piece in pieces.items() if len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")}
     if model["type"] == "Unigram":
-        # An unknown character scores less than the worst piece by so much: that piece must stay.
+        # The score of an unknown character is relative to the lowest score of a piece: that piece must stay.
         scores = [score for _, score in model["vocab"]]
         found |= {model["unk_id"], scores.index(min(scores))} - {None}
     return found
 
 
 def _letters(state: dict[str, Any], pieces: dict[int, str], chosen: set[int]) -> set[int]:
-    """List the pieces of one character: those of the chosen pieces and of ASCII, or all bytes in a byte-level model."""
+    """Return the ids of the characters of ASCII and of the chosen pieces; in a byte-level model those of all bytes."""
     model = state["model"]
     joint, end = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
     characters = set(string.printable).union(*(pieces[i] for i in chosen))
@@ -195,14 +179,13 @@ def _letters(state: dict[str, Any], pieces: dict[int, str], chosen: set[int]) ->
 
 
 def _parts(step: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """List the steps of a pre-tokenizer or a post-processor, which may be a sequence of them."""
-    if step is None:
-        return []
-    return cast(list[dict[str, Any]], step.get("pretokenizers") or step.get("processors") or [step])
+    """Return the steps of a pre-tokenizer or a post-processor, which may be a sequence of steps or None."""
+    steps = step and (step.get("pretokenizers") or step.get("processors") or [step])
+    return cast(list[dict[str, Any]], steps or [])
 
 
 def _with_parts(state: dict[str, Any], pieces: dict[int, str], chosen: set[int]) -> set[int]:
-    """Add what BPE merges the chosen pieces from, in every way it may."""
+    """Add the pieces that BPE merges the chosen ones from, by every possible path."""
     if state["model"]["type"] != "BPE":
         return chosen
     number = {piece: i for i, piece in pieces.items()}
@@ -219,23 +202,23 @@ def _with_parts(state: dict[str, Any], pieces: dict[int, str], chosen: set[int])
 
 
 def _merges(state: dict[str, Any]) -> list[tuple[str, str]]:
-    """List the merges; older files write a pair as one string."""
+    """Return the merges; older files write a pair as one string."""
     pairs = (pair.split(" ") if isinstance(pair, str) else pair for pair in state["model"]["merges"])
     return [(left, right) for left, right in pairs]
 
 
-def _smaller(cut: _Cut) -> dict[str, Any]:
-    """Return the state of the tokenizer with only the kept pieces, renumbered."""
-    place, model = cut.place, dict(cut.state["model"])
+def _smaller(choice: _Choice) -> dict[str, Any]:
+    """Return the state of the tokenizer with only the kept pieces and their new ids."""
+    place, model = choice.place, dict(choice.state["model"])
     if model["type"] == "Unigram":
-        model["vocab"] = [model["vocab"][i] for i in cut.kept if i < len(model["vocab"])]
+        model["vocab"] = [model["vocab"][i] for i in choice.kept if i < len(model["vocab"])]
         model["unk_id"] = place.get(model["unk_id"])
     else:
         model["vocab"] = {piece: place[i] for piece, i in model["vocab"].items() if i in place}
     if model["type"] == "BPE":
         known = model["vocab"].keys()
-        model["merges"] = [pair for pair in _merges(cut.state) if known >= {*pair, pair[0] + pair[1]}]
-    state = {**cut.state, "model": model}
+        model["merges"] = [pair for pair in _merges(choice.state) if known >= {*pair, pair[0] + pair[1]}]
+    state = {**choice.state, "model": model}
     state["added_tokens"] = [{**token, "id": place[token["id"]]} for token in state["added_tokens"]]
     if state["padding"] is not None:
         state["padding"] = {**state["padding"], "pad_id": place[state["padding"]["pad_id"]]}
@@ -248,7 +231,7 @@ def _smaller(cut: _Cut) -> dict[str, Any]:
 
 
 def _take_rows(model: PreTrainedModel, kept: Ints) -> None:
-    """Keep these rows of the embedding table, and tell the configuration."""
+    """Keep only these rows of the embedding table, and update the configuration."""
     table = cast(nn.Embedding, model.get_input_embeddings())
     rows = kept[kept < table.num_embeddings]
     place = {int(old): new for new, old in enumerate(rows)}
@@ -262,26 +245,21 @@ def _take_rows(model: PreTrainedModel, kept: Ints) -> None:
             setattr(config, key, place[value])
 
 
-def _save(model: PreTrainedModel, tokenizer: Any, cut: _Cut, revision: str | None, out: Path) -> None:
-    """Write model and tokenizer, and a SentencePiece file where the model has one."""
+def _save(model: PreTrainedModel, choice: _Choice, revision: str | None, out: Path) -> None:
+    """Write the model, the tokenizer, and the SentencePiece file if the model has one."""
     logging.disable_progress_bar()
     try:
-        cast(nn.Module, model).to(_stored(model))
+        cast(nn.Module, model).to(_smallest_dtype(model))
         model.save_pretrained(out)
     finally:
         logging.enable_progress_bar()
     (out / "model.safetensors").chmod(0o644)
-    tokenizer.save_pretrained(out)
-    storage.write_text(out / "tokenizer.json", json.dumps(_smaller(cut), ensure_ascii=False))
-    kept = {cut.pieces[int(i)] for i in cut.kept}
+    choice.tokenizer.save_pretrained(out)
+    storage.write_text(out / "tokenizer.json", json.dumps(_smaller(choice), ensure_ascii=False))
+    kept = {choice.pieces[int(i)] for i in choice.kept}
+    missing = {"_raise_exceptions_for_missing_entries": False, "_raise_exceptions_for_connection_errors": False}
     for name in _SPM_FILES:
-        path = cached_file(
-            tokenizer.name_or_path,
-            name,
-            revision=revision,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        path = cached_file(choice.tokenizer.name_or_path, name, revision=revision, **missing)
         if path is not None:
             proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
             proto.ParseFromString(Path(path).read_bytes())
@@ -292,8 +270,8 @@ def _save(model: PreTrainedModel, tokenizer: Any, cut: _Cut, revision: str | Non
             (out / name).write_bytes(proto.SerializeToString())
 
 
-def _stored(model: nn.Module) -> torch.dtype:
-    """Choose the smallest type that holds every weight exactly."""
+def _smallest_dtype(model: nn.Module) -> torch.dtype:
+    """Return the smallest floating-point type that holds every weight exactly."""
     for dtype in (torch.float16, torch.bfloat16):
         if all(torch.equal(p, p.to(dtype).to(p.dtype)) for p in model.parameters()):
             return dtype
@@ -301,39 +279,43 @@ def _stored(model: nn.Module) -> torch.dtype:
 
 
 def _size(model: nn.Module) -> tuple[int, int]:
-    """Count parameters, and the bytes they take in a file."""
-    count = sum(p.numel() for p in model.parameters())
-    return count, count * _stored(model).itemsize
+    """Return the number of parameters and of their bytes in a file, without the pooler, which a tower does not have."""
+    count = sum(p.numel() for name, p in model.named_parameters() if not name.startswith("pooler."))
+    return count, count * _smallest_dtype(model).itemsize
 
 
 @torch.no_grad()
-def _hidden(model: PreTrainedModel, tokenizer: Any, spec: TextSpec, sentences: Sequence[str]) -> list[torch.Tensor]:
-    """Return the last hidden states of each sentence."""
-    tower = TextTower(model, tokenizer, spec)
-    batches = (tower.collate([ids]) for ids in tower.tokenize(list(sentences)))
-    return [model(input_ids=x.values, attention_mask=x.mask.long()).last_hidden_state for x in batches]
+def _hidden(
+    model: PreTrainedModel, tokenizer: Any, spec: TextSpec, sentences: Sequence[str]
+) -> dict[str, torch.Tensor]:
+    """Return the last hidden states ``(1, L, W)`` of each sentence."""
+    states = {}
+    for sentence in sentences:
+        ids = tokenizer(sentence, truncation=True, max_length=spec.max_tokens, return_tensors="pt")["input_ids"]
+        states[sentence] = model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+    return states
 
 
 def _compare(
-    spec: TextSpec, out: Path, sentences: Sequence[str], cut: _Cut, compared: Sequence[str], before: list[torch.Tensor]
+    spec: TextSpec, out: Path, sentences: Sequence[str], choice: _Choice, before: Mapping[str, torch.Tensor]
 ) -> float:
-    """Load what was written and hold it against the whole: the same pieces, and the same hidden states.
+    """Load the trimmed tower and compare it with the whole one: pieces of all sentences, hidden states of some.
 
     Raises:
-        UserError: it differs by more than rounding.
+        UserError: they differ by more than rounding.
     """
     small = spec.model_copy(update={"model": str(out.resolve()), "revision": None})
     tokenizer = load_tokenizer(small)
-    after = list(_encode(json.loads(tokenizer.backend_tokenizer.to_str()), [sentences[i] for i in cut.alike]))
-    whole = _encode(cut.state, [sentences[i] for i in cut.alike])
-    differ = [i for i, old, new in zip(cut.alike, whole, after, strict=True) if not np.array_equal(old, cut.kept[new])]
+    alike = [sentences[i] for i in choice.alike]
+    pairs = zip(alike, _encode(choice.tokenizer, alike), _encode(tokenizer, alike), strict=True)
+    differ = [sentence for sentence, old, new in pairs if not np.array_equal(old, choice.kept[new])]
     if differ:
         raise UserError(
-            f"{len(differ)} of {len(sentences)} sentences would be cut into other pieces, "
-            f'"{sentences[differ[0]]}" among them: leave them out of the corpus'
+            f"{len(differ)} of {len(sentences)} sentences would be split into other pieces, "
+            f'for example "{differ[0]}": leave them out of the corpus'
         )
-    states = _hidden(load_encoder(small).eval(), tokenizer, small, compared)
-    difference = max((float((old - new).abs().max()) for old, new in zip(before, states, strict=True)), default=0.0)
+    after = _hidden(load_encoder(small).eval(), tokenizer, small, list(before))
+    difference = max((float((before[key] - after[key]).abs().max()) for key in before), default=0.0)
     if difference > _TOLERANCE:
-        raise UserError(f"the trimmed tower differs by {difference:g} on the corpus: {spec.model} cannot be trimmed so")
+        raise UserError(f"the trimmed tower differs by {difference:g} on the corpus: {spec.model} cannot be trimmed")
     return difference

@@ -1,6 +1,6 @@
-"""Continued masked-language-model training of a Hugging Face encoder on a user's own text.
+"""Continue the masked-language-model training of a Hugging Face encoder on a user's own text.
 
-The loop is transformers' ``Trainer``; this module says what it is given, where it may write, and what is reported.
+The training loop is transformers' ``Trainer``; this module adds checks, resuming, progress and a model card.
 """
 
 from __future__ import annotations
@@ -42,18 +42,15 @@ RECORD = "pretrained.json"
 
 _WORK = "checkpoints"
 _SETTINGS = "settings.json"
-_DEV_MOST = 2000
-_IGNORED = -100
-# A checkpoint holds the weights and Adam's two moments; a new one is written before the old one is removed.
-_ROOM = 6
+_MAX_DEV_SENTENCES = 2000
 
 
 class Config(BaseModel):
-    """What decides the weights, but for ``save_minutes``, the time between two checkpoints.
+    """Settings; all but ``save_minutes``, the time between two checkpoints, determine the weights.
 
-    ``texts`` are files of one sentence a line; a sentence that is given twice counts once. ``dev_share`` of them, 2,000
-    at most, are not trained on but measured. ``max_steps`` overrides ``epochs``. Sentences longer than ``max_tokens``,
-    or than the encoder takes, are truncated. ``new_head`` accepts an encoder without a masked-language-model head.
+    ``texts`` are files with one sentence per line; duplicates are removed. A share ``dev_share`` of the sentences, at
+    most 2,000, is held out for evaluation. ``max_steps`` overrides ``epochs``. Sentences longer than ``max_tokens``, or
+    than the encoder allows, are truncated. ``new_head`` accepts an encoder without a masked-language-model head.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -76,9 +73,9 @@ class Config(BaseModel):
 
 
 class Pretrained(BaseModel):
-    """What training did; ``sentences`` are those trained on and held out, ``loss`` is on the latter, before and after.
+    """Record of a run: numbers of ``sentences`` (training, held out), held-out ``loss`` (before, after training).
 
-    ``settings`` are the configuration's, with a hash of the text in place of the names of its files.
+    ``settings`` are those of the configuration, with a hash of the text instead of the file names.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -90,13 +87,13 @@ class Pretrained(BaseModel):
 
     @property
     def perplexity(self) -> tuple[float, float]:
-        """The exponential of each loss."""
+        """The exponential of both losses."""
         return math.exp(self.loss[0]), math.exp(self.loss[1])
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence transformers' own messages and progress bars."""
+    """Silence the messages and progress bars of transformers."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -111,31 +108,34 @@ def _quiet() -> Iterator[None]:
 def pretrain_text(config: Config, out: Path, *, resume: bool = False) -> Pretrained:
     """Train the encoder on the texts and write it to ``out``: weights with their head, tokenizer and model card.
 
-    An interrupted run continues with ``resume`` from its last checkpoint, to the weights of an uninterrupted one; for a
-    finished run that does nothing.
+    With ``resume``, an interrupted run continues from its last checkpoint and gives the same weights as an
+    uninterrupted one; a finished run is returned as it is.
 
     Raises:
         UserError: a text or the encoder cannot be read, the encoder has no masked-language-model head, the loss is no
-            longer finite, or ``out`` holds something other than this very run.
+            longer finite, or ``out`` holds anything but this run.
     """
     storage.check_writable(out)
     train, dev = _split(read_sentences(config.texts), config)
     digest = hashlib.sha256("\n".join(train + dev).encode()).hexdigest()[:16]
     settings = {**config.model_dump(mode="json", exclude={"texts", "save_minutes"}), "text": digest}
-    if (done := _claimed(out, settings, resume=resume)) is not None:
+    if (done := _finished(out, settings, resume=resume)) is not None:
         return done
     model, tokenizer = _load(config)
     work = out / _WORK
     if not (work / _SETTINGS).exists():
-        storage.check_room(out, _ROOM * sum(p.numel() * 4 for p in model.parameters()), "the checkpoints of a run")
-        _write_json(work / _SETTINGS, settings)
-    masking = Masking(tokenizer, config.mask_probability, _longest(config, model, tokenizer), config.seed)
-    reporter = Reporter(config.save_minutes)
-    trainer = Trainer(model, _arguments(config, work), masking, train, dev, callbacks=[reporter])
+        # A checkpoint has the weights and Adam's two moments; the old one is removed after the new one is written.
+        storage.check_room(out, 2 * 3 * sum(p.numel() * 4 for p in model.parameters()), "the checkpoints of a run")
+        storage.write_text(work / _SETTINGS, json.dumps(settings))
+    # XLM-R numbers positions from two, so it takes two tokens fewer than it has positions.
+    positions = getattr(model.config, "max_position_embeddings", None) or config.max_tokens + 2
+    max_tokens = min(config.max_tokens, int(tokenizer.model_max_length), positions - 2)
+    masking = Masking(tokenizer, config.mask_probability, max_tokens, config.seed)
+    trainer = Trainer(model, _arguments(config, work), masking, train, dev, callbacks=[Reporter(config.save_minutes)])
     trainer.remove_callback(PrinterCallback)
     before = trainer.evaluate()["eval_loss"]
-    # Trainer reads the optimiser's state and the random states with ``torch.load(weights_only=True)``, which builds
-    # tensors and plain values and runs no code; the files are this run's own. The weights are safetensors.
+    # Trainer reads the states of the optimiser and the random generators with ``torch.load(weights_only=True)``, which
+    # runs no code. The weights are safetensors.
     trainer.train(resume_from_checkpoint=_last_checkpoint(work))
     after = trainer.evaluate()["eval_loss"]
     model.save_pretrained(out)
@@ -145,31 +145,31 @@ def pretrain_text(config: Config, out: Path, *, resume: bool = False) -> Pretrai
     steps = trainer.state.global_step
     done = Pretrained(sentences=(len(train), len(dev)), steps=steps, loss=(before, after), settings=settings)
     storage.write_text(out / "README.md", _card(done, [path.name for path in config.texts]))
-    _write_json(out / RECORD, done.model_dump(mode="json"))
+    storage.write_text(out / RECORD, done.model_dump_json(indent=2) + "\n")
     shutil.rmtree(work)
     return done
 
 
 class Masking(DataCollatorForLanguageModeling):
-    """Tokenises a batch of sentences and masks it, 80 % hidden, 10 % replaced, 10 % kept (Devlin et al. 2019).
+    """Tokenises a batch of sentences and masks it: 80 % masked, 10 % replaced, 10 % kept (Devlin et al. 2019).
 
-    What is masked follows from the sentences and the seed alone: dev is masked alike before and after training, and a
-    resumed run is given what an uninterrupted one is.
+    The mask depends only on the sentences and the seed, so that held-out sentences have the same mask before and after
+    training, and a resumed run sees the same batches as an uninterrupted one.
     """
 
     def __init__(self, tokenizer: Any, probability: float, max_tokens: int, seed: int) -> None:
         """Mask each token with ``probability``, in sentences truncated to ``max_tokens``."""
         super().__init__(tokenizer, mlm_probability=probability)
-        self._max_tokens, self._first = max_tokens, seed
+        self._max_tokens, self._base_seed = max_tokens, seed
 
     def torch_call(self, examples: list[Any]) -> dict[str, torch.Tensor]:
         """Return ``input_ids``, ``attention_mask`` and ``labels``, each ``(B, L)``; at least one token is masked."""
-        cut = {"truncation": True, "max_length": self._max_tokens, "padding": True}
-        batch = self.tokenizer(examples, **cut, return_special_tokens_mask=True, return_tensors="pt")
+        how = {"truncation": True, "max_length": self._max_tokens, "padding": True, "return_special_tokens_mask": True}
+        batch = self.tokenizer(examples, **how, return_tensors="pt")
         special = batch["special_tokens_mask"].bool()
-        self.generator = torch.Generator().manual_seed(zlib.crc32("\n".join(examples).encode(), self._first))
+        self.generator = torch.Generator().manual_seed(zlib.crc32("\n".join(examples).encode(), self._base_seed))
         ids, labels = self.torch_mask_tokens(batch["input_ids"], special)
-        if bool((labels == _IGNORED).all()):  # the loss of no token at all is not a number
+        if bool((labels == -100).all()):  # without a masked token the loss is NaN
             place = special.flatten().long().argmin()
             labels.view(-1)[place] = ids.view(-1)[place]
             ids.view(-1)[place] = self.tokenizer.mask_token_id
@@ -177,32 +177,30 @@ class Masking(DataCollatorForLanguageModeling):
 
 
 class Reporter(TrainerCallback):
-    """Reports progress, has checkpoints written by the clock, and stops a run whose loss is lost."""
+    """Reports progress, requests a checkpoint every ``save_minutes``, and stops a run whose loss is not finite."""
 
     def __init__(self, save_minutes: float) -> None:
-        """Ask for a checkpoint every ``save_minutes``."""
         self._seconds = 60 * save_minutes
         self._saved, self._measured, self._note = time.monotonic(), 0, ""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Take the loss."""
-        loss = (logs or {}).get("loss")
-        if loss is None:
+        """Check the loss and note it."""
+        if (loss := (logs or {}).get("loss")) is None:
             return
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss} by step {state.global_step}: lower the learning rate (--set lr=...)")
         self._note = f"loss {loss:.3f}"
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Report the step, and ask for a checkpoint where it is time."""
+        """Report the step, and request a checkpoint when it is time."""
         progress("masked language modelling", state.global_step, state.max_steps, self._note)
         if time.monotonic() - self._saved >= self._seconds:
             control.should_save, self._saved = True, time.monotonic()
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **_: Any) -> None:
-        """Report a batch that was measured."""
+        """Report an evaluated batch."""
         self._measured = self._measured % len(eval_dataloader) + 1
-        progress("measuring on held-out sentences", self._measured, len(eval_dataloader))
+        progress("evaluating on held-out sentences", self._measured, len(eval_dataloader))
 
 
 def _split(sentences: Sequence[str], config: Config) -> tuple[list[str], list[str]]:
@@ -210,17 +208,16 @@ def _split(sentences: Sequence[str], config: Config) -> tuple[list[str], list[st
     if len(unique) < 2:
         names = ", ".join(map(str, config.texts))
         raise UserError(f"too little text in {names}: at least two different sentences are needed, one a line")
-    order = np.random.default_rng(config.seed).permutation(len(unique))
-    shuffled = [unique[i] for i in order]
-    held_out = min(max(1, round(config.dev_share * len(unique))), _DEV_MOST, len(unique) - 1)
+    shuffled = [unique[i] for i in np.random.default_rng(config.seed).permutation(len(unique))]
+    held_out = min(max(1, round(config.dev_share * len(unique))), _MAX_DEV_SENTENCES, len(unique) - 1)
     return shuffled[held_out:], shuffled[:held_out]
 
 
-def _claimed(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Pretrained | None:
-    """Return what a finished run of the same settings left in ``out``; None where there is training to be done.
+def _finished(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Pretrained | None:
+    """Return the record of a finished run to resume in ``out``, or None if there is training to do.
 
     Raises:
-        UserError: ``out`` holds something else, or another run, or one that ``resume`` does not ask for.
+        UserError: ``out`` holds other files, a run with other settings, or a run and ``resume`` is false.
     """
     record, started = out / RECORD, out / _WORK / _SETTINGS
     if record.is_file() and resume:
@@ -230,10 +227,10 @@ def _claimed(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Pretrai
         return done
     if started.is_file() and not record.is_file():
         if not resume:
-            raise UserError(f"{out} holds an interrupted run: continue it with --resume, or give another --out")
+            raise UserError(f"{out} holds an interrupted run: continue it with --resume, or use another --out")
         _check_same(out, json.loads(started.read_text(encoding="utf-8")), settings)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out} is there already: give another --out")
+        raise UserError(f"{out} already exists: use another --out")
     return None
 
 
@@ -241,14 +238,14 @@ def _check_same(out: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -
     changed = [key for key in sorted(theirs.keys() | ours.keys()) if theirs.get(key) != ours.get(key)]
     if changed:
         what = ", ".join(f"{key} was {theirs.get(key)}, is {ours.get(key)}" for key in changed)
-        raise UserError(f"{out} holds a run with other settings ({what}): give the same ones, or another --out")
+        raise UserError(f"{out} holds a run with other settings ({what}): use the same settings, or another --out")
 
 
 def _load(config: Config) -> tuple[PreTrainedModel, Any]:
     """Load the encoder with its masked-language-model head, and its tokenizer.
 
     Raises:
-        UserError: they cannot be loaded, or weights are missing, which transformers would draw at random.
+        UserError: they cannot be loaded, or weights are missing, which transformers would initialise at random.
     """
     tokenizer = load_tokenizer(TextSpec(model=config.model, revision=config.revision))
     how: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
@@ -274,12 +271,6 @@ def _load(config: Config) -> tuple[PreTrainedModel, Any]:
     return model, tokenizer
 
 
-def _longest(config: Config, model: PreTrainedModel, tokenizer: Any) -> int:
-    """Return how many tokens a sentence may have; XLM-R numbers positions from two on, so two are left out."""
-    positions = getattr(model.config, "max_position_embeddings", None) or config.max_tokens + 2
-    return min(config.max_tokens, int(tokenizer.model_max_length), positions - 2)
-
-
 def _arguments(config: Config, work: Path) -> TrainingArguments:
     gpu = torch.cuda.is_available()
     return TrainingArguments(
@@ -289,31 +280,25 @@ def _arguments(config: Config, work: Path) -> TrainingArguments:
         per_device_train_batch_size=config.batch_size,
         per_device_eval_batch_size=config.batch_size,
         learning_rate=config.lr,
-        warmup_steps=config.warmup_share,  # below one, a share of all steps
+        warmup_steps=config.warmup_share,  # a value below one is a share of all steps
         weight_decay=config.weight_decay,
         bf16=gpu and torch.cuda.is_bf16_supported(),
         seed=config.seed,
         logging_steps=10,
         logging_nan_inf_filter=False,
-        save_strategy="no",  # the callback asks for checkpoints
+        save_strategy="no",  # Reporter requests checkpoints
         save_total_limit=1,
         remove_unused_columns=False,
         dataloader_pin_memory=gpu,
         disable_tqdm=True,
-        log_level="error",
         report_to=[],
-        push_to_hub=False,
     )
 
 
 def _last_checkpoint(work: Path) -> str | None:
-    """Return the newest whole checkpoint: Trainer writes the file of its own state last."""
-    whole = [state.parent for state in work.glob("checkpoint-*/trainer_state.json")]
-    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    storage.write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Return the newest complete checkpoint: Trainer writes ``trainer_state.json`` last."""
+    complete = [state.parent for state in work.glob("checkpoint-*/trainer_state.json")]
+    return str(max(complete, key=lambda folder: int(folder.name.rpartition("-")[2]))) if complete else None
 
 
 def _card(done: Pretrained, files: Sequence[str]) -> str:

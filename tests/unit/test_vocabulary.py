@@ -220,7 +220,7 @@ def test_a_tower_whose_rows_are_mixed_up_is_refused_and_nothing_is_left(tmp_path
 
 def test_a_vocabulary_that_would_cut_the_corpus_otherwise_is_refused_and_nothing_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr(trim, "_with_parts", lambda state, pieces, chosen: chosen)
-    with pytest.raises(UserError, match=r'of 3 sentences would be cut into other pieces, ".*" among them'):
+    with pytest.raises(UserError, match=r'of 3 sentences would be split into other pieces, for example ".*"'):
         trim.trim_tower(TextSpec(model="starter"), SWAHILI, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
@@ -243,7 +243,7 @@ def test_an_empty_corpus_and_a_folder_that_is_there_are_refused(tmp_path):
     with pytest.raises(UserError, match="corpus is empty"):
         trim.trim_tower(spec(tiny.text()), [], tmp_path / "out")
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="out is there already"):
+    with pytest.raises(UserError, match="out already exists"):
         trim.trim_tower(spec(tiny.text()), CORPUS, tmp_path / "out")
 
 

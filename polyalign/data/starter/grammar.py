@@ -1,31 +1,30 @@
-"""Says a scene in any language that has a ``[starter]`` table: first what to say, then how.
+"""Describe a scene in any language that has a ``[starter]`` table: first decide what to say, then how.
 
-``choose`` picks the facts (a plan, no language in it), ``word`` puts a plan into words; two languages given the same
-plan say the same, which makes parallel text without a translator. Nothing here knows any language.
+``choose`` selects the facts (a plan, independent of language) and ``word`` puts a plan into words. Two languages given
+the same plan say the same, which gives parallel text without a translator. Nothing here is specific to a language.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
 import numpy as np
 
 from polyalign.config.language import Lang
-from polyalign.data.starter.lexicon import Lexicon, Slot, Tags, Template
+from polyalign.data.starter.lexicon import Entry, Lexicon, Tags, fill
 from polyalign.data.starter.world import OPPOSITE, Scene
 
 KEEP: Final = 0.75
-"""How likely a caption says a fact that it may leave out."""
-
+"""Probability that a caption mentions an optional fact."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a caption says of one thing; None is left unsaid."""
+    """What a caption says about one thing; None is not mentioned."""
 
     kind: str
     count: int
@@ -35,7 +34,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a caption says: ``parts[0]`` stands in ``relation`` to ``parts[1]``; None is left unsaid."""
+    """What a caption says: ``parts[0]`` stands in ``relation`` to ``parts[1]``; None is not mentioned."""
 
     parts: tuple[Part, Part]
     relation: str | None
@@ -48,7 +47,7 @@ class Plan:
 
 
 def choose(scene: Scene, rng: np.random.Generator) -> Plan:
-    """Choose which facts a caption says: kinds and counts always, each other fact with probability ``KEEP``."""
+    """Choose the facts of a caption: kinds and counts always, each other fact with probability ``KEEP``."""
     keep = rng.random(6) < KEEP
     first, second = (
         Part(thing.kind, thing.count, thing.color if color else None, thing.size if size else None)
@@ -58,16 +57,16 @@ def choose(scene: Scene, rng: np.random.Generator) -> Plan:
 
 
 def word(plan: Plan, lang: Lang, rng: np.random.Generator) -> str:
-    """Put a plan into words, with a wording drawn from those the language has.
+    """Put a plan into words; the wording is drawn from those of the language.
 
     Raises:
         UserError: the language cannot say it; names its file and the missing key.
     """
-    return _Wording(plan if rng.random() < 0.5 else plan.turned(), lexicon(lang), rng).sentence()
+    return _Sentence(plan if rng.random() < 0.5 else plan.turned(), lexicon(lang), rng).text()
 
 
 def say(scene: Scene, lang: Lang, rng: np.random.Generator) -> str:
-    """Say a scene in one sentence without capital or full stop; the same ``rng`` state gives the same sentence.
+    """Describe a scene in one sentence without capital or full stop; the same ``rng`` state gives the same sentence.
 
     Raises:
         UserError: the language cannot say it; names its file and the missing key.
@@ -82,70 +81,60 @@ def lexicon(lang: Lang) -> Lexicon:
     """Return the checked lexicon of a language, built once for each ``Lang`` object.
 
     Raises:
-        UserError: the language has no ``[starter]`` table or something is missing in it.
+        UserError: the language has no ``[starter]`` table, or the table is wrong.
     """
-    # Lang holds dicts and so has no hash; keeping the object keeps its id from being used again.
+    # Lang contains dicts and so has no hash. Keeping the object prevents that its id is used again.
     if id(lang) not in _LEXICONS:
         _LEXICONS[id(lang)] = (lang, Lexicon(lang))
     return _LEXICONS[id(lang)][1]
 
 
-class _Wording:
-    """One sentence being made: the plan, the words drawn so far, and the source of chance."""
+class _Sentence:
+    """One sentence: the words of its noun phrases ``a`` and ``b``, and the templates of its relation and background."""
 
     def __init__(self, plan: Plan, lexicon: Lexicon, rng: np.random.Generator) -> None:
-        self.plan, self.lexicon, self.rng = plan, lexicon, rng
-        self.phrases = dict(zip("ab", (_Phrase(part, self) for part in plan.parts), strict=True))
+        self.lexicon, self.rng = lexicon, rng
+        self.phrases = {name: self._draw(part) for name, part in zip("ab", plan.parts, strict=True)}
+        self.clauses: dict[str, tuple[str, ...]] = {}
+        if plan.relation is not None:
+            self.clauses["rel"] = lexicon.relations[plan.relation]
+        if plan.background is not None:
+            self.clauses["bg"] = lexicon.backgrounds[plan.background]
 
-    def pick(self, options: Sequence[T]) -> T:
-        return options[0] if len(options) == 1 else options[int(self.rng.integers(len(options)))]
-
-    def sentence(self) -> str:
-        said = {"rel": self.plan.relation, "bg": self.plan.background}
-        present = frozenset({"a", "b", *(slot for slot, fact in said.items() if fact is not None)})
-        text = self._fill(self.pick(self.lexicon.usable(present)), present)
-        text = " ".join(text.split())
+    def text(self) -> str:
+        template = self._pick(self.lexicon.sentences[frozenset(self.clauses)])
+        text = " ".join(fill(template, self.phrases.keys() | self.clauses.keys(), self._say).split())
         for pattern, new in self.lexicon.rewrites:
             text = pattern.sub(new, text)
         return text
 
-    def _fill(self, template: Template, present: frozenset[str]) -> str:
-        return "".join(part if isinstance(part, str) else self._say(part) for part in template.parts(present))
+    def _pick(self, options: Sequence[T]) -> T:
+        return options[0] if len(options) == 1 else options[int(self.rng.integers(len(options)))]
 
-    def _say(self, slot: Slot) -> str:
-        name = slot.name
+    def _draw(self, part: Part) -> tuple[dict[str, Entry], Tags]:
+        """Draw the words of a noun phrase; its tags are number and count, and those of its words."""
+        entries = {} if part.color is None else {"color": self._pick(self.lexicon.colors[part.color])}
+        if part.size is not None:
+            entries["size"] = self._pick(self.lexicon.sizes[part.size])
+        entries["count"] = self._pick(self.lexicon.counts[str(part.count)])
+        entries["noun"] = self._pick(self.lexicon.kinds[part.kind])
+        number = {"sg" if part.count == 1 else "pl", str(part.count)}
+        return entries, frozenset(number).union(*(entry.tags for entry in entries.values()))
+
+    def _say(self, name: str, tags: Tags, agrees_with: str | None) -> str:
+        """Fill a slot of a sentence, relation or background."""
         if name in self.phrases:
-            return self.phrases[name].text(slot.tags)
-        if name == "rel" and self.plan.relation is not None:
-            return self._fill(self.pick(self.lexicon.relations[self.plan.relation]), frozenset("ab"))
-        if name == "bg" and self.plan.background is not None:
-            return self._fill(self.pick(self.lexicon.backgrounds[self.plan.background]), frozenset("ab"))
-        agreed = self.phrases[slot.agrees_with].tags if slot.agrees_with else frozenset()
-        return self.pick(self.lexicon.words[name]).inflect(agreed | slot.tags)
+            return self._phrase(*self.phrases[name], tags)
+        if name in self.clauses:
+            return fill(self._pick(self.clauses[name]), self.phrases.keys(), self._say)
+        agreed = self.phrases[agrees_with][1] if agrees_with else frozenset()
+        return self._pick(self.lexicon.words[name]).inflect(agreed | tags)
 
+    def _phrase(self, entries: dict[str, Entry], own: Tags, place: Tags) -> str:
+        """Inflect every word for the tags of the phrase and those of its place in the sentence, such as case."""
 
-class _Phrase:
-    """A noun phrase: number and the noun's own tags are settled once, case comes from where it stands."""
+        def inflect(name: str, tags: Tags, _: str | None) -> str:
+            entry = entries[name] if name in entries else self._pick(self.lexicon.words[name])
+            return entry.inflect(own | place | tags)
 
-    def __init__(self, part: Part, wording: _Wording) -> None:
-        lexicon = wording.lexicon
-        self.wording = wording
-        drawn: Mapping[str, str | None] = {"color": part.color, "size": part.size, "count": str(part.count)}
-        sections = {"color": lexicon.colors, "size": lexicon.sizes, "count": lexicon.counts}
-        self.words = {slot: wording.pick(sections[slot][key]) for slot, key in drawn.items() if key is not None}
-        self.words["noun"] = wording.pick(lexicon.kinds[part.kind])
-        number = "sg" if part.count == 1 else "pl"
-        self.tags: Tags = frozenset({number, str(part.count)}).union(*(w.tags for w in self.words.values()))
-
-    def text(self, tags: Tags) -> str:
-        """Inflect every word for the phrase's own tags and those of its place (case)."""
-        tags = self.tags | tags
-        template = self.wording.pick(self.wording.lexicon.phrase(tags))
-        parts = template.parts(frozenset(self.words))
-        return "".join(
-            part if isinstance(part, str) else self._word(part.name, tags | part.tags) for part in parts
-        ).strip()
-
-    def _word(self, name: str, tags: Tags) -> str:
-        entry = self.words[name] if name in self.words else self.wording.pick(self.wording.lexicon.words[name])
-        return entry.inflect(tags)
+        return fill(self._pick(self.lexicon.phrase(own | place)), entries.keys(), inflect).strip()

@@ -1,14 +1,14 @@
-"""Make the starter vision tower anew: ``python -m polyalign.data.starter.make_vision_tower --out DIR``.
+"""Train the starter vision tower again: ``python -m polyalign.data.starter.make_vision_tower --out DIR``.
 
-A small timm ViT learns to name what was drawn, first single objects, then scenes: learning from whole scenes at once
-teaches colours and hardly a kind. No picture has a held-out combination of kind and colour, none comes with a text. The
-tower that ships was made with this objective by an earlier script: a new one is like it, not equal to the bit.
+A small timm ViT learns to classify what was drawn, first single objects, then scenes: from whole scenes alone it learns
+colours but hardly any kind. No picture has a held-out combination of kind and colour, and there is no text. An earlier
+script made the tower in the package, with the same objective: a new tower is similar but not identical.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,18 +22,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from polyalign.data.starter._fit import fit, run_script, save_half
+from polyalign.data.starter._fit import Training, fit, run_script
 from polyalign.data.starter.scenes import draw, draw_object, sample_scene
 from polyalign.data.starter.world import BACKGROUNDS, COLORS, COUNTS, HELD_OUT, KINDS, SIZES, Scene
+from polyalign.utils import storage
 
+_THING: Final[dict[str, tuple[Any, ...]]] = {"kind": KINDS, "color": COLORS, "size": SIZES, "count": COUNTS}
 OBJECT_LABELS: Final = {"kind": len(KINDS), "color": len(COLORS), "background": len(BACKGROUNDS)}
-THING_LABELS: Final = {"kind": len(KINDS), "color": len(COLORS), "size": len(SIZES), "count": len(COUNTS)}
 SCENE_LABELS: Final = {
-    **{f"{label}_{slot}": values for slot in (0, 1) for label, values in THING_LABELS.items()},
+    **{f"{label}_{slot}": len(values) for slot in (0, 1) for label, values in _THING.items()},
     "axis": 2,
     "background": len(BACKGROUNDS),
 }
-"""How many values each label has. Slot 0 is the thing on the left or above, slot 1 the other; the axis says which."""
+"""The number of classes of each label. Slot 0 is the left or upper thing, slot 1 the other; the axis says which."""
 
 _MODEL: Final = "vit_tiny_patch16_224"
 _ARGS: Final[dict[str, Any]] = {"img_size": 64, "patch_size": 16, "embed_dim": 128, "depth": 4, "num_heads": 4}
@@ -42,22 +43,21 @@ _SHOWN: Final = [(kind, color) for kind in KINDS for color in COLORS if (kind, c
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What decides the weights; the defaults are what the shipped tower was made with."""
+class Settings(Training):
+    """The settings that determine the weights; the defaults are those of the tower in the package."""
 
+    batch_size: int = 128
+    lr: float = 1e-3
     object_pictures: int = 20_000
     object_steps: int = 1_500
     scene_pictures: int = 30_000
     scene_steps: int = 1_500
     test_pictures: int = 1_000
-    batch_size: int = 128
-    lr: float = 1e-3
-    seed: int = 0
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """A dataset of pictures, drawn when they are asked for, each with a row of labels ``(N, number of labels)``."""
+    """A dataset of pictures, drawn on access, with class indices ``labels (N, number of labels)``."""
 
     draw: Callable[[int], Image.Image]
     labels: Tensor
@@ -70,31 +70,28 @@ class Pictures:
 
 
 def objects(count: int, rng: np.random.Generator) -> Pictures:
-    """Draw up ``count`` pictures of one object each, near and far."""
+    """Return ``count`` pictures of one object each, near and far."""
     shown = [_SHOWN[i] for i in rng.integers(len(_SHOWN), size=count)]
     grounds, seeds = rng.integers(len(BACKGROUNDS), size=count), rng.integers(2**31, size=count)
     radii = rng.uniform(8, 28, size=count)
 
     def picture(i: int) -> Image.Image:
-        kind, color = shown[i]
-        return draw_object(kind, color, BACKGROUNDS[grounds[i]], float(radii[i]), int(seeds[i]), _PX)
+        return draw_object(*shown[i], BACKGROUNDS[grounds[i]], float(radii[i]), int(seeds[i]), _PX)
 
     rows = [(KINDS.index(kind), COLORS.index(color), int(g)) for (kind, color), g in zip(shown, grounds, strict=True)]
     return Pictures(picture, torch.tensor(rows))
 
 
 def scenes(count: int, rng: np.random.Generator, *, held_out: bool = False) -> Pictures:
-    """Draw up ``count`` scenes, all of them with a held-out combination or all without."""
+    """Return pictures of ``count`` scenes, all of them with a held-out combination or all without."""
     sampled = [sample_scene(rng, held_out=held_out) for _ in range(count)]
     return Pictures(lambda i: draw(sampled[i], _PX), torch.tensor([scene_labels(scene) for scene in sampled]))
 
 
 def scene_labels(scene: Scene) -> list[int]:
-    """Number a scene's facts in the order of ``SCENE_LABELS``."""
+    """Return the class indices of a scene's facts in the order of ``SCENE_LABELS``."""
     background, things, relation = scene.facts()
-    row = []
-    for thing in things:
-        row += [KINDS.index(thing.kind), COLORS.index(thing.color), SIZES.index(thing.size), COUNTS.index(thing.count)]
+    row = [values.index(getattr(thing, label)) for thing in things for label, values in _THING.items()]
     return [*row, int(relation == "above"), BACKGROUNDS.index(background)]
 
 
@@ -104,10 +101,10 @@ class Namer(nn.Module):
     def __init__(self, tower: nn.Module, labels: dict[str, int]) -> None:
         super().__init__()
         self.tower = tower
-        self.heads = nn.ModuleList(nn.Linear(_ARGS["embed_dim"], values) for values in labels.values())
+        self.heads = nn.ModuleList(nn.Linear(_ARGS["embed_dim"], classes) for classes in labels.values())
 
     def forward(self, pixels: Tensor, labels: Tensor) -> dict[str, Any]:
-        """Average the cross-entropies of all labels ``(B, number of labels)``; tell which are named right."""
+        """Return the mean cross-entropy over all labels ``(B, number of labels)``, and which are predicted right."""
         features = self.tower(pixels)
         logits = [head(features) for head in self.heads]
         losses = [F.cross_entropy(scores, labels[:, k]) for k, scores in enumerate(logits)]
@@ -116,21 +113,21 @@ class Namer(nn.Module):
 
 
 def collate(shift: int) -> Callable[[list[tuple[Image.Image, Tensor]]], dict[str, Tensor]]:
-    """Move each picture by up to ``shift`` pixels either way, its border drawn out, and scale it to [-1, 1]."""
+    """Return a collate function that moves each picture by up to ``shift`` pixels and scales it to [-1, 1]."""
     move = [v2.RandomCrop(_PX, padding=shift, padding_mode="edge")] if shift else []
     scale = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
     ready = v2.Compose([*move, *scale])
 
     def batch(examples: list[tuple[Image.Image, Tensor]]) -> dict[str, Tensor]:
-        pixels = torch.stack([ready(image) for image, _ in examples])
-        return {"pixels": pixels, "labels": torch.stack([labels for _, labels in examples])}
+        images, labels = zip(*examples, strict=True)
+        return {"pixels": torch.stack([ready(image) for image in images]), "labels": torch.stack(labels)}
 
     return batch
 
 
 @torch.no_grad()
 def measure(model: Namer, pictures: Pictures) -> list[float]:
-    """Return the share of pictures whose label a head names right, for each label."""
+    """Return the accuracy of each label."""
     device = next(model.parameters()).device
     loader: Any = DataLoader(pictures, batch_size=256, collate_fn=collate(0))  # type: ignore[arg-type]
     right = [model.eval()(**{k: v.to(device) for k, v in batch.items()})["right"] for batch in loader]
@@ -142,42 +139,37 @@ def make(out: Path, settings: Settings) -> None:
     """Train the tower and write it to ``out``: weights, ``tower.toml`` and a card with measured figures."""
     torch.manual_seed(settings.seed)
     tower = timm.create_model(_MODEL, pretrained=False, num_classes=0, **_ARGS)
-    drawn = [np.random.default_rng((settings.seed, stage)) for stage in range(4)]
+    rngs = [np.random.default_rng((settings.seed, stage)) for stage in range(4)]
     near, far = Namer(tower, OBJECT_LABELS), Namer(tower, SCENE_LABELS)
-    how: dict[str, Any] = {"batch_size": settings.batch_size, "lr": settings.lr, "seed": settings.seed}
-    fit(near, objects(settings.object_pictures, drawn[0]), collate(3), out, steps=settings.object_steps, **how)
-    fit(far, scenes(settings.scene_pictures, drawn[1]), collate(3), out, steps=settings.scene_steps, **how)
-    like = measure(far, scenes(settings.test_pictures, drawn[2]))
-    held_out = measure(far, scenes(settings.test_pictures, drawn[3], held_out=True))
-    save_half(tower.state_dict(), out / "model.safetensors")
+    fit(near, objects(settings.object_pictures, rngs[0]), collate(3), out, settings.object_steps, settings)
+    fit(far, scenes(settings.scene_pictures, rngs[1]), collate(3), out, settings.scene_steps, settings)
+    like = measure(far, scenes(settings.test_pictures, rngs[2]))
+    held_out = measure(far, scenes(settings.test_pictures, rngs[3], held_out=True))
+    storage.save_tensors(out / "model.safetensors", tower.half().state_dict(), {"format": "pt"})
     facts = {"model": _MODEL, "image_px": _PX, "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0, "args": _ARGS}
     (out / "tower.toml").write_text(tomli_w.dumps(facts), encoding="utf-8")
-    (out / "README.md").write_text(_card(settings, like, held_out), encoding="utf-8")
-
-
-def _card(settings: Settings, like: Sequence[float], held_out: Sequence[float]) -> str:
     measured = zip(SCENE_LABELS.items(), like, held_out, strict=True)
-    rows = "\n".join(f"| {name} | {a:.1%} | {b:.1%} | {1 / values:.1%} |" for (name, values), a, b in measured)
-    used = "\n".join(f"| `{name}` | {value} |" for name, value in asdict(settings).items())
-    return f"""# A vision tower pretrained alone
+    rows = "\n".join(f"| {name} | {a:.1%} | {b:.1%} | {1 / classes:.1%} |" for (name, classes), a, b in measured)
+    card = f"""# A vision tower trained on pictures only
 
 timm `{_MODEL}`, stored in half precision, {_PX} px. Made by `python -m polyalign.data.starter.make_vision_tower`. It
 has never seen a text.
 
-It learned on the embedded starter world: pictures of one object each, to name its kind, colour and background, then
-scenes, to name kind, colour, size and count of the left or upper thing and of the right or lower one, the axis between
-them and the background. No picture held one of the {len(HELD_OUT)} held-out combinations of kind and colour.
+It was trained on the starter world: on pictures of one object each, to predict kind, colour and background, then on
+scenes, to predict kind, colour, size and count of the left or upper thing and of the right or lower one, the axis
+between them and the background. No picture had one of the {len(HELD_OUT)} held-out combinations of kind and colour.
 
-What its linear heads name right on {settings.test_pictures:,} new scenes, and on as many with a held-out combination:
+Accuracy of its linear heads on {settings.test_pictures:,} new scenes, and on as many with a held-out combination:
 
-| label | like trained | held out | chance |
+| label | like training | held out | chance |
 |---|---|---|---|
 {rows}
 
 | setting | value |
 |---|---|
-{used}
+{settings.rows()}
 """
+    (out / "README.md").write_text(card, encoding="utf-8")
 
 
 if __name__ == "__main__":
