@@ -117,7 +117,7 @@ def _encoder(family: str) -> Path:
 def _bert(out: Path) -> torch.nn.Module:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
     BertTokenizer(vocab={word: index for index, word in enumerate(words)}).save_pretrained(out)
-    return BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=48, **SIZES))
+    return BertModel(BertConfig(vocab_size=len(words), max_position_embeddings=80, **SIZES))
 
 
 def _xlmr(out: Path) -> torch.nn.Module:
@@ -134,14 +134,14 @@ def _xlmr(out: Path) -> torch.nn.Module:
     PreTrainedTokenizerFast(tokenizer_object=fast, **tokens).save_pretrained(out)
     ids = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
     return XLMRobertaModel(
-        XLMRobertaConfig(vocab_size=len(pieces), max_position_embeddings=50, type_vocab_size=1, **ids, **SIZES)
+        XLMRobertaConfig(vocab_size=len(pieces), max_position_embeddings=80, type_vocab_size=1, **ids, **SIZES)
     )
 
 
 def _distilbert(out: Path) -> torch.nn.Module:
     _bert(out)
     config: PretrainedConfig = DistilBertConfig(
-        vocab_size=5 + len(WORDS), dim=32, n_layers=3, n_heads=2, hidden_dim=64, max_position_embeddings=48
+        vocab_size=5 + len(WORDS), dim=32, n_layers=3, n_heads=2, hidden_dim=64, max_position_embeddings=80
     )
     return AutoModel.from_config(config)
 

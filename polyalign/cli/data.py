@@ -67,7 +67,7 @@ def check(
     """Check every image and caption before training, and report problems."""
     go_offline(offline)
     from polyalign.data.check import check_recipe, render
-    from polyalign.models.towers.text import load_tokenizer
+    from polyalign.models.towers.text_loading import load_tokenizer
 
     resolved = resolve(recipe, lang, "projection", set_, data=data)
     reports = check_recipe(resolved, load_tokenizer(resolved.text))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from typing import cast
+from collections.abc import Collection
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from polyalign.models.towers.base import Tower
 from polyalign.models.towers.text import TextTower, Tokens
 from polyalign.models.towers.vision import VisionTower
+
+logger = logging.getLogger(__name__)
 
 MIN_LOGIT_SCALE, MAX_LOGIT_SCALE = math.log(1 / 0.5), math.log(1 / 0.001)
 """Bounds of ``logit_scale``: LilT clamps the temperature, which divides the similarities, to [0.001, 0.5]."""
@@ -39,7 +43,9 @@ class Aligner(nn.Module):
         self.text_projection = nn.Linear(text.width, dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(10 if bias else 1 / 0.07)))
         self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if bias else None
+        self.inserted: frozenset[str] = frozenset()
         self._recorded: frozenset[str] | None = None
+        self._exact: dict[tuple[str, int], bool] = {}
         self.eval()
 
     @property
@@ -50,7 +56,8 @@ class Aligner(nn.Module):
     def cuts(self) -> tuple[int, int]:
         """Return for vision and text the first trainable stage; the input of that stage depends on the data alone.
 
-        A stage unlocked after recording lowers the cut; nothing raises it.
+        A stage unlocked after recording lowers the cut; nothing raises it. A cut is used once a small batch has shown
+        that the tower computes the same with it; else the tower is computed whole at every step.
         """
         trainable = [*self.trainable().values(), *(p for p in self.parameters() if p.requires_grad)]
         return self._proved(self.vision, trainable), self._proved(self.text, trainable)
@@ -84,9 +91,25 @@ class Aligner(nn.Module):
             return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {name: parameter for name, parameter in self.named_parameters() if name in self._recorded}
 
-    def record_trainable(self) -> None:
-        """Record the parameters that require grad now as the trainable ones, in place of an earlier record."""
+    def record_trainable(self, inserted_beside: Collection[int] | None = None) -> None:
+        """Record the parameters that require grad now as the trainable ones, in place of an earlier record.
+
+        ``inserted_beside`` are the ids of the pretrained parameters: trainable ones besides them were inserted.
+        """
         self._recorded = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
+        self._exact = {}
+        if inserted_beside is not None:
+            self.inserted = frozenset(n for n, p in self.trainable().items() if id(p) not in inserted_beside)
+
+    def _proved(self, tower: Tower, trainable: list[nn.Parameter]) -> int:
+        cut = tower.first_trainable(trainable)
+        if cut in (0, tower.whole) or self.logit_scale.device.type == "meta":
+            return cut
+        if (tower.kind, cut) not in self._exact:
+            exact = self._exact[tower.kind, cut] = tower.is_exact(cut)
+            if not exact:
+                logger.info(f"the {tower.name} cannot be cut at stage {cut}: it is computed whole at every step")
+        return cut if self._exact[tower.kind, cut] else 0
 
     def count(self) -> tuple[int, int]:
         """Return the numbers of trainable and of all parameters."""

@@ -30,9 +30,11 @@ def build_aligner(
     """
     vision = build_vision(recipe.vision, pretrained=pretrained, preprocessing=preprocessing)
     text = build_text(recipe.text, pretrained=pretrained, tokenizer=tokenizer)
+    text.lang = recipe.lang
     torch.manual_seed(recipe.train.seed)
     aligner = Aligner(vision, text, recipe.projection.dim, bias=recipe.optim.loss == "sigmoid")
+    pretrained_parameters = {id(parameter) for tower in (vision, text) for parameter in tower.parameters()}
     strategy, config = recipe.plugin("strategy")
     strategy.apply(aligner, config)
-    aligner.record_trainable()
+    aligner.record_trainable(inserted_beside=pretrained_parameters)
     return aligner.eval()

@@ -63,10 +63,10 @@ def prepare(aligner: Aligner, table: PairTable, config: Cache, data: Data | None
     if data is not None and data.views is not None:
         how = aligner.vision.preprocessing
         # At this size the tower's own preprocessing does not resize again.
-        images = of(table, data.views, int(how.image_px / how.crop_pct), data.data_seed, mirror=data.mirror)
+        images = of(table, data.views, int(max(how.size) / how.crop_pct), data.data_seed, mirror=data.mirror)
     return PairFeatures(
         image_features(aligner.vision, images, vision_cut, config),
-        caption_features(aligner.text, table.captions, text_cut, config),
+        caption_features(aligner.text, table.captions, text_cut, config, table.lang),
         table.image_of,
         len(images) // len(table.images),
     )

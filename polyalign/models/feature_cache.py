@@ -53,6 +53,7 @@ class CachedFeatures:
     values: npt.NDArray[Any]
     cut: int
     offsets: npt.NDArray[np.int64] | None = None
+    ids: npt.NDArray[np.int64] | None = None
     pad: int = 0
     spent: Spent = field(default_factory=Spent)
     in_bf16: bool = False
@@ -67,9 +68,17 @@ class CachedFeatures:
             return _tensor(self.values[rows], device)
         lengths = self._lengths(rows)
         mask = np.arange(lengths.max()) < lengths[:, None]
-        padded = np.full((*mask.shape, *self.values.shape[1:]), self.pad, self.values.dtype)
-        padded[mask] = self.values[_places(self.offsets, rows)]
-        return Tokens(_tensor(padded, device), torch.from_numpy(mask).to(device))
+        places = _places(self.offsets, rows)
+
+        def padded(values: npt.NDArray[Any], pad: int) -> torch.Tensor:
+            full = np.full((*mask.shape, *values.shape[1:]), pad, values.dtype)
+            full[mask] = values[places]
+            return _tensor(full, device)
+
+        on_device = torch.from_numpy(mask).to(device)
+        if self.ids is None:
+            return Tokens(padded(self.values, self.pad), on_device)
+        return Tokens(padded(self.ids, self.pad), on_device, padded(self.values, 0))
 
     def by_length(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Return the indices ``(N,)`` that sort these rows by length, shortest first."""
@@ -108,7 +117,7 @@ def image_features(tower: VisionTower, refs: Sequence[ImageRef], cut: int, confi
             for start in range(0, len(refs), _BATCH):
                 pixels = list(pool.map(lambda ref: tower.transform(ref.open()), refs[start : start + _BATCH]))
                 with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
-                    stage = tower.run(torch.stack(pixels).to(device), 0, cut)
+                    stage = tower.prefix(torch.stack(pixels).to(device), cut)
                 yield np.arange(start, start + len(pixels)), _array(stage, config)
 
     how = tower.preprocessing.model_dump_json() + (tower.variant if cut else "")
@@ -118,7 +127,9 @@ def image_features(tower: VisionTower, refs: Sequence[ImageRef], cut: int, confi
 
 
 @torch.no_grad()
-def caption_features(tower: TextTower, texts: Sequence[str], cut: int, config: Cache) -> CachedFeatures:
+def caption_features(
+    tower: TextTower, texts: Sequence[str], cut: int, config: Cache, lang: str | None = None
+) -> CachedFeatures:
     """Return the input of stage ``cut`` of the text tower for these captions, from disk or computed and stored.
 
     Raises:
@@ -127,10 +138,10 @@ def caption_features(tower: TextTower, texts: Sequence[str], cut: int, config: C
     cut = cut if config.prefix else 0
     device = next(tower.parameters()).device
     in_bf16 = precision.infers_in_bf16(config.precision, device)
-    ids = tower.tokenize(list(texts))
+    ids = tower.tokenize(list(texts), lang)
     offsets = np.cumsum([0, *map(len, ids)], dtype=np.int64)
     flat = np.concatenate([np.asarray(sequence, np.int64) for sequence in ids])
-    tokens = CachedFeatures(flat, 0, offsets, int(tower.tokenizer.pad_token_id), in_bf16=in_bf16)
+    tokens = CachedFeatures(flat, 0, offsets, pad=tower.pad, in_bf16=in_bf16)
     if cut == 0:
         return tokens
     by_length = tokens.by_length(np.arange(len(ids)))
@@ -139,18 +150,19 @@ def caption_features(tower: TextTower, texts: Sequence[str], cut: int, config: C
         for start in range(0, len(ids), _BATCH):
             rows = by_length[start : start + _BATCH]
             with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
-                stage = tower.run(tokens.batch(rows, device), 0, cut)
+                stage = tower.prefix(tokens.batch(rows, device), cut)
             if isinstance(stage, Tokens):
-                yield _places(offsets, rows), _array(stage.values[stage.mask], config)
+                yield _places(offsets, rows), _array(tower.values(stage)[stage.mask], config)
             else:
                 yield rows, _array(stage, config)
 
     contents = [" ".join(map(str, sequence)) for sequence in ids]
     key = _key("text", tower, cut, config, contents, tower.variant, in_bf16=in_bf16)
-    ragged = offsets if cut < len(tower.stages()) else None
+    ragged = offsets if cut < tower.whole else None
     total = len(ids) if ragged is None else len(flat)
     values, spent = _find(key) or _collect(key, batches(), total, len(ids), config, "captions")
-    return CachedFeatures(values, cut, ragged, spent=spent, in_bf16=in_bf16)
+    of_tokens = None if ragged is None else flat
+    return CachedFeatures(values, cut, ragged, of_tokens, tower.pad, spent, in_bf16)
 
 
 def _array(tensor: torch.Tensor, config: Cache) -> npt.NDArray[Any]:

@@ -42,8 +42,8 @@ def count(recipe: str, lang: str, overrides: dict[str, Any]) -> list[Row]:
         else:
             row.trainable, row.total = aligner.count()
             vision_cut, text_cut = aligner.cuts()
-            row.vision_cut = f"{vision_cut} of {len(aligner.vision.stages())}"
-            row.text_cut = f"{text_cut} of {len(aligner.text.stages())}"
+            row.vision_cut = f"{vision_cut} of {aligner.vision.whole}"
+            row.text_cut = f"{text_cut} of {aligner.text.whole}"
         rows.append(row)
     return sorted(rows, key=lambda row: row.trainable)
 

@@ -8,11 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from polyalign.models.aligner import Aligner
-from polyalign.models.towers.text import TextTower
-from polyalign.models.towers.vision import VisionTower
+from polyalign.models.towers.base import Tower
 from polyalign.utils.errors import UserError
-
-Tower = VisionTower | TextTower
 
 
 class Scope(BaseModel):
@@ -42,27 +39,27 @@ def blocks(tower: Tower, scope: Scope, strategy: str) -> list[nn.Module]:
     """List the transformer blocks in reach, lowest first.
 
     Raises:
-        UserError: the tower has no transformer blocks, or fewer than ``layers`` asks for.
+        UserError: the tower has no transformer blocks, or fewer than ``layers`` states.
     """
     found = tower.blocks
-    if found is None:
-        other = "text" if isinstance(tower, VisionTower) else "vision"
+    if not found:
+        other = "text" if tower.kind == "vision" else "vision"
         raise UserError(
-            f"{strategy} works on transformer blocks and the {tower.name} has none: "
+            f"{strategy} needs transformer blocks in a list, and the {tower.name} has no such list: "
             f"use --towers {other}, or the strategy projection, lit or full"
         )
     if scope.layers == "all":
-        return list(found)
+        return found
     count = int(scope.layers.removeprefix("last:"))
     if count > len(found):
         raise UserError(f"layers = {scope.layers}, but the {tower.name} has {len(found)} blocks")
-    return list(found)[-count:]
+    return found[-count:]
 
 
 def parts(tower: Tower, scope: Scope, strategy: str) -> list[nn.Module]:
     """List the modules in reach: the whole network, or the last k blocks and what lies above them."""
     if scope.layers == "all":
-        return [tower.model]
+        return [tower.model, tower.head]
     return [*blocks(tower, scope, strategy), *tower.top]
 
 

@@ -25,7 +25,7 @@ from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from polyalign.config.tower import TextSpec
-from polyalign.models.towers.text import load_encoder, load_tokenizer
+from polyalign.models.towers.text_loading import load_encoder, load_tokenizer
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 from polyalign.utils.progress import progress

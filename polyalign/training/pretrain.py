@@ -32,7 +32,7 @@ from transformers import (
 from transformers.utils import logging
 
 from polyalign.config.tower import TextSpec
-from polyalign.models.towers.text import load_tokenizer
+from polyalign.models.towers.text_loading import load_tokenizer
 from polyalign.models.vocabulary import read_sentences
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError

@@ -9,8 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from polyalign.models.aligner import Aligner
-from polyalign.models.towers.text import TextTower
-from polyalign.models.towers.vision import VisionTower
+from polyalign.models.towers.base import Tower
 from polyalign.utils.errors import UserError
 
 
@@ -42,13 +41,13 @@ def recompute_blocks(aligner: Aligner) -> None:
 
 
 def _running(aligner: Aligner, option: str) -> Iterator[nn.Module]:
-    towers: tuple[VisionTower | TextTower, ...] = (aligner.vision, aligner.text)
+    towers: tuple[Tower, ...] = (aligner.vision, aligner.text)
     for tower, cut in zip(towers, aligner.cuts(), strict=True):
-        if cut == len(tower.stages()):
+        if cut == tower.whole:
             continue
-        if tower.blocks is None:
+        if not tower.blocks:
             raise UserError(
-                f"train.{option} works on transformer blocks and the {tower.name} has none: leave it out "
+                f"train.{option} needs transformer blocks, and the {tower.name} has none: leave it out "
                 f"(--set train.{option}=false)"
             )
-        yield from list(tower.blocks)[max(cut - 1, 0) :]
+        yield from tower.blocks[max(cut - 1, 0) :]

@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from polyalign.config.tower import TextSpec
 from polyalign.models import vocabulary as trim
-from polyalign.models.towers.text import build_text
+from polyalign.models.towers.text_loading import build_text
 
 
 def captions(root, code):

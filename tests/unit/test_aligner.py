@@ -8,7 +8,6 @@ from torch import nn
 
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
-from polyalign.models.towers.common import first_trainable
 from tests import tiny
 
 
@@ -42,8 +41,8 @@ def test_only_projections_and_temperature_train_at_first(frozen):
 @pytest.mark.parametrize("cut", range(6))
 def test_encoding_from_a_cut_equals_encoding_the_whole(frozen, cut):
     tokens = frozen.text.collate(frozen.text.tokenize(["red", "a blue and a green"]))
-    cut = min(cut, len(frozen.vision.stages()))
-    image, text = frozen.vision.run(pixels(), 0, cut), frozen.text.run(tokens, 0, cut)
+    cut = min(cut, frozen.vision.whole)
+    image, text = frozen.vision.prefix(pixels(), cut), frozen.text.prefix(tokens, cut)
     assert torch.equal(frozen.encode_image(image, cut), frozen.encode_image(pixels()))
     assert torch.equal(frozen.encode_text(text, cut), frozen.encode_text(tokens))
 
@@ -66,11 +65,12 @@ def test_the_sigmoid_loss_brings_a_bias_and_its_own_start():
 
 
 def test_the_first_trainable_stage_is_the_cut():
-    stages = [[nn.Parameter(torch.zeros(1)), nn.Parameter(torch.zeros(1))] for _ in range(3)]
-    assert first_trainable(stages, []) == 3
-    assert first_trainable(stages, [stages[2][1]]) == 2
-    assert first_trainable(stages, [stages[2][1], stages[0][1]]) == 0
-    assert first_trainable([[], []], [nn.Parameter(torch.zeros(1))]) == 2
+    tower = tiny.aligner().vision
+    stages = tower.stages()
+    assert tower.first_trainable([]) == 5
+    assert tower.first_trainable([stages[2][1]]) == 2
+    assert tower.first_trainable([stages[2][1], stages[0][1]]) == 0
+    assert tower.first_trainable([nn.Parameter(torch.zeros(1))]) == 5
 
 
 def built_by_hand() -> Aligner:

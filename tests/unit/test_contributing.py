@@ -16,8 +16,8 @@ from polyalign.config import resolve as recipe
 from polyalign.config.tower import TextSpec, VisionSpec
 from polyalign.data.pairs import PairTable
 from polyalign.models.aligner import Aligner
-from polyalign.models.towers.text import build_text
-from polyalign.models.towers.vision import build_vision
+from polyalign.models.towers.text_loading import build_text
+from polyalign.models.towers.vision_loading import build_vision
 from polyalign.utils.errors import UserError
 
 FENCE = re.compile(r"^```(python|toml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

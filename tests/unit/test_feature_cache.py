@@ -115,13 +115,16 @@ def test_a_store_holds_what_the_stage_takes(frozen, table, cut):
     pixels = torch.stack([frozen.vision.transform(table.images[row].open()) for row in rows])
     tokens = frozen.text.collate(frozen.text.tokenize([table.captions[row] for row in rows]))
     with torch.no_grad():
-        stage = frozen.vision.run(pixels, 0, cut)
+        stage = frozen.vision.prefix(pixels, cut)
         torch.testing.assert_close(images.batch(rows), stage, rtol=1e-4, atol=1e-5)
-        stage = frozen.text.run(tokens, 0, cut)
+        stage = frozen.text.prefix(tokens, cut)
     found = captions.batch(rows)
-    if cut < 5:
+    if cut == 0:
         assert torch.equal(found.mask, stage.mask)
-        torch.testing.assert_close(found.values[stage.mask], stage.values[stage.mask], rtol=1e-4, atol=1e-5)
+        assert torch.equal(found.ids, stage.ids)
+    elif cut < 5:
+        assert torch.equal(found.mask, stage.mask)
+        torch.testing.assert_close(found.hidden[stage.mask], stage.hidden[stage.mask], rtol=1e-4, atol=1e-5)
     else:
         torch.testing.assert_close(found, stage, rtol=1e-4, atol=1e-5)
     assert len(images) == len(table.images)
@@ -134,21 +137,21 @@ def test_captions_filled_in_order_of_length_lie_where_each_alone_would(frozen, c
     captions = [" ".join(["red"] * count) for count in (7, 2, 9, 1, 5, 2, 8, 3, 6, 4)]
     captions[5] = "blue then"  # as long as the second, and another
     monkeypatch.setattr(cache, "_BATCH", 3)
-    widths, whole = [], frozen.text.run
+    widths, whole = [], frozen.text.prefix
 
-    def noted(x, start, stop):
-        widths.append(x.values.shape[1])
-        return whole(x, start, stop)
+    def noted(x, cut):
+        widths.append(x.ids.shape[1])
+        return whole(x, cut)
 
-    monkeypatch.setattr(frozen.text, "run", noted)
+    monkeypatch.setattr(frozen.text, "prefix", noted)
     store = cache.caption_features(frozen.text, captions, cut, FULL)
     assert widths == [4, 7, 10, 11]  # two of them special; in the order given it would be 11, 7, 10, 6
     for row, caption in enumerate(captions):
         tokens = frozen.text.collate(frozen.text.tokenize([caption]))
         with torch.no_grad():
-            alone, found = whole(tokens, 0, cut), store.batch(np.array([row]))
+            alone, found = whole(tokens, cut), store.batch(np.array([row]))
         if cut < 5:
-            alone, found = alone.values, found.values
+            alone, found = alone.hidden, found.hidden
         torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
 
 

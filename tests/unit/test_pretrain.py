@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertCon
 from polyalign.config import language as langs
 from polyalign.config.tower import STARTER, TextSpec
 from polyalign.data.starter import make_text_tower, make_vision_tower, world
-from polyalign.models.towers.text import build_text
+from polyalign.models.towers.text_loading import build_text
 from polyalign.training import pretrain
 from polyalign.training.pretrain import Config, Pretrained, pretrain_text
 from polyalign.utils.errors import UserError

@@ -76,7 +76,7 @@ def test_recomputed_blocks_give_the_same_gradients_from_less_than_half_of_what_i
 
 
 def test_a_tower_without_blocks_cannot_be_recomputed():
-    with pytest.raises(UserError, match=r"train\.recompute works on transformer blocks and the vision tower"):
+    with pytest.raises(UserError, match=r"train\.recompute needs transformer blocks, and the vision tower"):
         recompute_blocks(tiny.aligner("full", vision={"model": str(tiny.conv())}))
 
 

@@ -18,7 +18,7 @@ from polyalign.evaluation.tasks import retention
 from polyalign.evaluation.tasks.retention import Config, Probes, cka, knn_accuracy
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
-from polyalign.models.towers.text import build_text
+from polyalign.models.towers.text_loading import build_text
 from polyalign.utils.errors import UserError
 from tests import tiny
 

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast, XLMR
 from polyalign import cli
 from polyalign.config.tower import STARTER, TextSpec
 from polyalign.models import vocabulary as trim
-from polyalign.models.towers.text import build_text
+from polyalign.models.towers.text_loading import build_text
 from polyalign.utils.errors import UserError
 from tests import tiny
 

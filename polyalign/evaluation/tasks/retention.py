@@ -235,12 +235,9 @@ def text_layers(tower: TextTower, sentences: Sequence[str], batch_size: int = 12
     """Return the features (N, W) of every stage of the text tower, mean-pooled over real tokens, the output last."""
 
     def run(batch: Sequence[str]) -> list[torch.Tensor]:
-        x: Tokens | torch.Tensor = tower.collate(tower.tokenize(list(batch))).to(_device(tower))
-        found = []
-        for stage in range(len(tower.stages())):
-            x = tower.run(cast(Tokens, x), stage, stage + 1)
-            found.append(masked_pool(x.values, x.mask, "mean") if isinstance(x, Tokens) else x)
-        return found
+        x = tower.collate(tower.tokenize(list(batch))).to(_device(tower))
+        *hidden, features = tower.layers(x)
+        return [*(masked_pool(one, x.mask, "mean") for one in hidden), features]
 
     return _by_layer(sentences, batch_size, run)
 
@@ -251,11 +248,8 @@ def image_layers(tower: VisionTower, images: Sequence[ImageRef], batch_size: int
 
     def run(batch: Sequence[ImageRef]) -> list[torch.Tensor]:
         x = torch.stack([tower.transform(image.open()) for image in batch]).to(_device(tower))
-        found = []
-        for stage in range(len(tower.stages())):
-            x = tower.run(x, stage, stage + 1)
-            found.append({2: lambda t: t, 3: lambda t: t.mean(1), 4: lambda t: t.mean((2, 3))}[x.ndim](x))
-        return found
+        places = {2: (), 3: (1,), 4: (1, 2) if getattr(tower.model, "output_fmt", "") == "NHWC" else (2, 3)}
+        return [one.mean(places[one.ndim]) if one.ndim > 2 else one for one in tower.layers(x)]
 
     return _by_layer(images, batch_size, run)
 
@@ -285,7 +279,7 @@ def pseudo_perplexity(tower: TextTower, sentences: Sequence[str], batch_size: in
     for start in range(0, len(masked), batch_size):
         rows = slice(start, start + batch_size)
         batch = tower.collate(masked[rows]).to(_device(tower))
-        logits = head(input_ids=batch.values, attention_mask=batch.mask.long()).logits
+        logits = head(input_ids=batch.ids, attention_mask=batch.mask.long()).logits
         at_mask = logits[torch.arange(len(logits)), torch.tensor(places[rows])]
         surprise += float(F.cross_entropy(at_mask.cpu(), torch.tensor(truth[rows]), reduction="sum"))
     return float(np.exp(surprise / len(truth)))

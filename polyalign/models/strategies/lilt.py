@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
 from polyalign.models.aligner import Aligner
+from polyalign.models.branches import branches
 from polyalign.models.scope import Scope, blocks, parts, towers, unlock_norms
-from polyalign.models.towers.vision import VisionTower
+from polyalign.models.towers.base import Tower
 from polyalign.utils.errors import UserError
 
 
@@ -47,45 +50,74 @@ class Adapter(nn.Module):
         return x + correction
 
 
+class Adapted(nn.Module):
+    """A linear map followed by an adapter; shows the attributes of the map, which some networks read."""
+
+    def __init__(self, base: nn.Module, adapter: Adapter) -> None:
+        """Put ``adapter`` after ``base``."""
+        super().__init__()
+        self.base = base
+        self.adapter = adapter
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the adapter of the map's output."""
+        adapted: torch.Tensor = self.adapter(self.base(*args, **kwargs))
+        return adapted
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+
 def apply(aligner: Aligner, config: Config) -> None:
     """Insert two adapters in each layer, at the places of LilT's code.
 
-    In a pre-norm ViT they adapt the input of each branch, before ``norm1`` and ``norm2``, and not the residual path; in
-    a BERT layer they follow ``dense`` of attention and feed-forward, before the residual sum.
+    In a vision block with ``norm1`` and ``norm2`` they adapt the input of each norm, and not the residual path; in
+    any other block they follow the last linear map of attention and of the feed-forward part, before the residual sum.
 
     Raises:
-        UserError: a tower has no transformer blocks, or its layers are of an unsupported type.
+        UserError: a tower has no transformer blocks, or blocks of another form.
     """
     for tower in towers(aligner, config):
-        insert = _into_vision if isinstance(tower, VisionTower) else _into_text
         for block in blocks(tower, config, "lilt"):
-            insert(block, tower.name, config)
+            if tower.kind == "vision" and hasattr(block, "norm1") and hasattr(block, "norm2"):
+                _before_norms(block, config)
+            else:
+                _after_branches(tower, block, config)
         if config.layernorm:
             unlock_norms(parts(tower, config, "lilt"))
 
 
-def _into_vision(block: nn.Module, name: str, config: Config) -> None:
+def _before_norms(block: nn.Module, config: Config) -> None:
     for norm in ("norm1", "norm2"):
         before = block.get_submodule(norm)
         width = next(iter(before.parameters())).shape[0]
         setattr(block, norm, nn.Sequential(_adapter(width, before, config), before))
 
 
-def _into_text(block: nn.Module, name: str, config: Config) -> None:
-    outputs = [
-        part for part in block.modules() if {"dense", "dropout", "LayerNorm"} <= set(dict(part.named_children()))
-    ]
-    if len(outputs) != 2:  # attention's and feed-forward's
+def _after_branches(tower: Tower, block: nn.Module, config: Config) -> None:
+    found = branches(tower, block)
+    attention = [branch.end for branch in found if branch.is_attention]
+    feed_forward = [branch.end for branch in found if not branch.is_attention]
+    if not attention or not feed_forward:
         raise UserError(
-            f"lilt supports BERT-like layers (dense, dropout, LayerNorm twice) and the {name} has others: "
-            "use lora, or --towers vision"
+            f"lilt finds no attention followed by a feed-forward part in the blocks of the {tower.name}: "
+            "use the strategy layernorm, bitfit or full"
         )
-    for output in outputs:
-        dense = output.get_submodule("dense")
-        width = next(iter(dense.parameters())).shape[0]
-        # Dropout is off in frozen layers, so the adapter replaces it. Both in one module would count as trainable,
-        # which would switch dropout on again.
-        output.dropout = _adapter(width, dense, config)
+    for path in (attention[-1], feed_forward[-1]):
+        linear = block.get_submodule(path)
+        width = _width(linear)
+        if width is None:
+            raise UserError(f"lilt supports linear maps, and {path} in the {tower.name} is a {type(linear).__name__}")
+        block.set_submodule(path, Adapted(linear, _adapter(width, linear, config)))
+
+
+def _width(linear: nn.Module) -> int | None:
+    """Return the size of a linear map's output; transformers' ``Conv1D`` names it ``nf``."""
+    width = getattr(linear, "out_features", None) or getattr(linear, "nf", None)
+    return None if width is None else int(width)
 
 
 def _adapter(width: int, beside: nn.Module, config: Config) -> Adapter:

@@ -7,8 +7,10 @@ import copy
 from torch import nn
 
 from polyalign.models.aligner import Aligner
+from polyalign.models.branches import branches, is_map
 from polyalign.models.scope import Scope, blocks, parts, towers, unlock_norms
-from polyalign.models.towers.vision import VisionTower
+from polyalign.models.towers.base import Tower
+from polyalign.utils.errors import UserError
 
 
 class Config(Scope):
@@ -18,35 +20,34 @@ class Config(Scope):
 
 
 def apply(aligner: Aligner, config: Config) -> None:
-    """Append a block of the tower's own make with fresh weights, its residual branches closed (zero) at the start.
+    """Append a copy of the tower's last block with fresh weights, its residual branches closed (zero) at the start.
 
     Raises:
-        UserError: a tower has no transformer blocks.
+        UserError: a tower has no transformer blocks, or calls one block several times.
     """
     for tower in towers(aligner, config):
         top = blocks(tower, config, "lilt-deep")[-1]
+        if not tower.is_staged:
+            raise UserError(
+                f"lilt-deep puts a block on top of others, and the {tower.name} does not run its blocks once each, "
+                "in order: use lilt or layernorm"
+            )
         block = copy.deepcopy(top)
-        _reset(block)
-        stack = tower.blocks
-        assert stack is not None  # `blocks` above has refused a tower without
-        stack.append(block.requires_grad_(True))
-        if not isinstance(tower, VisionTower):
-            tower.model.config.num_hidden_layers = len(stack)  # type: ignore[union-attr]
+        _reset(tower, top, block)
+        tower.append_block(block.requires_grad_(True))
         if config.layernorm:
             unlock_norms(parts(tower, config, "lilt-deep"))
 
 
-_BRANCH_ENDS = ("attn.proj", "mlp.fc2", "attention.output.dense", "output.dense")
-
-
-def _reset(block: nn.Module) -> None:
-    """Draw linear maps from N(0, 0.02) as ViT and BERT do, reset norms, close both residual branches."""
+def _reset(tower: Tower, model: nn.Module, block: nn.Module) -> None:
+    """Draw linear maps from N(0, 0.02) as ViT and BERT do, reset norms, and close all residual branches."""
+    ends = {branch.end for branch in branches(tower, model)}
     for path, module in block.named_modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if path in _BRANCH_ENDS:
-                nn.init.zeros_(module.weight)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+        if is_map(module):
+            nn.init.trunc_normal_(module.weight, std=0.02)  # type: ignore[arg-type]
+            if path in ends:
+                nn.init.zeros_(module.weight)  # type: ignore[arg-type]
+            if getattr(module, "bias", None) is not None:
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
         elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()

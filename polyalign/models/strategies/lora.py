@@ -2,22 +2,53 @@
 
 from __future__ import annotations
 
+import math
+
+import torch
 from peft import LoraConfig, inject_adapter_in_model
 from pydantic import Field
 from torch import nn
+from torch.nn.utils import parametrize
 
 from polyalign.models.aligner import Aligner
+from polyalign.models.branches import is_map
 from polyalign.models.scope import Scope, blocks, towers
+from polyalign.models.towers.base import Tower
 from polyalign.utils.errors import UserError
 
-_TARGETS = ("qkv", "query", "key", "value", "q_proj", "k_proj", "v_proj", "q_lin", "k_lin", "v_lin", "Wqkv")
+TARGETS = (
+    *("qkv", "kv", "Wqkv", "in_proj", "c_attn", "query_key_value"),
+    *(f"{part}{ending}" for part in ("q", "k", "v") for ending in ("", "_proj", "_lin")),
+    *(f"{part}{ending}" for part in ("query", "key", "value") for ending in ("", "_proj")),
+)
+"""Names of the query, key and value maps in the families of timm and transformers."""
 
 
 class Config(Scope):
-    """``rank`` of each update and ``alpha``, which scales it by ``alpha / rank``."""
+    """``rank`` of each update and ``alpha``, which scales it by ``alpha / rank``.
+
+    ``target_modules`` are the names of the linear maps in each block (default: the query, key and value maps).
+    """
 
     rank: int = Field(8, ge=1)
     alpha: float = Field(16, gt=0)
+    target_modules: tuple[str, ...] | None = None
+
+
+class LowRank(nn.Module):
+    """``weight + b a alpha / rank``, for maps whose weight a network reads without calling the map, as in BEiT."""
+
+    def __init__(self, weight: torch.Tensor, config: Config) -> None:
+        """Create ``a`` as peft does, and ``b`` at zero."""
+        super().__init__()
+        self.a = nn.Parameter(torch.empty(config.rank, weight.shape[1], device=weight.device))
+        self.b = nn.Parameter(torch.zeros(weight.shape[0], config.rank, device=weight.device))
+        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))
+        self.factor = config.alpha / config.rank
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the updated weight, of the shape of ``weight``."""
+        return weight + self.b @ self.a * self.factor
 
 
 def apply(aligner: Aligner, config: Config) -> None:
@@ -27,13 +58,35 @@ def apply(aligner: Aligner, config: Config) -> None:
         UserError: a tower has no transformer blocks or no such linear maps in them.
     """
     for tower in towers(aligner, config):
-        inside = {id(module) for block in blocks(tower, config, "lora") for module in block.modules()}
-        targets = [
-            name
-            for name, module in tower.model.named_modules()
-            if id(module) in inside and isinstance(module, nn.Linear) and name.rpartition(".")[2] in _TARGETS
-        ]
-        if not targets:
-            raise UserError(f"lora finds no query, key or value maps in the {tower.name}: use lilt or layernorm")
-        lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=targets)  # type: ignore[arg-type]
-        inject_adapter_in_model(lora, tower.model)
+        found = _targets(tower, config)
+        if not found:
+            names = ", ".join(_maps(tower, config))
+            raise UserError(
+                f"lora finds no {', '.join(config.target_modules or ('query', 'key or value map'))} in the "
+                f"{tower.name}: set strategy.target_modules to some of {names or 'none: it has no linear maps'}"
+            )
+        if called := [path for path in found if path in tower.trace.calls]:
+            lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=called)  # type: ignore[arg-type]
+            inject_adapter_in_model(lora, tower.model)
+            continue
+        for path in found:
+            linear = tower.model.get_submodule(path)
+            low_rank = LowRank(linear.weight, config)  # type: ignore[arg-type]
+            parametrize.register_parametrization(linear, "weight", low_rank, unsafe=True)
+            linear.parametrizations.weight.original.requires_grad_(False)  # type: ignore[union-attr]
+
+
+def _targets(tower: Tower, config: Config) -> list[str]:
+    """Return the paths of the linear maps in reach that are to be updated."""
+    names = config.target_modules or TARGETS
+    inside = {id(module) for block in blocks(tower, config, "lora") for module in block.modules() if is_map(module)}
+    return [
+        path
+        for path, module in tower.model.named_modules()
+        if id(module) in inside and path.rpartition(".")[2] in names
+    ]
+
+
+def _maps(tower: Tower, config: Config) -> list[str]:
+    top = blocks(tower, config, "lora")[-1]
+    return sorted({path.rpartition(".")[2] for path, module in top.named_modules() if is_map(module)})

@@ -80,7 +80,9 @@ class Tower(nn.Module, ABC):
     def top(self) -> list[nn.Module]:
         """The modules above the blocks: final norms, pooling, and the head."""
         above = self.trace.after(self._last_traced()) if self._paths else []
-        outermost = [path for path in above if path and not any(path != o and staging.is_inside(path, o) for o in above)]
+        outermost = [
+            path for path in above if path and not any(path != o and staging.is_inside(path, o) for o in above)
+        ]
         return [*(self.model.get_submodule(path) for path in outermost), self.head]
 
     def _last_traced(self) -> str:
@@ -161,6 +163,16 @@ class Tower(nn.Module, ABC):
     def forward(self, x: Any) -> torch.Tensor:
         """Return features ``(B, width)``."""
         return self._run(x)(self.model)
+
+    def layers(self, x: Any) -> list[torch.Tensor]:
+        """Return the input of the first block, the output of every block, and last the features ``(B, width)``.
+
+        Of a network that is one stage, only the features.
+        """
+        if not self.is_staged:
+            return [self(x)]
+        hidden, features = staging.record(self.blocks, lambda: self(x))
+        return [*hidden, features]
 
     def _run(self, x: Any) -> Callable[[nn.Module], torch.Tensor]:
         return lambda model: cast(torch.Tensor, self.head(self.features(model, x)))

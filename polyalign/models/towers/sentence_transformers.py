@@ -73,7 +73,9 @@ def read(source: str, revision: str | None) -> Modules:
         elif kind == "Dense":
             parts.append(_dense(source, folder, config, revision))
         elif kind != "Dropout":
-            raise UserError(f"{source}: sentence-transformers module {kind} is not supported (Pooling, Dense, Normalize are)")
+            raise UserError(
+                f"{source}: sentence-transformers module {kind} is not supported (Pooling, Dense, Normalize are)"
+            )
     settings = _json(source, "config_sentence_transformers.json", revision) or {}
     prompt = (settings.get("prompts") or {}).get(settings.get("default_prompt_name"))
     return Modules(pooling, prompt, nn.Sequential(*parts))
@@ -84,7 +86,9 @@ def _pooling(config: dict[str, Any], source: str) -> str:
     if isinstance(mode := config.get("pooling_mode"), str):
         chosen = [_NAMES.get(mode, mode)]
     if len(chosen) != 1 or chosen[0] not in _NAMES.values():
-        raise UserError(f"{source}: its pooling {' and '.join(chosen) or 'is not stated'} is not supported: set text.pooling")
+        raise UserError(
+            f"{source}: its pooling {' and '.join(chosen) or 'is not stated'} is not supported: set text.pooling"
+        )
     return chosen[0]
 
 

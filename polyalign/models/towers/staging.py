@@ -125,10 +125,10 @@ class _Stop(_StandIn):
         raise _Reached(out[0] if isinstance(out, tuple) else out)
 
 
-class _Give(_StandIn):
+class _Skip(_StandIn):
     """Return ``hidden``, or the block's own input where it is None, in the form in which the block returns it."""
 
-    def __init__(self, block: nn.Module, tuple_length: int, hidden: torch.Tensor | None) -> None:
+    def __init__(self, block: nn.Module, tuple_length: int, hidden: torch.Tensor | None = None) -> None:
         super().__init__(block)
         self.tuple_length = tuple_length
         self.hidden = hidden
@@ -136,6 +136,20 @@ class _Give(_StandIn):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         hidden = next(iter([*args, *kwargs.values()])) if self.hidden is None else self.hidden
         return (hidden, *[None] * (self.tuple_length - 1)) if self.tuple_length else hidden
+
+
+class _Feed(_StandIn):
+    """Run the block on ``hidden`` in place of its input."""
+
+    def __init__(self, block: nn.Module, hidden: torch.Tensor) -> None:
+        super().__init__(block)
+        self.hidden = hidden
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if args:
+            return self.__dict__["block"](self.hidden, *args[1:], **kwargs)
+        first = next(iter(kwargs))
+        return self.__dict__["block"](**{**kwargs, first: self.hidden})
 
 
 def run_below(
@@ -159,12 +173,36 @@ def run_above(
     hidden: torch.Tensor,
     run: Callable[[nn.Module], torch.Tensor],
 ) -> torch.Tensor:
-    """Run the model from block ``index`` on, whose input is ``hidden``."""
-    stand_ins = {
-        path: _Give(model.get_submodule(path), tuple_length[path], hidden if place == index - 1 else None)
-        for place, path in enumerate(blocks[:index])
+    """Run the model from block ``index`` on, whose input is ``hidden``; above all blocks if there is no such block."""
+    stand_ins: dict[str, nn.Module] = {
+        path: _Skip(model.get_submodule(path), tuple_length[path]) for path in blocks[:index]
     }
+    if index < len(blocks):
+        stand_ins[blocks[index]] = _Feed(model.get_submodule(blocks[index]), hidden)
+    else:
+        stand_ins[blocks[-1]] = _Skip(model.get_submodule(blocks[-1]), tuple_length[blocks[-1]], hidden)
     return run(_replaced(model, stand_ins))
+
+
+def record(blocks: list[nn.Module], run: Callable[[], torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Run the model; return the input of the first block with the output of every block, and what it returns."""
+    hidden: list[torch.Tensor] = []
+
+    def keep(values: Any) -> None:
+        hidden.append(values[0] if isinstance(values, tuple) else values)
+
+    handles = [block.register_forward_hook(lambda _module, _args, out: keep(out)) for block in blocks]
+    handles.append(
+        blocks[0].register_forward_pre_hook(
+            lambda _module, args, kwargs: keep(next(iter([*args, *kwargs.values()]))), with_kwargs=True
+        )
+    )
+    try:
+        features = run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return hidden, features
 
 
 def _replaced(model: nn.Module, parts: dict[str, nn.Module]) -> nn.Module:

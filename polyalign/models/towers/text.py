@@ -159,8 +159,8 @@ class TextTower(Tower):
         return Tokens(torch.where(mask, ids, self.pad), mask)
 
     def hidden(self, x: Tokens, values: torch.Tensor) -> Tokens:
-        """Put hidden states ``(B, L, W)`` beside the token ids."""
-        return Tokens(x.ids, x.mask, values)
+        """Put hidden states ``(B, L, W)`` beside the token ids; those of padding are not kept."""
+        return Tokens(x.ids, x.mask, values.masked_fill(~x.mask.unsqueeze(-1), 0))
 
     def values(self, x: Tokens) -> torch.Tensor:
         """Return the hidden states ``(B, L, W)``."""

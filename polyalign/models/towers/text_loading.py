@@ -155,7 +155,9 @@ def _config(spec: TextSpec, source: str) -> PretrainedConfig:
             else AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=False)
         )
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"cannot read the configuration of {spec.model}: {first_line(error)}") from error
+        if spec.architecture:
+            raise UserError(f"cannot read the configuration of {spec.model}: {first_line(error)}") from error
+        raise _cannot_load(spec.model, error) from error
     return config
 
 

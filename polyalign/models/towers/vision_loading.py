@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
 from torch import nn
 
@@ -35,8 +37,10 @@ def build_vision(
     name, args, weights, stated = _locate(spec)
     if stated.image_px is not None and "img_size" not in args and _is_of_fixed_size(name):
         args["img_size"] = stated.image_px
-    fresh = partial(_create, name, args, None, hub=False)
-    model = _create(name, args, weights, hub=weights is None) if pretrained else fresh()
+    fresh = partial(_create, name, args, hub=False)
+    model = _create(name, args, hub=True) if pretrained and weights is None else fresh()
+    if pretrained and weights is not None:
+        _load_weights(model, weights)
     tower = VisionTower(model.eval(), preprocessing or _preprocessing(model, stated, args), spec.pooling, fresh)
     if pretrained:
         tower.fingerprint = fingerprint(model)
@@ -73,33 +77,43 @@ def _is_of_fixed_size(name: str) -> bool:
     return bool(config is not None and config.fixed_input_size)
 
 
-def _create(name: str, args: dict[str, Any], weights: Path | None, *, hub: bool) -> nn.Module:
-    """Make the model with weights from the hub or a safetensors file; timm fits position embeddings to the size."""
+def _create(name: str, args: dict[str, Any], *, hub: bool) -> nn.Module:
     base = name.partition(".")[0]
     if ":" not in name and not timm.is_model(base):
         known = did_you_mean(base, timm.list_models()).split(" (known")[0]
         raise UserError(f'timm knows no model "{base}": {known}')
-    local: dict[str, Any] = {}
-    if weights is not None:
-        _check_readable(weights)
-        local = {"pretrained_cfg_overlay": {"file": str(weights)}}
     try:
-        return timm.create_model(name, pretrained=hub or weights is not None, num_classes=0, **local, **args)
+        return timm.create_model(name, pretrained=hub, num_classes=0, **args)
     except (OSError, RuntimeError, TypeError, ValueError, AssertionError, KeyError) as error:
-        if weights is not None:
-            problem = f"{weights} does not fit the model {name}: {_short(error)}; check the timm name and args"
-        else:
-            hint = " (offline? give a local folder, or weights = FILE)" if hub else ""
-            problem = f"timm cannot build {name} with {args}: {_short(error)}{hint}"
-        raise UserError(problem) from error
+        hint = " (offline? give a local folder, or weights = FILE)" if hub else ""
+        raise UserError(f"timm cannot build {name} with {args}: {_short(error)}{hint}") from error
 
 
-def _check_readable(weights: Path) -> None:
+def _load_weights(model: nn.Module, path: Path) -> None:
+    """Load a safetensors file; timm's own filter fits position embeddings to the size of the images.
+
+    Raises:
+        UserError: the file cannot be read, or does not fit the model.
+    """
     try:
-        with safe_open(str(weights), "pt"):
-            pass
+        state = load_file(str(path))
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read weights from {weights}: {first_line(error)}") from error
+        raise UserError(f"cannot read weights from {path}: {first_line(error)}") from error
+    family = sys.modules[type(model).__module__]
+    if hasattr(family, "checkpoint_filter_fn"):
+        state = family.checkpoint_filter_fn(state, model)
+    wanted = set(model.state_dict())
+    missing = wanted - set(state)
+    spare = {key for key in set(state) - wanted if not key.startswith(("head.", "fc.", "classifier."))}
+    if missing or spare:
+        raise UserError(
+            f"{path} does not fit the model: {len(missing)} tensors missing {sorted(missing)[:3]}, "
+            f"{len(spare)} not wanted {sorted(spare)[:3]}; check the timm name and args"
+        )
+    try:
+        model.load_state_dict({key: value for key, value in state.items() if key in wanted})
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit the model: {_short(error)}; check the timm name and args") from error
 
 
 def _short(error: BaseException) -> str:
