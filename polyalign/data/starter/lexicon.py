@@ -211,6 +211,7 @@ def expand(key: str) -> list[Tags]:
     return [frozenset(choice) for choice in itertools.product(*(part.split("|") for part in key.split()))]
 
 
+@functools.cache
 def _slots(template: str) -> set[str]:
     return {slot[1] for slot in _SLOT.finditer(template)}
 
