@@ -10,6 +10,7 @@ import json
 import string
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -102,6 +103,19 @@ def trim_tower(
     )
     storage.write_text(out / CARD, report.model_dump_json(indent=2) + "\n")
     return report
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the messages and progress bars of transformers."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
 
 
 def read_sentences(files: Sequence[Path]) -> list[str]:
@@ -247,12 +261,9 @@ def _take_rows(model: PreTrainedModel, kept: Ints) -> None:
 
 def _save(model: PreTrainedModel, choice: _Choice, revision: str | None, out: Path) -> None:
     """Write the model, the tokenizer, and the SentencePiece file if the model has one."""
-    logging.disable_progress_bar()
-    try:
-        cast(nn.Module, model).to(_smallest_dtype(model))
+    cast(nn.Module, model).to(_smallest_dtype(model))
+    with quiet():
         model.save_pretrained(out)
-    finally:
-        logging.enable_progress_bar()
     (out / "model.safetensors").chmod(0o644)
     choice.tokenizer.save_pretrained(out)
     storage.write_text(out / "tokenizer.json", json.dumps(_smaller(choice), ensure_ascii=False))

@@ -11,8 +11,7 @@ import math
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,10 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.utils import logging
 
 from polyalign.config.tower import TextSpec
 from polyalign.models.towers.text import load_tokenizer
-from polyalign.models.vocabulary import read_sentences
+from polyalign.models.vocabulary import quiet, read_sentences
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 from polyalign.utils.progress import progress
@@ -91,20 +89,7 @@ class Pretrained(BaseModel):
         return math.exp(self.loss[0]), math.exp(self.loss[1])
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the messages and progress bars of transformers."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
-
-
-@_quiet()
+@quiet()
 def pretrain_text(config: Config, out: Path, *, resume: bool = False) -> Pretrained:
     """Train the encoder on the texts and write it to ``out``: weights with their head, tokenizer and model card.
 
