@@ -141,7 +141,7 @@ class _Choice:
 
     def __init__(self, tokenizer: Any, sentences: Sequence[str], keep: int | None) -> None:
         if not hasattr(tokenizer, "backend_tokenizer"):
-            raise UserError(f"cannot trim {tokenizer.name_or_path}: it has no tokenizer.json, nor what makes one")
+            raise UserError(f"cannot trim {tokenizer.name_or_path}: it has no fast tokenizer (tokenizer.json)")
         self.tokenizer = tokenizer
         self.state: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
         if (kind := self.state["model"]["type"]) not in ("Unigram", "BPE", "WordPiece"):

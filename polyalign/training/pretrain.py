@@ -192,7 +192,7 @@ def _split(sentences: Sequence[str], config: Config) -> tuple[list[str], list[st
     unique = list(dict.fromkeys(sentence.strip() for sentence in sentences))
     if len(unique) < 2:
         names = ", ".join(map(str, config.texts))
-        raise UserError(f"too little text in {names}: at least two different sentences are needed, one a line")
+        raise UserError(f"too little text in {names}: at least two different sentences are needed, one per line")
     shuffled = [unique[i] for i in np.random.default_rng(config.seed).permutation(len(unique))]
     held_out = min(max(1, round(config.dev_share * len(unique))), _MAX_DEV_SENTENCES, len(unique) - 1)
     return shuffled[held_out:], shuffled[:held_out]
@@ -247,7 +247,7 @@ def _load(config: Config) -> tuple[PreTrainedModel, Any]:
     missing = sorted(info["missing_keys"])
     inside = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
     if inside:
-        raise UserError(f"{config.model} lacks {len(inside)} of the encoder's weights, {inside[0]} among them")
+        raise UserError(f"{config.model} lacks {len(inside)} of the encoder's weights, for example {inside[0]}")
     if missing and not config.new_head:
         raise UserError(
             f"{config.model} has no masked-language-model head in its weights ({missing[0]} is missing): "

@@ -125,7 +125,7 @@ class Lexicon:
         """
         self._file = f"langs/{lang.code}.toml"
         if not lang.starter:
-            raise UserError(f"{self._file} has no [starter] table, so {lang.english_name} cannot say the starter world")
+            raise UserError(f"{self._file} has no [starter] table, so {lang.english_name} has no starter captions")
         try:
             self._table = table = Table.model_validate(lang.starter)
         except ValidationError as error:
