@@ -91,15 +91,15 @@ class Aligner(nn.Module):
             return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
         return {name: parameter for name, parameter in self.named_parameters() if name in self._recorded}
 
-    def record_trainable(self, inserted_beside: Collection[int] | None = None) -> None:
+    def record_trainable(self, inserted_beside: Collection[str] | None = None) -> None:
         """Record the parameters that require grad now as the trainable ones, in place of an earlier record.
 
-        ``inserted_beside`` are the ids of the pretrained parameters: trainable ones besides them were inserted.
+        ``inserted_beside`` are the names of all parameters before the strategy: trainable ones beside them were inserted.
         """
         self._recorded = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         self._exact = {}
         if inserted_beside is not None:
-            self.inserted = frozenset(n for n, p in self.trainable().items() if id(p) not in inserted_beside)
+            self.inserted = frozenset(self.trainable()) - frozenset(inserted_beside)
 
     def _proved(self, tower: Tower, trainable: list[nn.Parameter]) -> int:
         cut = tower.first_trainable(trainable)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from polyalign.models.towers.base import Tower
 from polyalign.models.towers.staging import is_inside
@@ -55,6 +55,5 @@ def _calls(calls: tuple[str, ...], path: str) -> list[str]:
 
 
 def is_map(module: nn.Module) -> bool:
-    """Whether a module is a linear map or a convolution: it has a weight matrix of its own and is no embedding."""
-    weight: Any = getattr(module, "weight", None)
-    return isinstance(weight, torch.Tensor) and weight.ndim >= 2 and not isinstance(module, nn.Embedding)
+    """Whether a module is a linear map (transformers' ``Conv1D`` is one) or a convolution."""
+    return isinstance(module, nn.Linear | Conv1D | nn.Conv1d | nn.Conv2d)

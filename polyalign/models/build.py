@@ -33,8 +33,8 @@ def build_aligner(
     text.lang = recipe.lang
     torch.manual_seed(recipe.train.seed)
     aligner = Aligner(vision, text, recipe.projection.dim, bias=recipe.optim.loss == "sigmoid")
-    pretrained_parameters = {id(parameter) for tower in (vision, text) for parameter in tower.parameters()}
+    pretrained_names = {name for name, _ in aligner.named_parameters()}
     strategy, config = recipe.plugin("strategy")
     strategy.apply(aligner, config)
-    aligner.record_trainable(inserted_beside=pretrained_parameters)
+    aligner.record_trainable(inserted_beside=pretrained_names)
     return aligner.eval()

@@ -21,11 +21,10 @@ from sentencepiece import sentencepiece_model_pb2
 from tokenizers import Tokenizer, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
 from polyalign.config.tower import TextSpec
-from polyalign.models.towers.text_loading import load_encoder, load_tokenizer
+from polyalign.models.towers.text_loading import load_encoder, load_tokenizer, quiet
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 from polyalign.utils.progress import progress
@@ -127,7 +126,7 @@ class _Choice:
 
     def __init__(self, tokenizer: Any, sentences: Sequence[str], keep: int | None) -> None:
         if not hasattr(tokenizer, "backend_tokenizer"):
-            raise UserError(f"cannot trim {tokenizer.name_or_path}: it has no tokenizer.json, nor what makes one")
+            raise UserError(f"cannot trim {tokenizer.name_or_path}: it has no fast tokenizer (tokenizer.json)")
         self.tokenizer = tokenizer
         self.state: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
         if (kind := self.state["model"]["type"]) not in ("Unigram", "BPE", "WordPiece"):
@@ -247,12 +246,9 @@ def _take_rows(model: PreTrainedModel, kept: Ints) -> None:
 
 def _save(model: PreTrainedModel, choice: _Choice, revision: str | None, out: Path) -> None:
     """Write the model, the tokenizer, and the SentencePiece file if the model has one."""
-    logging.disable_progress_bar()
-    try:
-        cast(nn.Module, model).to(_smallest_dtype(model))
+    cast(nn.Module, model).to(_smallest_dtype(model))
+    with quiet():
         model.save_pretrained(out)
-    finally:
-        logging.enable_progress_bar()
     (out / "model.safetensors").chmod(0o644)
     choice.tokenizer.save_pretrained(out)
     storage.write_text(out / "tokenizer.json", json.dumps(_smaller(choice), ensure_ascii=False))

@@ -11,8 +11,7 @@ import math
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,9 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
-from transformers.utils import logging
 
 from polyalign.config.tower import TextSpec
-from polyalign.models.towers.text_loading import load_tokenizer
+from polyalign.models.towers.text_loading import load_tokenizer, quiet
 from polyalign.models.vocabulary import read_sentences
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
@@ -91,20 +89,7 @@ class Pretrained(BaseModel):
         return math.exp(self.loss[0]), math.exp(self.loss[1])
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the messages and progress bars of transformers."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
-
-
-@_quiet()
+@quiet()
 def pretrain_text(config: Config, out: Path, *, resume: bool = False) -> Pretrained:
     """Train the encoder on the texts and write it to ``out``: weights with their head, tokenizer and model card.
 
@@ -207,7 +192,7 @@ def _split(sentences: Sequence[str], config: Config) -> tuple[list[str], list[st
     unique = list(dict.fromkeys(sentence.strip() for sentence in sentences))
     if len(unique) < 2:
         names = ", ".join(map(str, config.texts))
-        raise UserError(f"too little text in {names}: at least two different sentences are needed, one a line")
+        raise UserError(f"too little text in {names}: at least two different sentences are needed, one per line")
     shuffled = [unique[i] for i in np.random.default_rng(config.seed).permutation(len(unique))]
     held_out = min(max(1, round(config.dev_share * len(unique))), _MAX_DEV_SENTENCES, len(unique) - 1)
     return shuffled[held_out:], shuffled[:held_out]
@@ -262,7 +247,7 @@ def _load(config: Config) -> tuple[PreTrainedModel, Any]:
     missing = sorted(info["missing_keys"])
     inside = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
     if inside:
-        raise UserError(f"{config.model} lacks {len(inside)} of the encoder's weights, {inside[0]} among them")
+        raise UserError(f"{config.model} lacks {len(inside)} of the encoder's weights, for example {inside[0]}")
     if missing and not config.new_head:
         raise UserError(
             f"{config.model} has no masked-language-model head in its weights ({missing[0]} is missing): "

@@ -228,7 +228,7 @@ def test_an_encoder_that_lacks_weights_or_a_mask_token_is_refused(
     (tmp_path / "lacking" / "config.json").write_text(json.dumps({**facts, "num_hidden_layers": 4}))
     tokens = json.loads((encoder / "tokenizer_config.json").read_text())
     (tmp_path / "maskless" / "tokenizer_config.json").write_text(json.dumps({**tokens, "mask_token": None}))
-    with pytest.raises(UserError, match=r"of the encoder's weights, bert.encoder.layer.3"):
+    with pytest.raises(UserError, match=r"of the encoder's weights, for example bert.encoder.layer.3"):
         pretrain_text(config.model_copy(update={"model": str(tmp_path / "lacking")}), tmp_path / "out")
     with pytest.raises(UserError, match="has no mask token"):
         pretrain_text(config.model_copy(update={"model": str(tmp_path / "maskless")}), tmp_path / "out")

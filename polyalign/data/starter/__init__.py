@@ -1,1 +1,1 @@
-"""The embedded starter world: scenes that are drawn, captions that are said, towers pretrained on each alone."""
+"""The starter world: drawn scenes, generated captions, and towers pretrained on only one of the two."""

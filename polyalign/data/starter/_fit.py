@@ -29,11 +29,20 @@ class Training:
 def fit(model: nn.Module, examples: Any, collate: Callable[..., Any], out: Path, steps: int, use: Training) -> None:
     """Train ``model``, which returns ``{"loss": ...}`` for a collated batch: AdamW, warm-up, cosine; store nothing."""
     arguments = TrainingArguments(
-        output_dir=str(out), max_steps=steps, per_device_train_batch_size=use.batch_size, learning_rate=use.lr,
-        lr_scheduler_type="cosine", warmup_steps=min(100, steps // 2), weight_decay=0.05, seed=use.seed,
-        save_strategy="no", logging_steps=100, remove_unused_columns=False, report_to=[],
+        output_dir=str(out),
+        max_steps=steps,
+        per_device_train_batch_size=use.batch_size,
+        learning_rate=use.lr,
+        lr_scheduler_type="cosine",
+        warmup_steps=min(100, steps // 2),
+        weight_decay=0.05,
+        seed=use.seed,
+        save_strategy="no",
+        logging_steps=100,
+        remove_unused_columns=False,
+        report_to=[],
         dataloader_pin_memory=torch.cuda.is_available(),
-    )  # fmt: skip
+    )
     Trainer(model, arguments, collate, examples).train()
 
 

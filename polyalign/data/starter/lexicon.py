@@ -26,6 +26,14 @@ Tags = frozenset[str]
 T = TypeVar("T")
 
 _FACTS = frozenset({"a", "b", "rel", "bg"})
+_NEEDED = {
+    "kinds": world.KINDS,
+    "colors": world.COLORS,
+    "sizes": world.SIZES,
+    "counts": tuple(map(str, world.COUNTS)),
+    "relations": world.RELATIONS,
+    "backgrounds": world.BACKGROUNDS,
+}
 _SLOT = re.compile(r"\{(\w+)(?::([\w ]+))?(?:@(\w+))?\}")
 _OPTIONAL = re.compile(r"\[([^\[\]]*)\]")
 
@@ -117,26 +125,20 @@ class Lexicon:
         """
         self._file = f"langs/{lang.code}.toml"
         if not lang.starter:
-            raise UserError(f"{self._file} has no [starter] table, so {lang.english_name} cannot say the starter world")
+            raise UserError(f"{self._file} has no [starter] table, so {lang.english_name} has no starter captions")
         try:
             self._table = table = Table.model_validate(lang.starter)
         except ValidationError as error:
             raise UserError(f"{self._file}: [starter] {describe_error(error)}") from error
-        self.kinds = self._entries("kinds", table.kinds, world.KINDS)
-        self.colors = self._entries("colors", table.colors, world.COLORS)
-        self.sizes = self._entries("sizes", table.sizes, world.SIZES)
-        self.counts = self._entries("counts", table.counts, [str(count) for count in world.COUNTS])
-        self.words = self._entries("words", table.words, table.words)
+        for section, needed in _NEEDED.items():
+            self._check_keys(section, getattr(table, section), needed)
+        self.kinds, self.colors, self.sizes = map(self._entries, ("kinds", "colors", "sizes"))
+        self.counts, self.words = map(self._entries, ("counts", "words"))
         self.relations, self.backgrounds = table.relations, table.backgrounds
-        for section, given, needed in (
-            ("relations", table.relations, world.RELATIONS),
-            ("backgrounds", table.backgrounds, world.BACKGROUNDS),
-        ):
-            self._check_keys(section, given, needed)
-            for key, texts in given.items():
-                self._check_templates(f"{section}.{key}", texts, {"a", "b"})
-        for key, texts in table.phrases.items():
-            self._check_templates(f"phrases.{key}", texts, {"count", "size", "color", "noun"})
+        phrase = {"count", "size", "color", "noun"}
+        for section, slots in {"relations": {"a", "b"}, "backgrounds": {"a", "b"}, "phrases": phrase}.items():
+            for key, texts in getattr(table, section).items():
+                self._check_templates(f"{section}.{key}", texts, slots)
         self._check_templates("sentences", table.sentences, _FACTS)
         self._phrases = {tags: texts for key, texts in table.phrases.items() for tags in expand(key)}
         optional: list[set[str]] = [set(), {"rel"}, {"bg"}, {"rel", "bg"}]
@@ -164,14 +166,11 @@ class Lexicon:
             raise UserError(f"{self._file}: [starter] sentences: no template says exactly {wanted}")
         return found
 
-    def _entries(
-        self, section: str, given: Mapping[str, tuple[Word, ...]], needed: Collection[str]
-    ) -> dict[str, list[Entry]]:
-        self._check_keys(section, given, needed)
+    def _entries(self, section: str) -> dict[str, list[Entry]]:
         where = f"{self._file}: [starter.{section}]"
         return {
             key: [Entry(word, self._table.paradigms, f"{where} {key}") for word in words]
-            for key, words in given.items()
+            for key, words in getattr(self._table, section).items()
         }
 
     def _check_keys(self, section: str, given: Collection[str], needed: Collection[str]) -> None:
@@ -211,6 +210,7 @@ def expand(key: str) -> list[Tags]:
     return [frozenset(choice) for choice in itertools.product(*(part.split("|") for part in key.split()))]
 
 
+@functools.cache
 def _slots(template: str) -> set[str]:
     return {slot[1] for slot in _SLOT.finditer(template)}
 

@@ -76,7 +76,8 @@ def objects(count: int, rng: np.random.Generator) -> Pictures:
     radii = rng.uniform(8, 28, size=count)
 
     def picture(i: int) -> Image.Image:
-        return draw_object(*shown[i], BACKGROUNDS[grounds[i]], float(radii[i]), int(seeds[i]), _PX)
+        kind, color = shown[i]
+        return draw_object(kind, color, BACKGROUNDS[grounds[i]], float(radii[i]), int(seeds[i]), _PX)
 
     rows = [(KINDS.index(kind), COLORS.index(color), int(g)) for (kind, color), g in zip(shown, grounds, strict=True)]
     return Pictures(picture, torch.tensor(rows))

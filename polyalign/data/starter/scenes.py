@@ -1,4 +1,4 @@
-"""Draw the starter world: a scene's facts become a picture of 64 pixels, the same one each time."""
+"""Draw the starter world: the facts of a scene become a picture, always the same one for the same scene."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polyalign.data.starter.shapes import SHAPES
 from polyalign.data.starter.world import BACKGROUNDS, COLORS, COUNTS, KINDS, RELATIONS, SIZES, Scene, Thing
 
 DRAWING_VERSION: Final = 1
-"""Part of every image's key: raise it with any change of the pixels."""
+"""Part of the key of every image: increase it when any pixel changes."""
 
 Floats = npt.NDArray[np.float64]
 Paint = tuple[int, int, int]
@@ -36,25 +36,21 @@ _GROUNDS: Final[dict[str, tuple[Paint, Paint]]] = {  # at the top and at the bot
 
 
 def sample_scene(rng: np.random.Generator, *, held_out: bool | None = None) -> Scene:
-    """Draw the facts of a scene: two things of different kinds, each fact as likely as its alternatives.
+    """Sample the facts of a scene: two things of different kinds, all values of a fact equally likely.
 
-    With ``held_out`` true at least one thing has a held-out combination of kind and colour, with false none has,
-    with none it is left to chance (about three scenes in ten have one).
+    With ``held_out`` true at least one thing has a held-out combination of kind and colour, with false none has; None
+    leaves it to chance (about three scenes in ten have one).
     """
     while True:
-        scene = _sample_any(rng)
+        first, second = rng.choice(len(KINDS), 2, replace=False)
+        scene = Scene(
+            background=BACKGROUNDS[rng.integers(len(BACKGROUNDS))],
+            things=(_sample_thing(rng, KINDS[first]), _sample_thing(rng, KINDS[second])),
+            relation=RELATIONS[rng.integers(len(RELATIONS))],
+            seed=int(rng.integers(2**31)),
+        )
         if held_out is None or scene.is_held_out() == held_out:
             return scene
-
-
-def _sample_any(rng: np.random.Generator) -> Scene:
-    first, second = rng.choice(len(KINDS), 2, replace=False)
-    return Scene(
-        background=BACKGROUNDS[rng.integers(len(BACKGROUNDS))],
-        things=(_sample_thing(rng, KINDS[first]), _sample_thing(rng, KINDS[second])),
-        relation=RELATIONS[rng.integers(len(RELATIONS))],
-        seed=int(rng.integers(2**31)),
-    )
 
 
 def _sample_thing(rng: np.random.Generator, kind: str) -> Thing:
@@ -65,9 +61,8 @@ def _sample_thing(rng: np.random.Generator, kind: str) -> Thing:
 def draw(scene: Scene, size: int = 64) -> Image.Image:
     """Draw a scene as an RGB picture of ``size`` by ``size`` pixels.
 
-    The things stand on either side of the middle as the relation says, each a row of like objects that may overlap.
-    What no caption tells is left to ``scene.seed``: places, tilts, light, noise, clutter, and now and then something
-    that hides a part.
+    The things stand on both sides of the middle, as the relation says, each a row of equal objects that may overlap.
+    ``scene.seed`` determines what captions do not mention: positions, tilts, light, noise, clutter, and occlusion.
     """
     rng = np.random.default_rng(scene.seed)
     canvas = _Canvas(scene.background, size, rng)
@@ -114,12 +109,10 @@ def _places(scene: Scene, rng: np.random.Generator) -> list[tuple[Thing, Floats,
 
 
 class _Canvas:
-    """A picture in the making, larger than it will be so that edges come out smooth."""
+    """An unfinished picture, larger than the result so that edges become smooth."""
 
     def __init__(self, background: str, size: int, rng: np.random.Generator) -> None:
-        self.rng = rng
-        self.size = size
-        self.scale = size * _OVERSAMPLING / _SIDE
+        self.rng, self.scale = rng, size * _OVERSAMPLING / _SIDE
         top, bottom = (np.array(paint) + rng.uniform(-8, 8, 3) for paint in _GROUNDS[background])
         self.dim, self.bright = _tone(bottom, 0.86), _tone(top, 1.1)
         column = np.linspace(top, bottom, size * _OVERSAMPLING).clip(0, 255).astype(np.uint8)
@@ -128,7 +121,7 @@ class _Canvas:
         self._texture(background)
 
     def _texture(self, background: str) -> None:
-        """Draw the marks of the ground, which tell blue water from blue sky and pale sand from snow."""
+        """Draw the texture of the ground, which distinguishes blue water from blue sky and pale sand from snow."""
         for x, y in self.rng.uniform(0, _SIDE, (9, 2)):
             if background == "grass":
                 self._line([(x, y), (x + 0.5, y - 3.5)], self.dim)
@@ -143,13 +136,13 @@ class _Canvas:
                 self._blob((x, y), (6.0, 2.2), (244, 248, 252))
 
     def clutter(self, count: int) -> None:
-        """Strew pebbles and leaves that no caption speaks of."""
+        """Scatter pebbles and leaves, which no caption mentions."""
         for x, y, rx, ry, shade in self.rng.uniform(0, 1, (count, 5)):
             base = np.array((150, 140, 120) if shade < 0.6 else (96, 122, 70), dtype=np.float64)
             self._blob((x * _SIDE, y * _SIDE), (1 + 1.4 * rx, 0.8 + ry), _tone(base, 0.7 + 0.6 * shade))
 
     def object(self, kind: str, color: str, centre: Floats, radius: float) -> None:
-        """Draw an object, a little tilted and stretched, mirrored half of the time."""
+        """Draw an object, slightly tilted and stretched, mirrored with probability 0.5."""
         rng = self.rng
         base = np.array(_PAINTS[color]) + rng.uniform(-14, 14, 3)
         shades = {"body": _tone(base, 1.0), "dark": _dark(base), "light": _light(base)}
@@ -163,13 +156,13 @@ class _Canvas:
             self.pen.polygon(points.ravel().tolist(), fill=shades[patch.shade], outline=edge)
 
     def cover(self, centre: Floats, radius: float) -> None:
-        """Hide a part of an object behind a lump of the ground."""
+        """Hide a part of an object behind a blob in the colour of the ground."""
         angle = self.rng.uniform(0, 2 * np.pi)
         x, y = centre + 0.75 * radius * np.array([np.cos(angle), np.sin(angle)])
         self._blob((x, y), (radius * self.rng.uniform(0.45, 0.75), radius * self.rng.uniform(0.4, 0.6)), self.dim)
 
     def finish(self) -> Image.Image:
-        """Shrink to size, and add the light of the day and a sensor's noise."""
+        """Reduce to the final size, and add brightness and sensor noise."""
         pixels = np.asarray(self.image.reduce(_OVERSAMPLING), dtype=np.float32)
         light = np.float32(self.rng.uniform(0.82, 1.08))
         noise = self.rng.standard_normal(pixels.shape, dtype=np.float32)
@@ -191,15 +184,15 @@ def _tone(base: Floats, factor: float) -> Paint:
 
 
 def _dark(base: Floats) -> Paint:
-    """Shade a colour, yet keep black black and white white."""
+    """Darken a colour, white and other very light colours less."""
     return _tone(base, 0.62 if base.max() < 235 or base.min() < 120 else 0.8)
 
 
 def _light(base: Floats) -> Paint:
-    """Tint a colour half way to white; white itself, which has nowhere to go, turns a faint grey."""
+    """Lighten a colour half way to white; white itself becomes light grey."""
     return _tone(base, 0.87) if base.min() > 200 else _tone(base + (255 - base) * 0.5, 1.0)
 
 
 def _edge(base: Floats) -> Paint:
-    """Outline a colour darkly, or black lightly, so that it stands out from any ground."""
+    """Return the outline of a colour: dark, or lighter for black, so that it stands out from any ground."""
     return _tone(base + 60, 1.0) if base.max() < 60 else _tone(base, 0.45)

@@ -1,4 +1,4 @@
-"""The starter world's facts: what a scene can hold, and nothing of how it looks or is said."""
+"""The facts of the starter world: what a scene can contain, independent of how it is drawn or described."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ BACKGROUNDS: Final = ("grass", "sand", "water", "snow", "sky")
 
 OPPOSITE: Final = {"left": "right", "right": "left", "above": "below", "below": "above"}
 
-# 36 of the 240 kind-colour combinations, spread evenly: one or two of each kind, three or four of each colour. They
-# are in no image that a tower is pretrained or aligned on, only in part of the test scenes.
+# 36 of the 240 combinations of kind and colour, evenly spread: one or two for each kind, three or four for each colour.
+# Only test scenes have them, and no image that a tower is pretrained or aligned on.
 HELD_OUT: Final = frozenset(
     [(kind, COLORS[(7 * i + 3) % 10]) for i, kind in enumerate(KINDS)]
     + [(kind, COLORS[(9 * i + 4) % 10]) for i, kind in enumerate(KINDS[::2])]
@@ -27,7 +27,7 @@ HELD_OUT: Final = frozenset(
 
 @dataclass(frozen=True)
 class Thing:
-    """One to three like objects standing together."""
+    """One to three equal objects next to each other."""
 
     kind: str
     color: str
@@ -39,7 +39,7 @@ class Thing:
 class Scene:
     """Two things on a background; ``things[0]`` stands in ``relation`` to ``things[1]`` (left of it, above it, ...).
 
-    ``seed`` decides how the scene is drawn (jitter, occlusion, noise, clutter), never what it holds.
+    ``seed`` determines how the scene is drawn (jitter, occlusion, noise, clutter), not what it contains.
     """
 
     background: str
@@ -48,7 +48,7 @@ class Scene:
     seed: int
 
     def facts(self) -> tuple[str, tuple[Thing, Thing], str]:
-        """Return the facts of the scene, equal for "a cup left of a cat" and "a cat right of a cup"."""
+        """Return the facts of the scene; "a cup left of a cat" and "a cat right of a cup" are equal."""
         if self.relation in ("right", "below"):
             return self.background, (self.things[1], self.things[0]), OPPOSITE[self.relation]
         return self.background, self.things, self.relation

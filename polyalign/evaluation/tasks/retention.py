@@ -32,7 +32,7 @@ from polyalign.evaluation.results import Change, Retention
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
 from polyalign.models.towers.common import masked_pool
-from polyalign.models.towers.text import TextTower, Tokens
+from polyalign.models.towers.text import TextTower
 from polyalign.models.towers.vision import VisionTower
 from polyalign.utils.errors import UserError
 

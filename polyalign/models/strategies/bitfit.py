@@ -27,6 +27,6 @@ def apply(aligner: Aligner, config: Config) -> None:
             if (leaf := name.rpartition(".")[2]) == "bias" or leaf.endswith("_bias")
         ]
         if not found:
-            raise UserError(f"bitfit finds no bias to train in the {tower.name}")
+            raise UserError(f"bitfit finds no bias to train in the {tower.name}: use layernorm or lora")
         for parameter in found:
             parameter.requires_grad_(True)

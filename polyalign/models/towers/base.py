@@ -105,7 +105,7 @@ class Tower(nn.Module, ABC):
         depth = len(stack)
         stack.append(block)
         self._paths.append(f"{path}.{depth}")
-        self.trace.tuple_length[self._paths[-1]] = self.trace.tuple_length[self._paths[-2]]
+        self.trace.returns[self._paths[-1]] = self.trace.returns[self._paths[-2]]
         config = getattr(self.model, "config", None)
         for key, value in [] if config is None else list(vars(config).items()):
             if isinstance(value, list) and len(value) == depth:  # such as layer_types
@@ -150,7 +150,7 @@ class Tower(nn.Module, ABC):
         if cut == self.whole:
             return cast(torch.Tensor, x)
         values, run = self.values(x), self._run(self.stand_in(x))
-        return staging.run_above(self.model, self._paths, cut - 1, self.trace.tuple_length, values, run)
+        return staging.run_above(self.model, self._paths, cut - 1, self.trace.returns, values, run)
 
     def values(self, x: Any) -> torch.Tensor:
         """Return the hidden states of the input of a stage."""

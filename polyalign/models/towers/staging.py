@@ -20,12 +20,13 @@ from torch import nn
 class Trace:
     """What one forward pass of a network showed.
 
-    ``calls`` are the paths of all modules in the order of their calls. ``tuple_length`` is the length of the tuple that
-    a block returns, 0 where it returns a tensor. ``width`` is the size of the features.
+    ``calls`` are the paths of all modules in the order of their calls. ``returns`` says of each block how many values
+    it returns besides the hidden states, None where it returns no tuple, and whether any of them is a tensor.
+    ``width`` is the size of the features.
     """
 
     calls: tuple[str, ...]
-    tuple_length: dict[str, int]
+    returns: dict[str, tuple[int | None, bool]]
     width: int
 
     def is_sequence(self, blocks: list[str]) -> bool:
@@ -48,14 +49,12 @@ def is_inside(path: str, outer: str) -> bool:
 def trace(model: nn.Module, blocks: list[str], run: Callable[[], torch.Tensor]) -> Trace:
     """Record the calls of one ``run`` of the model, which returns features ``(B, width)``."""
     calls: list[str] = []
-    tuple_length: dict[str, int] = {}
+    returns: dict[str, tuple[int | None, bool]] = {}
 
     def watch(path: str, module: nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
         yield module.register_forward_pre_hook(lambda *_: calls.append(path))
         if path in blocks:
-            yield module.register_forward_hook(
-                lambda _module, _args, out: tuple_length.update({path: len(out) if isinstance(out, tuple) else 0})
-            )
+            yield module.register_forward_hook(lambda _module, _args, out: returns.update({path: _beside(out)}))
 
     handles = [handle for path, module in model.named_modules() for handle in watch(path, module)]
     try:
@@ -63,7 +62,13 @@ def trace(model: nn.Module, blocks: list[str], run: Callable[[], torch.Tensor]) 
     finally:
         for handle in handles:
             handle.remove()
-    return Trace(tuple(calls), tuple_length, features.shape[-1])
+    return Trace(tuple(calls), returns, features.shape[-1])
+
+
+def _beside(out: Any) -> tuple[int | None, bool]:
+    if not isinstance(out, tuple):
+        return None, False
+    return len(out) - 1, any(isinstance(value, torch.Tensor) for value in out[1:])
 
 
 def find_blocks(model: nn.Module) -> list[str]:
@@ -126,16 +131,32 @@ class _Stop(_StandIn):
 
 
 class _Skip(_StandIn):
-    """Return ``hidden``, or the block's own input where it is None, in the form in which the block returns it."""
+    """Return ``hidden``, or the block's own input where it is None, in the form in which the block returns it.
 
-    def __init__(self, block: nn.Module, tuple_length: int, hidden: torch.Tensor | None = None) -> None:
+    Tensors that a block returns besides, such as T5's position bias, are those of the lowest block, which runs for
+    them; ``beside`` keeps them for the blocks above.
+    """
+
+    def __init__(
+        self,
+        block: nn.Module,
+        returns: tuple[int | None, bool],
+        beside: list[Any],
+        hidden: torch.Tensor | None = None,
+    ) -> None:
         super().__init__(block)
-        self.tuple_length = tuple_length
+        self.returns = returns
+        self.beside = beside
         self.hidden = hidden
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         hidden = next(iter([*args, *kwargs.values()])) if self.hidden is None else self.hidden
-        return (hidden, *[None] * (self.tuple_length - 1)) if self.tuple_length else hidden
+        count, has_tensors = self.returns
+        if count is None:
+            return hidden
+        if has_tensors and not self.beside:
+            self.beside.extend(self.__dict__["block"](*args, **kwargs)[1:])
+        return (hidden, *(self.beside if has_tensors else [None] * count))
 
 
 class _Feed(_StandIn):
@@ -169,18 +190,20 @@ def run_above(
     model: nn.Module,
     blocks: list[str],
     index: int,
-    tuple_length: dict[str, int],
+    returns: dict[str, tuple[int | None, bool]],
     hidden: torch.Tensor,
     run: Callable[[nn.Module], torch.Tensor],
 ) -> torch.Tensor:
     """Run the model from block ``index`` on, whose input is ``hidden``; above all blocks if there is no such block."""
+    beside: list[Any] = []
     stand_ins: dict[str, nn.Module] = {
-        path: _Skip(model.get_submodule(path), tuple_length[path]) for path in blocks[:index]
+        path: _Skip(model.get_submodule(path), returns[path], beside) for path in blocks[:index]
     }
     if index < len(blocks):
         stand_ins[blocks[index]] = _Feed(model.get_submodule(blocks[index]), hidden)
     else:
-        stand_ins[blocks[-1]] = _Skip(model.get_submodule(blocks[-1]), tuple_length[blocks[-1]], hidden)
+        last = blocks[-1]
+        stand_ins[last] = _Skip(model.get_submodule(last), returns[last], beside, hidden)
     return run(_replaced(model, stand_ins))
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PretrainedConfig
 
 from polyalign.config.tower import TextSpec
+from polyalign.models.towers import staging
 from polyalign.models.towers.base import Tower
 from polyalign.models.towers.common import masked_pool
 from polyalign.models.towers.languages import language_token
@@ -68,6 +69,7 @@ class TextTower(Tower):
         self.pad = int(getattr(tokenizer, "pad_token_id", None) or getattr(config, "pad_token_id", None) or 0)
         self._probe_tokens = spec.max_tokens
         self.look()
+        self._check_padding()
 
     def look(self) -> None:
         """Run the tower once on ``max_tokens`` token ids.
@@ -97,6 +99,24 @@ class TextTower(Tower):
                 high = self._probe_tokens
         self._probe_tokens = self.max_tokens
         return low if low > 2 else None
+
+    def _check_padding(self) -> None:
+        """Check that padding does not change features: some networks, such as FNet, do not use the mask.
+
+        Raises:
+            UserError: it does.
+        """
+        x = self.probe()
+        if x.ids.device.type == "meta":
+            return
+        length = int(x.mask[1].sum())
+        with staging.evaluation_mode(self):
+            padded, alone = self(x)[1:], self(Tokens(x.ids[1:, :length], x.mask[1:, :length]))
+        if not torch.allclose(padded, alone, rtol=1e-2, atol=float(1e-2 * alone.abs().max())):
+            raise UserError(
+                f"padding changes the features of the {self.name}, which does not use the attention mask: "
+                "choose another encoder"
+            )
 
     def tokenize(self, captions: list[str], lang: str | None = None) -> list[list[int]]:
         """Turn captions into token ids with the tower's prompt and special tokens, cut at ``max_tokens``.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -56,23 +58,18 @@ def load_encoder(spec: TextSpec) -> nn.Module:
     """
     source = _source(spec)
     config = _config(spec.model_copy(update={"architecture": {}}), source)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
     try:
-        model, info = _auto_class(config).from_pretrained(
-            source,
-            revision=spec.revision,
-            dtype=torch.float32,
-            output_loading_info=True,
-            use_safetensors=True,
-            trust_remote_code=False,
-        )
+        with quiet():
+            model, info = _auto_class(config).from_pretrained(
+                source,
+                revision=spec.revision,
+                dtype=torch.float32,
+                output_loading_info=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _cannot_load(spec.model, error) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
     encoder = _encoder(model, spec.pooling)
     kept = {id(tensor) for tensor in [*encoder.parameters(), *encoder.buffers()]}
     used = {name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if id(tensor) in kept}
@@ -80,6 +77,19 @@ def load_encoder(spec: TextSpec) -> nn.Module:
     if missing:
         raise UserError(f"{spec.model} lacks {len(missing)} of the tower's weights, such as {missing[0]}")
     return encoder
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence the messages and progress bars of transformers."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
 
 
 def _auto_class(config: PretrainedConfig) -> Any:
@@ -96,7 +106,7 @@ def _encoder(model: Any, pooling: str | None) -> nn.Module:
     elif getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "decoder"):
         model = model.get_encoder()
     if pooling != "pooler" and isinstance(getattr(model, "pooler", None), nn.Module):
-        model.pooler = None  # not part of the tower, and never counted
+        model.pooler = nn.Identity()  # not part of the tower, and never counted
     return cast(nn.Module, model)
 
 
