@@ -5,7 +5,7 @@ import json
 import pytest
 
 from polyalign.data import catalogue
-from polyalign.data.labelled_sets import KNOWN
+from polyalign.data.readers.info import LABELLED
 from polyalign.experiments import run_folders as runs
 from tests import tiny
 
@@ -16,7 +16,7 @@ def test_datasets_are_listed_and_told_in_full(run):
     assert all(name in out for name in catalogue.infos())
     assert "COCO train2014" in run("datasets", "xtd")[1]
     assert json.loads(run("datasets", "xtd", "--json")[1])["xtd"]["origin"] == "human"
-    assert set(json.loads(run("datasets", "--json")[1])) == {*catalogue.infos(), *KNOWN}
+    assert set(json.loads(run("datasets", "--json")[1])) == {*catalogue.infos(), *LABELLED}
     assert "ethz/food101, split validation" in run("datasets", "food101")[1]
     code, _, err = run("data", "get", "food101")
     assert (code, "which polyalign zeroshot loads" in err) == (2, True)

@@ -12,24 +12,10 @@ from polyalign.config.language import Lang
 from polyalign.data.pairs import FileImage, Origin, PairTable
 from polyalign.data.readers.benchmark import tokens
 from polyalign.data.readers.files import existing, folder, lines
-from polyalign.data.readers.info import Info
+from polyalign.data.readers.info import PUBLISHED
 from polyalign.utils.errors import UserError, did_you_mean
 
-INFO = Info(
-    title="Flickr8k",
-    folder="flickr8k",
-    languages="en zh (5 captions an image), ar (3), de fr cs qu gn (1, on 6,993 of the images)",
-    size="6,000 train, 1,000 dev, 1,000 test images; 5,176, 867 and 871 of them with captions in every language",
-    origin="en zh human; de fr cs translated by people; ar by machine, edited by people; qu gn by machine",
-    licence="research only; photos belong to their Flickr authors",
-    home="https://hockenmaier.cs.illinois.edu/8k-pictures.html (the form to ask for it: "
-    "https://forms.illinois.edu/sec/1713398)",
-    captions="the folder with captions/<language>.txt, splits/{train,dev,test}.txt and images/ "
-    "(or the files as first published: Flickr8k.token.txt, Flickr_8k.trainImages.txt, Flicker8k_Dataset/)",
-    note="243 of Flickr30k's 1,000 test images are among its photos, 173 of them in the training split.",
-    checked="counts on the files themselves; the form as text books quote it, whether it still answers is not known; "
-    "the other languages are of other publications, whose addresses were not found",
-)
+INFO = PUBLISHED["flickr8k"]
 
 _SPLITS = {"train": "Flickr_8k.trainImages.txt", "dev": "Flickr_8k.devImages.txt", "test": "Flickr_8k.testImages.txt"}
 _IMAGE_FOLDERS = ("images", "Flicker8k_Dataset", "Flickr8k_Dataset")
