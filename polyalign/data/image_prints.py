@@ -59,6 +59,12 @@ def remember(name: str, one: Print) -> None:
     _KNOWN[name] = one
 
 
+def prints(images: Sequence[ImageRef]) -> dict[int, Print]:
+    """Return the fingerprint of each encoded image by its index, see ``look``; other images have none."""
+    encoded = {i: image for i, image in enumerate(images) if isinstance(image, EncodedImage)}
+    return dict(zip(encoded, look(list(encoded.values())), strict=True))
+
+
 def look(images: Sequence[EncodedImage]) -> list[Print]:
     """Return the fingerprint of each image, from the cache or computed on all cores; missing files are not cached."""
     keys = [key(image) for image in images]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import numpy as np
+
 from polyalign.config import source_spec
 from polyalign.config.budget import PairBudget, parse_budget
 from polyalign.config.language import load_language
@@ -12,8 +14,7 @@ from polyalign.config.schema import Recipe
 from polyalign.config.source_spec import SourceSpec
 from polyalign.data import leakage
 from polyalign.data.image_check import ImageReport, check_images, refuse_corrupt
-from polyalign.data.pairs import PairTable
-from polyalign.data.subset import draw
+from polyalign.data.pairs import PairTable, stable_hash
 from polyalign.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def _drawn(recipe: Recipe, budget: PairBudget, others: Sequence[PairTable]) -> P
     """Draw the budget, check only the drawn images, and redraw to replace images that are left out.
 
     The result is the same as if the whole split were checked first, since leaving out an image does not change the
-    rest of the draw (see ``subset.draw``).
+    rest of the draw (see ``draw``).
 
     Raises:
         UserError: more than ``data.max_corrupt`` of the checked images are corrupt, leakage is found and refused, or
@@ -110,6 +111,23 @@ def _drawn(recipe: Recipe, budget: PairBudget, others: Sequence[PairTable]) -> P
         refuse_corrupt(table.name, report, recipe.data.max_corrupt)
         clean = _without_leaks(readable, "train", others, recipe, may_be_empty=True)
         table = table.without_images(set(new.image_ids) - set(clean.image_ids))
+
+
+def draw(table: PairTable, budget: PairBudget, seed: int) -> PairTable:
+    """Return a random subset of pairs; for one seed, a smaller subset is contained in every larger one.
+
+    A pair's place in the draw depends only on the seed, the image id and the rank of the caption among the captions of
+    its image. So leaving out a corrupt image changes no other choice, and two languages with one caption per image get
+    the same images.
+
+    Raises:
+        UserError: the table has fewer pairs.
+    """
+    if budget.pairs > len(table):
+        raise UserError(f"{table.name} has {len(table):,} pairs for {table.lang}, fewer than {budget}: ask for fewer")
+    texts = (f"{seed}\n{table.image_ids[table.image_of[c]]}\n{rank}" for c, rank in enumerate(table.caption_ranks()))
+    places = np.array([stable_hash(text) for text in texts], dtype=np.uint64)
+    return table.take_pairs(np.sort(np.argsort(places, kind="stable")[: budget.pairs]))
 
 
 def _without_leaks(

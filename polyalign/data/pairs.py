@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
@@ -180,3 +181,13 @@ class PairTable:
         ranks = np.empty(len(order), dtype=np.int64)
         ranks[order] = np.arange(len(order)) - np.searchsorted(grouped, grouped)
         return ranks
+
+
+def count_images(count: int) -> str:
+    """Return "1 image", "2 images" and so on, for messages."""
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
+def stable_hash(text: str) -> int:
+    """Return a 64-bit hash of a text that is the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from polyalign.data import image_prints, leakage
 from polyalign.data.image_prints import Print
-from polyalign.data.pairs import EncodedImage, PairTable
+from polyalign.data.pairs import PairTable
 from polyalign.utils.storage import load_tensors, save_tensors
 
 TRAINED_IMAGES = "train_images.safetensors"
@@ -42,13 +42,11 @@ class RememberedImage:
 
 def save_trained_images(folder: Path, table: PairTable) -> None:
     """Write ids and perceptual hashes of the training images into the folder of a run (776 bytes an image)."""
-    encoded = [(i, image) for i, image in enumerate(table.images) if isinstance(image, EncodedImage)]
-    found = image_prints.look([image for _, image in encoded])
-    kept = [(i, one) for (i, _), one in zip(encoded, found, strict=True) if one.problem is None]
-    bits = np.array([one.bits for _, one in kept], np.bool_).reshape(len(kept), 64)
-    thumbs = np.array([one.thumb for _, one in kept], np.uint8).reshape(len(kept), 768)
+    kept = {i: one for i, one in image_prints.prints(table.images).items() if one.problem is None}
+    bits = np.array([one.bits for one in kept.values()], np.bool_).reshape(-1, 64)
+    thumbs = np.array([one.thumb for one in kept.values()], np.uint8).reshape(-1, 768)
     tensors = {
-        "index": torch.tensor([i for i, _ in kept], dtype=torch.int64),
+        "index": torch.tensor(list(kept), dtype=torch.int64),
         "bits": torch.from_numpy(np.packbits(bits, axis=1)),
         "thumbs": torch.from_numpy(thumbs),
     }

@@ -37,9 +37,9 @@ def test_leakage_is_found_by_pixels_and_by_id_and_tells_by_its_exit_code(run, tm
     assert code == 1
     assert {(leak["train_id"], leak["test_id"]) for leak in found["leaks"]} >= {("b.png", "y.png"), ("c.png", "z.png")}
     code, out, _ = run("leakage", tmp_path / "one", tmp_path / "two", "--no-pixels")
-    assert (code, "none of the 3 test images" in out) == (0, True)
+    assert (code, "none of the 3 images" in out) == (0, True)
     code, out, _ = run("leakage", f"{tmp_path / 'two'}:test", tmp_path / "two", "--no-pixels")
-    assert (code, "3 of the 3 test images" in out) == (1, True)
+    assert (code, "3 of the 3 images" in out) == (1, True)
 
 
 def test_leakage_between_what_is_not_there_says_so(run, tmp_path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import reprlib
 from collections import Counter
@@ -12,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from polyalign.config.language import Lang
-from polyalign.data.pairs import Origin, Split
+from polyalign.data.pairs import Origin, Split, stable_hash
 from polyalign.data.readers.sheet import Sheet
 from polyalign.utils.errors import UserError, did_you_mean
 
@@ -166,8 +165,7 @@ def _split_of(value: str, where: str) -> Split:
 
 def hashed_split(image_id: str, config: Columns) -> Split:
     """Assign an image to a split by a hash of its id and the seed."""
-    digest = hashlib.blake2b(f"{config.split_seed}\n{image_id}".encode(), digest_size=8).digest()
-    place = int.from_bytes(digest, "big") / 2**64
+    place = stable_hash(f"{config.split_seed}\n{image_id}") / 2**64
     if place < config.test_share:
         return "test"
     return "dev" if place < config.test_share + config.dev_share else "train"
