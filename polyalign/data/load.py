@@ -69,7 +69,7 @@ def load_split(recipe: Recipe, split: str, lang: str | None = None) -> PairTable
     table, report = check_images(_load_captions(recipe, split, lang), max_corrupt=recipe.data.max_corrupt)
     if report.bad:
         logger.info(f"{split}: left out {report.describe()}")
-    return _not_empty(table, "with a caption that is not blank")
+    return _not_empty(table, "no image has a caption that is not blank")
 
 
 def _load_captions(recipe: Recipe, split: str, lang: str | None = None) -> PairTable:
@@ -80,7 +80,7 @@ def _load_captions(recipe: Recipe, split: str, lang: str | None = None) -> PairT
     spoken = table.without_empty_captions()
     if len(spoken) < len(table):
         logger.info(f"{split}: left out {len(table) - len(spoken):,} empty captions of {len(table):,}")
-    return _not_empty(spoken, "with a caption that is not blank")
+    return _not_empty(spoken, "no image has a caption that is not blank")
 
 
 def _drawn(recipe: Recipe, budget: PairBudget, others: Sequence[PairTable]) -> PairTable:
@@ -143,7 +143,7 @@ def _without_leaks(
             table = leakage.exclude(table, found)
         else:
             leakage.refuse(found)
-    return table if may_be_empty else _not_empty(table, "that are in no set to be tested on")
+    return table if may_be_empty else _not_empty(table, "all images are also in a set that is tested on")
 
 
 def _pair_budget(recipe: Recipe) -> PairBudget | None:
@@ -161,7 +161,7 @@ def _kept_out(spec: SourceSpec, lang: str) -> PairTable:
     return load_source(spec, lang if known is None or lang in known or not known else known[0], "test")
 
 
-def _not_empty(table: PairTable, what: str) -> PairTable:
+def _not_empty(table: PairTable, otherwise: str) -> PairTable:
     if not len(table):
-        raise UserError(f"{table.name} has no images {what} ({table.lang})")
+        raise UserError(f"{table.name} ({table.lang}): {otherwise}")
     return table
