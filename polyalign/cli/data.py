@@ -139,9 +139,11 @@ def leakage(
     test: Annotated[str, typer.Argument(help="A source or a folder. NAME:SPLIT names a split (default: test).")],
     train_set: Annotated[list[str] | None, typer.Option(help="Option of the first source: root=./flickr8k.")] = None,
     test_set: Annotated[list[str] | None, typer.Option(help="Option of the second source: root=./xtd10.")] = None,
-    train_lang: Annotated[str, typer.Option(help="Compare only the first source's images with captions in it.")] = "en",
+    train_lang: Annotated[
+        str, typer.Option(help="Language of the first source: only its images with captions in it are compared.")
+    ] = "en",
     test_lang: Annotated[str, typer.Option(help="The same for the second source.")] = "en",
-    pixels: Annotated[bool, typer.Option(help="Compare the images by perceptual hash, too, not only ids.")] = True,
+    pixels: Annotated[bool, typer.Option(help="Compare images by perceptual hash as well as by id.")] = True,
     as_json: Json = False,
 ) -> None:
     """Find the images that two sources share, by id and by perceptual hash; exit code 1 if there are any."""

@@ -12,8 +12,8 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import imagehash
 import numpy as np
@@ -32,12 +32,11 @@ _ROW = np.dtype([("bits", np.bool_, 64), ("thumb", np.uint8, 3 * _THUMB_PX**2)])
 _WORTH_KEEPING = 100
 
 
-@dataclass(frozen=True)
-class Print:
+class Print(NamedTuple):
     """Difference hash ``bits (64,)`` and thumbnail ``thumb (768,)`` of an image, or the ``problem`` with it."""
 
-    bits: npt.NDArray[np.bool_]
-    thumb: npt.NDArray[np.uint8]
+    bits: npt.NDArray[np.bool_] = np.zeros(64, np.bool_)
+    thumb: npt.NDArray[np.uint8] = np.zeros(3 * _THUMB_PX**2, np.uint8)
     problem: str | None = None
     is_missing: bool = False
 
@@ -95,16 +94,11 @@ def _open(image: EncodedImage) -> Print:
     try:
         small = image.open_small(_HASH_FROM_PX)
     except FileNotFoundError as error:
-        return _without_picture(str(error), is_missing=True)
+        return Print(problem=str(error), is_missing=True)
     except CorruptImageError as error:
-        return _without_picture(str(error))
+        return Print(problem=str(error))
     thumb = np.asarray(small.resize((_THUMB_PX, _THUMB_PX), Image.Resampling.BOX))
     return Print(imagehash.dhash(small).hash.ravel(), thumb.ravel())
-
-
-def _without_picture(problem: str, *, is_missing: bool = False) -> Print:
-    empty = np.zeros((), _ROW)
-    return Print(empty["bits"], empty["thumb"], problem, is_missing)
 
 
 def _path(keys: Sequence[str | None]) -> Path:

@@ -93,7 +93,7 @@ def test_zeroshot_measures_several_languages_and_leaves_out_what_cannot_be_read(
     [
         (["nowhere"], 'cannot load the dataset "nowhere"'),
         (["empty"], "contains no labelled images"),
-        (["photos", "--names", "none.tsv"], "cannot read class names from none.tsv: No such file"),
+        (["photos", "--names", "none.tsv"], "cannot read none.tsv: No such file"),
         (["photos", "--lang", "xx"], 'unknown language "xx"'),
         (["photos", "--lang", "all"], "is not the Babel-ImageNet file"),
         (["photos", "--lang", "de"], "give names in de with --names"),

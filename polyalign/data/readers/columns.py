@@ -141,7 +141,11 @@ def _in_split(sheet: Sheet, ids: Sequence[str], config: Columns, rows: list[int]
     name = find(sheet, "split_column", config.split_column, _SPLIT_NAMES)
     if name is not None:
         values = [str(value).strip() for value in sheet.column(name)]
-        found = [row for row in rows if _split_of(values[row], sheet.row_name(row)) == split]
+        for row in rows:
+            if values[row].casefold() not in _SPLITS:
+                known = did_you_mean(values[row], _SPLITS)
+                raise UserError(f'{sheet.row_name(row)}: "{values[row]}" is not a split ({known})')
+        found = [row for row in rows if _SPLITS[values[row].casefold()] == split]
         if not found:
             raise UserError(f'{sheet.where} has no row with {name} "{split}": it has {_tally(values[r] for r in rows)}')
         return found
@@ -154,13 +158,6 @@ def _in_split(sheet: Sheet, ids: Sequence[str], config: Columns, rows: list[int]
             "increase that share or add a split column"
         )
     return found
-
-
-def _split_of(value: str, where: str) -> Split:
-    try:
-        return _SPLITS[value.casefold()]
-    except KeyError:
-        raise UserError(f'{where}: "{value}" is not a split ({did_you_mean(value, _SPLITS)})') from None
 
 
 def hashed_split(image_id: str, config: Columns) -> Split:

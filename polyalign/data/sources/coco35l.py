@@ -8,13 +8,12 @@ from pathlib import Path
 from polyalign.config.language import Lang
 from polyalign.data.pairs import Origin, PairTable
 from polyalign.data.readers import benchmark
-from polyalign.data.readers.benchmark import Benchmark
 from polyalign.data.readers.files import existing, expecting, json_lines
 from polyalign.data.readers.info import PUBLISHED
 
 INFO = PUBLISHED["coco35l"]
 
-Config = Benchmark
+Config = benchmark.Benchmark
 splits = benchmark.fixed("train", "dev")
 languages = benchmark.fixed(*INFO.languages.split())
 
@@ -22,7 +21,7 @@ _SEGMENTED = ("ja", "th", "zh")
 _PIVOT = "de"
 
 
-def load(config: Benchmark, lang: Lang, split: str) -> PairTable:
+def load(config: benchmark.Benchmark, lang: Lang, split: str) -> PairTable:
     """Load a split, see ``Benchmark``; an image's id is its COCO number in twelve digits."""
     benchmark.check("coco35l", lang, split, splits=splits(config), languages=languages(config))
     name = f"coco_mt_{split}.jsonl"

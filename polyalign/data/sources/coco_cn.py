@@ -9,7 +9,6 @@ from typing import Literal
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
 from polyalign.data.readers import benchmark
-from polyalign.data.readers.benchmark import Benchmark
 from polyalign.data.readers.files import existing, expecting, lines, read_json
 from polyalign.data.readers.info import PUBLISHED
 
@@ -20,7 +19,7 @@ _RELEASE = "coco-cn-version1805v1.1"
 _JSON = ("captions.json", "merged_captions_coco-cn_test.json")
 
 
-class Config(Benchmark):
+class Config(benchmark.Benchmark):
     """``captions``: those ``written`` about the images, or ``all``, including the translations of the test images."""
 
     captions: Literal["written", "all"] = "written"

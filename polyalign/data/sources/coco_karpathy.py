@@ -11,7 +11,6 @@ from pydantic import Field
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
 from polyalign.data.readers import benchmark
-from polyalign.data.readers.benchmark import Benchmark
 from polyalign.data.readers.files import existing
 from polyalign.data.readers.info import PUBLISHED
 
@@ -20,7 +19,7 @@ INFO = PUBLISHED["coco-karpathy"]
 _FOLD = 1000
 
 
-class Config(Benchmark):
+class Config(benchmark.Benchmark):
     """Test set, and which captions of an image with more than five.
 
     With ``protocol = "1k"`` the test set is five folds of 1,000 images, each searched alone, and a metric is the mean

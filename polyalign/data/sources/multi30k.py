@@ -8,7 +8,6 @@ from typing import Literal
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
 from polyalign.data.readers import benchmark
-from polyalign.data.readers.benchmark import Benchmark
 from polyalign.data.readers.files import existing, folder
 from polyalign.data.readers.info import PUBLISHED
 from polyalign.utils.errors import UserError, did_you_mean
@@ -16,7 +15,7 @@ from polyalign.utils.errors import UserError, did_you_mean
 INFO = PUBLISHED["multi30k"]
 
 
-class Config(Benchmark):
+class Config(benchmark.Benchmark):
     """Task and test set; task 2 has only the test set of 2016."""
 
     task: Literal[1, 2] = 1

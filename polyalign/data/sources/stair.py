@@ -7,7 +7,6 @@ from pathlib import Path
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
 from polyalign.data.readers import benchmark
-from polyalign.data.readers.benchmark import Benchmark
 from polyalign.data.readers.files import existing, expecting, read_json
 from polyalign.data.readers.info import PUBLISHED
 from polyalign.utils.errors import UserError
@@ -17,7 +16,7 @@ INFO = PUBLISHED["stair"]
 _FILES = {"train": "train", "dev": "val"}
 
 
-class Config(Benchmark):
+class Config(benchmark.Benchmark):
     """``karpathy`` is the path of ``dataset_coco.json``; without it train and dev are COCO's train2014 and val2014."""
 
     karpathy: Path | None = None

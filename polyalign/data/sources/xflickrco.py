@@ -10,7 +10,6 @@ from typing import Literal
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
 from polyalign.data.readers import benchmark
-from polyalign.data.readers.benchmark import Benchmark
 from polyalign.data.readers.files import existing, json_lines
 from polyalign.data.readers.info import PUBLISHED
 from polyalign.utils.errors import UserError
@@ -20,7 +19,7 @@ INFO = PUBLISHED["xflickrco"]
 _ENTITY_DIGITS = re.compile("[0-9]+")
 
 
-class Config(Benchmark):
+class Config(benchmark.Benchmark):
     """Part of the test set, number of training images, and removal of entity digits.
 
     ``clean`` removes ASCII digits from the Japanese Flickr captions, where they number entities ("1男が、3メガネ");

@@ -9,7 +9,6 @@ from typing import Literal
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
 from polyalign.data.readers import benchmark
-from polyalign.data.readers.benchmark import Benchmark
 from polyalign.data.readers.files import existing, expecting, json_lines
 from polyalign.data.readers.info import PUBLISHED
 from polyalign.utils.errors import UserError
@@ -17,7 +16,7 @@ from polyalign.utils.errors import UserError
 INFO = PUBLISHED["xm3600"]
 
 
-class Config(Benchmark):
+class Config(benchmark.Benchmark):
     """``captions``: ``all`` of an image, or only the ``first``."""
 
     captions: Literal["all", "first"] = "all"

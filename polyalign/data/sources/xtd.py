@@ -8,7 +8,6 @@ from typing import Literal
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
 from polyalign.data.readers import benchmark
-from polyalign.data.readers.benchmark import Benchmark
 from polyalign.data.readers.files import existing
 from polyalign.data.readers.info import PUBLISHED
 
@@ -17,7 +16,7 @@ INFO = PUBLISHED["xtd"]
 _LANGUAGES = ("de", "en", "es", "fr", "it", "ja", "ko", "pl", "ru", "tr", "zh")
 
 
-class Config(Benchmark):
+class Config(benchmark.Benchmark):
     """``protocol``: ``1k`` tests on all 1,000 images; ``lilt-200`` trains on the 800 of train2014, tests on the 200."""
 
     protocol: Literal["1k", "lilt-200"] = "1k"
