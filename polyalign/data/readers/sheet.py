@@ -57,7 +57,8 @@ def _read_separated(path: Path) -> Sheet:
             if separator == "\t":
                 remedy = "captions must not contain tabs"
             raise UserError(
-                f"{path}, line {line} has {len(row)} fields, the header has {len(header)} ({', '.join(header)}); {remedy}"
+                f"{path}, line {line} has {len(row)} fields, the header has {len(header)} "
+                f"({', '.join(header)}); {remedy}"
             )
     columns = {name: [row[i] for _, row in body] for i, name in enumerate(header)}
     numbers = [line for line, _ in body]
