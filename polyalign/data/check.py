@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import pandas as pd
 import regex
 from pydantic import BaseModel, ConfigDict
 from rich.markup import escape
@@ -136,14 +137,10 @@ def _finding(table: PairTable, captions: Iterable[int]) -> Finding:
 def _duplicates(table: PairTable) -> tuple[list[int], list[int]]:
     """Return captions repeated at one image and captions shared by several images, without empty captions."""
     texts = [" ".join(caption.casefold().split()) for caption in table.captions]
-    images_with: dict[str, set[int]] = {}
-    repeated = []
-    for c, (text, image) in enumerate(zip(texts, table.image_of.tolist(), strict=True)):
-        images = images_with.setdefault(text, set())
-        if text and image in images:
-            repeated.append(c)
-        images.add(image)
-    return repeated, [c for c, text in enumerate(texts) if text and len(images_with[text]) > 1]
+    rows = pd.DataFrame({"text": texts, "image": table.image_of})
+    rows = rows[rows["text"] != ""]
+    shared = rows.groupby("text")["image"].transform("nunique") > 1
+    return list(rows.index[rows.duplicated()]), list(rows.index[shared])
 
 
 def _letters(script: str) -> re.Pattern[str] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -67,15 +67,13 @@ def _check_photos(name: str, info: Info, photos: Photos) -> None:
 
 def _fetch(one: Download, name: str, folder: Path, got: Counter[str]) -> None:
     """Download a file, the files of a folder, or an archive, which is unpacked."""
+    task = f"downloading {name}"
     if one.url.endswith("/"):
-        files = list(listed(name))
-        for done, (sha256, path) in enumerate(files, start=1):
-            _fetch_file(f"{one.url}{path}", folder / path, sha256, got)
-            progress(f"downloading {name}", done, len(files))
+        _fetch_files(task, [(f"{one.url}{path}", folder / path, sha256) for sha256, path in listed(name)], got)
     elif one.unpack:
         _fetch_archive(one, folder, got)
     else:
-        _fetch_file(one.url, folder / one.to, one.sha256, got)
+        _fetch_files(task, [(one.url, folder / one.to, one.sha256)], got)
 
 
 def listed(name: str) -> Iterator[tuple[str, str]]:
@@ -86,14 +84,17 @@ def listed(name: str) -> Iterator[tuple[str, str]]:
         yield sha256, path
 
 
-def _fetch_file(url: str, path: Path, sha256: str, got: Counter[str]) -> None:
-    if not path.exists():
-        fetch(url, path, sha256=sha256)
-        got["downloaded"] += 1
-    elif sha256 and digest(path) != sha256:
-        raise UserError(f"{path} differs from the published file: move it away to download {url}")
-    else:
-        got["already present"] += 1
+def _fetch_files(task: str, files: Sequence[tuple[str, Path, str]], got: Counter[str]) -> None:
+    """Download files, given as address, target and hash, that are not present."""
+    for done, (url, path, sha256) in enumerate(files, start=1):
+        if not path.exists():
+            fetch(url, path, sha256=sha256)
+            got["downloaded"] += 1
+        elif sha256 and digest(path) != sha256:
+            raise UserError(f"{path} differs from the published file: move it away to download {url}")
+        else:
+            got["already present"] += 1
+        progress(task, done, len(files))
 
 
 def _fetch_archive(one: Download, folder: Path, got: Counter[str]) -> None:
@@ -120,14 +121,13 @@ def _fetch_single(name: str, single: Single, folder: Path, photos: Path, got: Co
     known = spec.languages()
     if not known:
         raise UserError(f"{folder} has no captions of {name}, which list the photos to download")
-    wanted = [image_id for image_id in load_source(spec, known[0], "test").image_ids if _url(single, image_id)]
-    for done, image_id in enumerate(wanted, start=1):
-        _fetch_file(_url(single, image_id), photos / single.to / image_id, "", got)
-        progress(f"downloading photos of {name}", done, len(wanted))
-
-
-def _url(single: Single, image_id: str) -> str:
-    return next((url.format(image_id) for start, url in single.urls.items() if image_id.startswith(start)), "")
+    wanted = [
+        (url.format(image_id), photos / single.to / image_id, "")
+        for image_id in load_source(spec, known[0], "test").image_ids
+        for start, url in single.urls.items()
+        if image_id.startswith(start)
+    ]
+    _fetch_files(f"downloading photos of {name}", wanted, got)
 
 
 def _report(name: str, info: Info, root: Path, photos: Photos, got: Counter[str]) -> str:

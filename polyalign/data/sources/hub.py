@@ -51,31 +51,31 @@ class HubImage:
     column: str
     row: int
 
-    def _cell(self) -> bytes | FileImage:
+    def _source(self) -> io.BytesIO | Path:
         """Return the encoded bytes or the file of the row; handles the dictionaries of ``datasets.Image``."""
         cell = self.cells[self.row][self.column]
         if isinstance(cell, dict):
             cell = cell.get("bytes") or cell.get("path")
         if isinstance(cell, str):
-            return FileImage(Path(cell))
+            return Path(cell)
         if isinstance(cell, bytes):
-            return cell
+            return io.BytesIO(cell)
         raise CorruptImageError(f"row {self.row} contains {type(cell).__name__}, not an image")
 
     def open(self) -> Image.Image:
         """Decode to RGB."""
-        cell = self._cell()
-        return cell.open() if isinstance(cell, FileImage) else decode(io.BytesIO(cell))
+        return decode(self._source())
 
     def open_small(self, px: int) -> Image.Image:
         """Decode at a reduced scale, see ``pairs.EncodedImage``."""
-        cell = self._cell()
-        return cell.open_small(px) if isinstance(cell, FileImage) else decode(io.BytesIO(cell), px)
+        return decode(self._source(), px)
 
     def key(self) -> str:
         """Return a hash of the bytes, or the key of the ``FileImage``."""
-        cell = self._cell()
-        return cell.key() if isinstance(cell, FileImage) else hashlib.blake2b(cell, digest_size=16).hexdigest()
+        source = self._source()
+        if isinstance(source, Path):
+            return FileImage(source).key()
+        return hashlib.blake2b(source.getbuffer(), digest_size=16).hexdigest()
 
 
 def load(config: Config, lang: Lang, split: str) -> PairTable:
