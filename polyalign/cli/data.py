@@ -140,7 +140,8 @@ def leakage(
     train_set: Annotated[list[str] | None, typer.Option(help="Option of the first source: root=./flickr8k.")] = None,
     test_set: Annotated[list[str] | None, typer.Option(help="Option of the second source: root=./xtd10.")] = None,
     train_lang: Annotated[
-        str, typer.Option(help="Language of the first source: only its images with captions in it are compared.")
+        str,
+        typer.Option(help="Language of the first source: only images with captions in it are compared."),
     ] = "en",
     test_lang: Annotated[str, typer.Option(help="The same for the second source.")] = "en",
     pixels: Annotated[bool, typer.Option(help="Compare images by perceptual hash as well as by id.")] = True,

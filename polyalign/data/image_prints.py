@@ -59,26 +59,24 @@ def remember(name: str, one: Print) -> None:
 
 
 def prints(images: Sequence[ImageRef]) -> dict[int, Print]:
-    """Return the fingerprint of each encoded image by its index, see ``look``; other images have none."""
+    """Return the fingerprint of each encoded image by its index; other images have none.
+
+    Fingerprints come from the cache or are computed on all cores; those of missing files are not cached.
+    """
     encoded = {i: image for i, image in enumerate(images) if isinstance(image, EncodedImage)}
-    return dict(zip(encoded, look(list(encoded.values())), strict=True))
-
-
-def look(images: Sequence[EncodedImage]) -> list[Print]:
-    """Return the fingerprint of each image, from the cache or computed on all cores; missing files are not cached."""
-    keys = [key(image) for image in images]
-    new = [i for i, name in enumerate(keys) if name is None or name not in _KNOWN]
+    keys = {i: key(image) for i, image in encoded.items()}
+    new = [i for i, name in keys.items() if name is None or name not in _KNOWN]
     kept = _path([keys[i] for i in new]) if len(new) >= _WORTH_KEEPING else None
     if kept is not None and kept.with_suffix(".json").is_file():
         found = _load(kept)
     else:
         began = time.monotonic()
-        found = _open_all([images[i] for i in new])
+        found = _open_all([encoded[i] for i in new])
         if kept is not None and not any(one.is_missing for one in found):
             _save(kept, found, time.monotonic() - began)
     fresh = dict(zip(new, found, strict=True))
     _KNOWN.update((name, one) for i, one in fresh.items() if (name := keys[i]) is not None and not one.is_missing)
-    return [fresh[i] if i in fresh else _KNOWN[str(name)] for i, name in enumerate(keys)]
+    return {i: fresh[i] if i in fresh else _KNOWN[str(name)] for i, name in keys.items()}
 
 
 def _open_all(images: Sequence[EncodedImage]) -> list[Print]:

@@ -133,11 +133,6 @@ def refuse(report: LeakageReport) -> None:
         )
 
 
-def exclude(train: PairTable, report: LeakageReport) -> PairTable:
-    """Return ``train`` without the leaked images and their captions."""
-    return train.without_images(report.train_ids) if report.leaks else train
-
-
 def _by_id(train: PairTable, test: PairTable, pixels: bool) -> Iterator[tuple[int, int]]:
     """Yield index pairs with equal key or photo, or with equal plain ids unless they look clearly different."""
     keys = {image_prints.key(image): i for i, image in enumerate(train.images)}

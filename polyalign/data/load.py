@@ -52,11 +52,10 @@ def load_tables(recipe: Recipe) -> dict[str, PairTable]:
     test = load_split(recipe, "test")
     others = [_kept_out(SourceSpec.flat(one), recipe.lang) for one in recipe.data.keep_out]
     dev = _without_leaks(load_split(recipe, "dev"), "dev", [test, *others], recipe)
-    budget = _pair_budget(recipe)
-    if budget is None:
+    if recipe.data.budget is None:
         train = _without_leaks(load_split(recipe, "train"), "train", [dev, test, *others], recipe)
     else:
-        train = _drawn(recipe, budget, [dev, test, *others])
+        train = _drawn(recipe, recipe.data.budget, [dev, test, *others])
     return {"train": train, "dev": dev, "test": test}
 
 
@@ -83,16 +82,15 @@ def _load_captions(recipe: Recipe, split: str, lang: str | None = None) -> PairT
     return _not_empty(spoken, "no image has a caption that is not blank")
 
 
-def _drawn(recipe: Recipe, budget: PairBudget, others: Sequence[PairTable]) -> PairTable:
+def _drawn(recipe: Recipe, pairs: str, others: Sequence[PairTable]) -> PairTable:
     """Draw the budget, check only the drawn images, and redraw to replace images that are left out.
 
     The result is the same as if the whole split were checked first, since leaving out an image does not change the
     rest of the draw (see ``draw``).
-
-    Raises:
-        UserError: more than ``data.max_corrupt`` of the checked images are corrupt, leakage is found and refused, or
-            there are fewer pairs than the budget.
     """
+    budget = parse_budget(pairs)
+    if not isinstance(budget, PairBudget):
+        raise UserError(f"data.budget must be a number of pairs (10k-pairs): pass {pairs} as --budget")
     table = _load_captions(recipe, "train")
     looked_at: set[str] = set()
     report = ImageReport(images=0, missing=(), corrupt=())
@@ -135,24 +133,13 @@ def _without_leaks(
 ) -> PairTable:
     """Exclude, refuse or allow images of other tables in a split, according to ``data.leakage``."""
     for other in others if recipe.data.leakage != "allow" else ():
-        if not len(table.images):
-            break
         found = leakage.find_leaks(table, other)
         if recipe.data.leakage == "exclude" and found.leaks:
             logger.info(f"left out of {'training' if split == 'train' else split}: {found.describe()}")
-            table = leakage.exclude(table, found)
+            table = table.without_images(found.train_ids)
         else:
             leakage.refuse(found)
     return table if may_be_empty else _not_empty(table, "all images are also in a set that is tested on")
-
-
-def _pair_budget(recipe: Recipe) -> PairBudget | None:
-    if recipe.data.budget is None:
-        return None
-    budget = parse_budget(recipe.data.budget)
-    if not isinstance(budget, PairBudget):
-        raise UserError(f"data.budget must be a number of pairs (10k-pairs): pass {recipe.data.budget} as --budget")
-    return budget
 
 
 def _kept_out(spec: SourceSpec, lang: str) -> PairTable:
