@@ -23,20 +23,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RememberedImage:
-    """A training image of which only the perceptual hash is left; its file may be gone."""
+    """A training image of which only the perceptual hash is stored; its file may no longer exist."""
 
     name: str
 
     def open(self) -> Image.Image:
         """Raise FileNotFoundError: there is no image to open."""
-        raise FileNotFoundError(f"{self.name}: only its hash was kept")
+        raise FileNotFoundError(f"{self.name}: only its hash was stored")
 
     def open_small(self, px: int) -> Image.Image:
         """Raise FileNotFoundError: there is no image to open."""
         return self.open()
 
     def key(self) -> str:
-        """Return a name that no image file has."""
+        """Return a key that no image file has."""
         return f"remembered:{self.name}"
 
 
@@ -55,7 +55,7 @@ def save_trained_images(folder: Path, table: PairTable) -> None:
 
 
 def load_trained_images(folder: Path) -> PairTable | None:
-    """Return the training images of a run as a table without captions, or None if the run did not keep them.
+    """Return the training images of a run as a table without captions, or None if the run did not store them.
 
     Raises:
         UserError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""COCO-CN: Chinese captions written, and for the test images also translated, by people."""
+"""COCO-CN: Chinese captions written by people; the test images also have human translations."""
 
 from __future__ import annotations
 

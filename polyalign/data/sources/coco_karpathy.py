@@ -20,10 +20,10 @@ _FOLD = 1000
 
 
 class Config(benchmark.Benchmark):
-    """Test set, and which captions of an image with more than five.
+    """Test protocol, and captions of images with more than five.
 
-    With ``protocol = "1k"`` the test set is five folds of 1,000 images, each searched alone, and a metric is the mean
-    of the five; ``fold``, from 0, selects one of them.
+    With ``protocol = "1k"`` the test set is five folds of 1,000 images, each searched separately, and a metric is the
+    mean over the folds; ``fold`` (0 to 4) selects one of them.
     """
 
     protocol: Literal["5k", "1k"] = "5k"

@@ -1,4 +1,4 @@
-"""Flickr8k: the published token files, one a language, and the official splits."""
+"""Flickr8k: the published token files, one per language, and the official splits."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ logger = logging.getLogger(__name__)
 
 
 class Config(BaseModel):
-    """Where the files are, and which images to read.
+    """Location of the files, and selection of images.
 
-    ``root`` holds ``captions/<lang>.txt`` (or the original ``Flickr8k.token.txt``, English), ``splits/<split>.txt``
+    ``root`` contains ``captions/<lang>.txt`` (or the original ``Flickr8k.token.txt``, English), ``splits/<split>.txt``
     (or the original ``Flickr_8k.<split>Images.txt``) and ``images``. With ``images = "common"`` only images that have
     captions in all of ``langs`` are read, by default in every language that has a file: 5,176, 867 and 871 of the
     6,000, 1,000 and 1,000 for ar, cs, de, en, fr, gn, qu and zh.
 
-    ``origin`` says who wrote the captions. By default it is ``human`` for ar, cs, de, en, fr and zh (the Arabic was
+    ``origin`` is who wrote the captions. By default it is ``human`` for ar, cs, de, en, fr and zh (the Arabic was
     translated by machine and edited by people), ``machine`` for gn and qu. Any other language has no published
     captions known to polyalign and is labelled ``machine``, with a warning, unless ``origin`` is set.
     """
@@ -62,7 +62,13 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     if images is None:
         raise UserError(f"{root} has no folder of images: put them into {root / 'images'}")
     pairs = ((name, text.strip(), FileImage(images / name)) for name, text in tokens(path) if name in wanted)
-    table = PairTable.from_pairs(f"flickr8k-{split}", lang.code, config.origin or _origin(path, lang), pairs)
+    origin = config.origin or _ORIGINS.get(lang.code, "machine")
+    if config.origin is None and lang.code not in _ORIGINS:
+        logger.warning(
+            f"{path}: it is not known who wrote these captions; they are labelled machine-translated. "
+            "If people wrote them, set source.origin=human"
+        )
+    table = PairTable.from_pairs(f"flickr8k-{split}", lang.code, origin, pairs)
     if not len(table):
         raise UserError(f"{root} has no captions in {lang.code} for any image of the {split} split")
     return table
@@ -71,16 +77,6 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
 def languages(config: Config) -> list[str]:
     """List the languages that have a file."""
     return sorted(_token_files(config.root))
-
-
-def _origin(path: Path, lang: Lang) -> Origin:
-    if lang.code not in _ORIGINS:
-        logger.warning(
-            "%s: it is not known who wrote these captions; they are labelled machine-translated. "
-            "If people wrote them, set source.origin=human",
-            path,
-        )
-    return _ORIGINS.get(lang.code, "machine")
 
 
 def _split_ids(root: Path, split: str) -> set[str]:
