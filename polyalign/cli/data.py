@@ -23,6 +23,7 @@ from polyalign.cli.options import (
     say,
     source_table,
 )
+from polyalign.utils.errors import UserError
 
 data_app = typer.Typer(no_args_is_help=True, help="Download published datasets, and check your own data.")
 app.add_typer(data_app, name="data", rich_help_panel=DATA)
@@ -35,13 +36,13 @@ def get(
     photos: Annotated[
         Literal["none", "test", "all"],
         typer.Option(
-            help="Photos to download as well, where that is allowed: those of the test set, or all (COCO: 19 GB)."
+            help="Photos to download as well, if freely available: those of the test set, or all (COCO: 19 GB)."
         ),
     ] = "none",
 ) -> None:
-    """Download the parts of a dataset that may be downloaded, and name the files to get by hand.
+    """Download the freely available files of a dataset, and list the files you must obtain yourself.
 
-    If interrupted, the same command continues. Files are checked against their published hashes where known.
+    If interrupted, run the same command again to continue. Files are checked against their published hashes, if known.
     """
     from polyalign.data.download import download_dataset
     from polyalign.utils.progress import progress_bars
@@ -50,7 +51,7 @@ def get(
         with progress_bars():
             told = download_dataset(name, root, photos)
     except KeyboardInterrupt:
-        say("interrupted; the same command continues")
+        say("interrupted; run the same command again to continue")
         raise typer.Exit(130) from None
     print(told)
 
@@ -64,17 +65,22 @@ def check(
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Check every image and caption before training, and report problems."""
+    """Check every image and caption before training, and report problems.
+
+    The splits that can be loaded are reported even if another split is empty; the exit code is then 2.
+    """
     go_offline(offline)
     from polyalign.data.check import check_recipe, render
     from polyalign.models.towers.text_loading import load_tokenizer
 
     resolved = resolve(recipe, lang, "projection", set_, data=data)
-    reports = check_recipe(resolved, load_tokenizer(resolved.text))
+    reports, errors = check_recipe(resolved, load_tokenizer(resolved.text))
     if as_json:
         print_json([report.model_dump(mode="json") for report in reports])
     else:
         console().print(*map(render, reports))
+    if errors:
+        raise UserError("; ".join(map(str, errors)))
 
 
 @data_app.command(epilog="Example: polyalign data audit ./machine-made ./by-people --lang de")
@@ -133,9 +139,12 @@ def leakage(
     test: Annotated[str, typer.Argument(help="A source or a folder. NAME:SPLIT names a split (default: test).")],
     train_set: Annotated[list[str] | None, typer.Option(help="Option of the first source: root=./flickr8k.")] = None,
     test_set: Annotated[list[str] | None, typer.Option(help="Option of the second source: root=./xtd10.")] = None,
-    train_lang: Annotated[str, typer.Option(help="Language of the first source, which determines its images.")] = "en",
-    test_lang: Annotated[str, typer.Option(help="Language of the second source.")] = "en",
-    pixels: Annotated[bool, typer.Option(help="Compare perceptual hashes as well as ids.")] = True,
+    train_lang: Annotated[
+        str,
+        typer.Option(help="Language of the first source: only images with captions in it are compared."),
+    ] = "en",
+    test_lang: Annotated[str, typer.Option(help="The same for the second source.")] = "en",
+    pixels: Annotated[bool, typer.Option(help="Compare images by perceptual hash as well as by id.")] = True,
     as_json: Json = False,
 ) -> None:
     """Find the images that two sources share, by id and by perceptual hash; exit code 1 if there are any."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -72,24 +74,21 @@ def score_captions(candidate: PairTable, reference: PairTable, lang: Lang) -> Au
             f"{candidate.name} is in {candidate.lang} and {reference.name} in {reference.lang}: "
             "captions can only be scored against the same language"
         )
-    references = _captions_by_image(reference)
+    references = defaultdict[str, list[str]](list)
+    for image, caption in zip(reference.image_of, reference.captions, strict=True):
+        references[_key(reference.image_ids[image])].append(caption)
     keys = [_key(image_id) for image_id in candidate.image_ids]
     kept = [c for c, image in enumerate(candidate.image_of) if keys[image] in references]
     if not kept:
-        raise UserError(
-            f"{candidate.name} and {reference.name} share no images (first ids: "
-            f"{_first(candidate)} and {_first(reference)})"
-        )
+        first = [table.image_ids[0] if table.image_ids else "none" for table in (candidate, reference)]
+        raise UserError(f"{candidate.name} and {reference.name} share no images (first ids: {' and '.join(first)})")
     texts = [candidate.captions[c] for c in kept]
     against = [references[keys[candidate.image_of[c]]] for c in kept]
     shared = {keys[candidate.image_of[c]] for c in kept}
     others = [(first, rest) for key in shared for first, *rest in [references[key]] if rest]
     # sacrebleu's default tokenizer splits at spaces; its Chinese tokenizer splits characters.
     tokenizer = "13a" if lang.has_spaces else "zh" if lang.script in ("Hani", "Hans", "Hant") else "char"
-
-    def score(name: str, make: Callable[[], Metric]) -> AuditScore:
-        return _score(name, make, texts, against, others)
-
+    metrics = {"chrF++": CHRF(word_order=2), "BLEU": BLEU(tokenize=tokenizer), "spBLEU": _spbleu()}
     return AuditReport(
         lang=candidate.lang,
         candidate=candidate.name,
@@ -100,41 +99,33 @@ def score_captions(candidate: PairTable, reference: PairTable, lang: Lang) -> Au
         captions=len(kept),
         captions_left_out=len(candidate) - len(kept),
         references_per_caption=sum(map(len, against)) / len(against),
-        scores=(
-            score("chrF++", lambda: CHRF(word_order=2)),
-            score("BLEU", lambda: BLEU(tokenize=tokenizer)),
-            score("spBLEU", _spbleu),
-        ),
+        scores=tuple(_score(name, metric, texts, against, others) for name, metric in metrics.items()),
     )
 
 
-class _NotAvailableError(Exception):
-    """A file required by a metric is not available."""
+def _key(image_id: str) -> str:
+    return image_ids.photo(image_id) or image_id
 
 
-def _spbleu() -> Metric:
-    """Return BLEU over Flores-200 pieces; sacrebleu downloads the SentencePiece model on first use."""
+def _spbleu() -> Metric | str:
+    """Return BLEU over Flores-200 pieces, whose model sacrebleu downloads on first use, or why it is not available."""
     if os.environ.get("HF_HUB_OFFLINE") == "1" and not _FLORES_MODEL.is_file():
-        raise _NotAvailableError(f"offline, and its SentencePiece model is not in {_FLORES_MODEL}")
+        return f"offline, and its SentencePiece model is not in {_FLORES_MODEL}"
     try:
         return BLEU(tokenize="flores200")
     except (OSError, RuntimeError, SystemExit) as error:  # sacrebleu exits on an untrusted certificate
-        raise _NotAvailableError(
-            f"its SentencePiece model could not be loaded from {_FLORES_MODEL}: {error}"
-        ) from error
+        return f"its SentencePiece model could not be loaded from {_FLORES_MODEL}: {error}"
 
 
 def _score(
     name: str,
-    make: Callable[[], Metric],
+    metric: Metric | str,
     texts: list[str],
     against: list[list[str]],
     others: list[tuple[str, list[str]]],
 ) -> AuditScore:
-    try:
-        metric = make()
-    except _NotAvailableError as error:
-        return AuditScore(metric=name, missing_because=str(error))
+    if isinstance(metric, str):
+        return AuditScore(metric=name, missing_because=metric)
     human = None
     if others:
         human = metric.corpus_score([first for first, _ in others], _streams([rest for _, rest in others])).score
@@ -145,22 +136,7 @@ def _score(
 
 def _streams(against: Sequence[Sequence[str]]) -> Any:
     """Transpose references to sacrebleu's format: all first references, all second ones, ..., padded with None."""
-    return [[refs[n] if n < len(refs) else None for refs in against] for n in range(max(map(len, against)))]
-
-
-def _captions_by_image(table: PairTable) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for image, caption in zip(table.image_of, table.captions, strict=True):
-        found.setdefault(_key(table.image_ids[image]), []).append(caption)
-    return found
-
-
-def _key(image_id: str) -> str:
-    return image_ids.photo(image_id) or image_id
-
-
-def _first(table: PairTable) -> str:
-    return table.image_ids[0] if table.image_ids else "none"
+    return list(map(list, zip_longest(*against)))
 
 
 def render(report: AuditReport) -> Table:
@@ -171,7 +147,7 @@ def render(report: AuditReport) -> Table:
         f"{report.references_per_caption:.1f} references each"
     )
     if report.captions_left_out:
-        title += f"; {report.captions_left_out:,} captions left out, their images have no reference"
+        title += f"; captions left out because their images have no reference: {report.captions_left_out:,}"
     table = Table(title=title, title_justify="left")
     table.add_column("")
     table.add_column("score", justify="right")

@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 from rich.table import Table
 
 from polyalign.config.plugins import load_plugin, plugin_names
-from polyalign.data import labelled_sets
-from polyalign.data.labelled_sets import LabelledSet
-from polyalign.data.readers.info import Info
+from polyalign.data.readers.info import LABELLED, Info, LabelledSet
 from polyalign.utils.errors import UserError, did_you_mean
 
 
 def infos() -> dict[str, Info]:
-    """Return the facts of all published datasets by source name."""
+    """Return the facts of all published datasets of captions by source name."""
     modules = {name: load_plugin("sources", name) for name in plugin_names("sources")}
     return {name: module.INFO for name, module in modules.items() if hasattr(module, "INFO")}
 
 
-def info(name: str) -> Info:
-    """Return the facts of one dataset for retrieval.
-
-    Raises:
-        UserError: there is no dataset of this name.
-    """
-    known = infos()
-    if name in labelled_sets.KNOWN:
-        raise UserError(f"{name} is a labelled dataset, which polyalign zeroshot loads: see polyalign datasets {name}")
-    if name not in known:
-        raise UserError(f'there is no dataset "{name}": {did_you_mean(name, known)}')
-    return known[name]
-
-
 def everything() -> dict[str, Info | LabelledSet]:
-    """Return all datasets by name, for retrieval and labelled."""
-    return {**infos(), **labelled_sets.KNOWN}
+    """Return the facts of all datasets, with captions and labelled, by name."""
+    return {**infos(), **LABELLED}
 
 
 def facts(name: str) -> Info | LabelledSet:
@@ -48,23 +34,41 @@ def facts(name: str) -> Info | LabelledSet:
     return known[name]
 
 
+def info(name: str) -> Info:
+    """Return the facts of one dataset of captions.
+
+    Raises:
+        UserError: there is no dataset of this name, or it is a labelled dataset.
+    """
+    found = facts(name)
+    if isinstance(found, LabelledSet):
+        raise UserError(f"{name} is a labelled dataset, which polyalign zeroshot loads: see polyalign datasets {name}")
+    return found
+
+
 def render(known: dict[str, Info]) -> Table:
-    """Format all datasets as a table."""
-    table = Table(title="Datasets, by the name that --data takes", title_justify="left", show_lines=True)
-    for column in ("name", "languages", "size", "captions by", "licence", "home"):
-        table.add_column(column, overflow="fold", no_wrap=column == "name")
-    for name, one in known.items():
-        table.add_row(name, one.languages, one.size, one.origin, one.licence, one.home)
-    return table
+    """Format the datasets of captions as a table."""
+    rows = ((name, one.languages, one.size, one.origin, one.licence, one.home) for name, one in known.items())
+    columns = ("name", "languages", "size", "captions by", "licence", "home")
+    return _table("Datasets, by the name that --data takes", columns, rows)
 
 
 def render_labelled() -> Table:
     """Format the labelled datasets as a table."""
-    table = Table(title="Labelled datasets, by the name that zeroshot takes", title_justify="left", show_lines=True)
-    for column in ("name", "classes", "images", "on the hub", "or as folders"):
+    rows = (
+        (name, f"{one.classes:,}", one.images, f"{one.hub} ({one.split})" if one.hub else "", one.place)
+        for name, one in LABELLED.items()
+    )
+    columns = ("name", "classes", "images", "on the hub", "or as folders")
+    return _table("Labelled datasets, by the name that zeroshot takes", columns, rows)
+
+
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(title=title, title_justify="left", show_lines=True)
+    for column in columns:
         table.add_column(column, overflow="fold", no_wrap=column == "name")
-    for name, one in labelled_sets.KNOWN.items():
-        table.add_row(name, f"{one.classes:,}", one.images, f"{one.hub} ({one.split})" if one.hub else "", one.place)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
@@ -75,24 +79,20 @@ def describe(name: str) -> str:
         UserError: there is no dataset of this name.
     """
     one = facts(name)
-    return _describe_labelled(name, one) if isinstance(one, LabelledSet) else _describe(name, one)
-
-
-def _describe_labelled(name: str, one: LabelledSet) -> str:
-    lines = [
-        f"{one.title}: {one.classes:,} classes, {one.images} images",
-        *([f"on the Hugging Face hub: {one.hub}, split {one.split}, labels in {one.label_column}"] if one.hub else []),
-        f"or as folders: {one.place}",
-        *([f"note: {one.note}"] if one.note else []),
-        f"checked: {one.checked}",
-        f"use it: polyalign zeroshot RUN {name if one.hub else 'FOLDER'}",
-    ]
-    return "\n".join(lines)
-
-
-def _describe(name: str, one: Info) -> str:
+    note = [f"note: {one.note}"] if one.note else []
+    if isinstance(one, LabelledSet):
+        on_hub = f"on the Hugging Face hub: {one.hub}, split {one.split}, labels in {one.label_column}"
+        lines = [
+            f"{one.title}: {one.classes:,} classes, {one.images} images",
+            *([on_hub] if one.hub else []),
+            f"or as folders: {one.place}",
+            *note,
+            f"checked: {one.checked}",
+            f"use it: polyalign zeroshot RUN {name if one.hub else 'FOLDER'}",
+        ]
+        return "\n".join(lines)
     folders = [f for f in ("root", "images") if f in load_plugin("sources", name).Config.model_fields]
-    use = " ".join(f"--set source.{folder}=FOLDER" for folder in folders)
+    single = one.single and f"address of single photos: {' '.join(one.single.urls.values())} ({one.single.seen})"
     lines = [
         f"{one.title}: {one.size}",
         f"languages: {one.languages}",
@@ -101,14 +101,10 @@ def _describe(name: str, one: Info) -> str:
         f"get it from: {one.home}",
         *([f"download it: polyalign data get {name}"] if one.downloads else []),
         f"place: {one.place}",
-        *([f"note: {one.note}"] if one.note else []),
+        *note,
         f"checked: {one.checked}",
         *(f"address: {found.url} ({found.seen})" for found in (*one.downloads, *one.photos)),
-        *(
-            [f"address of single photos: {' '.join(one.single.urls.values())} ({one.single.seen})"]
-            if one.single
-            else []
-        ),
-        f"use it: --data {name} {use}",
+        *([single] if single else []),
+        f"use it: --data {name} {' '.join(f'--set source.{folder}=FOLDER' for folder in folders)}",
     ]
     return "\n".join(lines)

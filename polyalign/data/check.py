@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import pandas as pd
 import regex
 from pydantic import BaseModel, ConfigDict
 from rich.markup import escape
@@ -19,6 +20,7 @@ from polyalign.data import image_check
 from polyalign.data.image_check import ImageReport
 from polyalign.data.load import load_table
 from polyalign.data.pairs import Origin, PairTable
+from polyalign.utils.errors import UserError
 from polyalign.utils.progress import progress, progress_bars
 
 if TYPE_CHECKING:
@@ -80,18 +82,27 @@ class DataReport(BaseModel):
     tokens: TokenReport | None
 
 
-def check_recipe(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> list[DataReport]:
-    """Check all splits of a recipe's source in its language, with the tokenizer of its text tower.
+def check_recipe(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[list[DataReport], list[UserError]]:
+    """Check the splits of a recipe's source in its language, with the tokenizer of its text tower.
+
+    Return the reports, and the errors of the splits that cannot be loaded, such as an empty split.
 
     Raises:
-        UserError: the source cannot be loaded.
+        UserError: no split can be loaded.
     """
     lang = load_language(recipe.lang)
     source, config = recipe.plugin("source")
-    splits = source.splits(config) if hasattr(source, "splits") else ("train", "dev", "test")
-    tables = [load_table(recipe, split) for split in splits]
+    tables: list[PairTable] = []
+    errors: list[UserError] = []
+    for split in source.splits(config) if hasattr(source, "splits") else ("train", "dev", "test"):
+        try:
+            tables.append(load_table(recipe, split))
+        except UserError as error:
+            errors.append(error)
+    if not tables:
+        raise errors[0]
     with progress_bars():
-        return [check(table, lang, tokenizer, recipe.text.max_tokens) for table in tables]
+        return [check(table, lang, tokenizer, recipe.text.max_tokens) for table in tables], errors
 
 
 def check(
@@ -126,14 +137,10 @@ def _finding(table: PairTable, captions: Iterable[int]) -> Finding:
 def _duplicates(table: PairTable) -> tuple[list[int], list[int]]:
     """Return captions repeated at one image and captions shared by several images, without empty captions."""
     texts = [" ".join(caption.casefold().split()) for caption in table.captions]
-    images_with: dict[str, set[int]] = {}
-    repeated = []
-    for c, (text, image) in enumerate(zip(texts, table.image_of.tolist(), strict=True)):
-        images = images_with.setdefault(text, set())
-        if text and image in images:
-            repeated.append(c)
-        images.add(image)
-    return repeated, [c for c, text in enumerate(texts) if text and len(images_with[text]) > 1]
+    rows = pd.DataFrame({"text": texts, "image": table.image_of})
+    rows = rows[rows["text"] != ""]
+    shared = rows.groupby("text")["image"].transform("nunique") > 1
+    return list(rows.index[rows.duplicated()]), list(rows.index[shared])
 
 
 def _letters(script: str) -> re.Pattern[str] | None:
@@ -192,43 +199,33 @@ def render(report: DataReport) -> Table:
     table.add_row("images", f"{report.images.images:,}", "")
     table.add_row("captions", f"{report.captions:,}", "")
     table.add_row("captions per image", f"{mean:.2f}", f"{low} to {high}")
-    table.add_row("missing images", *_bad_cells(report.images.missing, reason=False))
-    table.add_row("corrupt images", *_bad_cells(report.images.corrupt, reason=True))
-    table.add_row("empty captions", *_cells(report.empty, report.captions))
-    table.add_row("duplicate captions of one image", *_cells(report.repeated, report.captions))
-    table.add_row("captions shared by images", *_cells(report.shared, report.captions))
-    script = f"captions not in {report.script} script"
-    table.add_row(
-        script, *(_cells(report.other_script, report.captions) if report.other_script else ("not checked", ""))
-    )
-    for row in _token_rows(report):
-        table.add_row(*row)
+    missing = [one.image_id for one in report.images.missing]
+    corrupt = [f"{one.image_id}: {one.reason}" for one in report.images.corrupt]
+    table.add_row("missing images", f"{len(missing):,}", _lines(missing))
+    table.add_row("corrupt images", f"{len(corrupt):,}", _lines(corrupt))
+    tokens = report.tokens
+    for name, finding in (
+        ("empty captions", report.empty),
+        ("duplicate captions of one image", report.repeated),
+        ("captions shared by images", report.shared),
+        (f"captions not in {report.script} script", report.other_script),
+        *([(f"captions over {tokens.max_tokens} tokens", tokens.too_long)] if tokens else []),
+    ):
+        if finding is None:
+            table.add_row(name, "not checked", "")
+        else:
+            share = f" ({finding.count / report.captions:.1%})" if finding.count else ""
+            table.add_row(name, f"{finding.count:,}{share}", _lines(finding.examples))
+    if tokens is not None:
+        table.add_row("longest caption", f"{tokens.longest} tokens", "")
+        table.add_row("unknown tokens", f"{tokens.unknown_rate:.2%}", "")
+        if tokens.subwords_per_word is not None:
+            table.add_row("subwords per word", f"{tokens.subwords_per_word:.2f}", "")
+        table.add_row("subwords per character", f"{tokens.subwords_per_character:.2f}", "")
     return table
 
 
-def _token_rows(report: DataReport) -> Iterator[tuple[str, str, str]]:
-    tokens = report.tokens
-    if tokens is None:
-        return
-    yield (f"captions over {tokens.max_tokens} tokens", *_cells(tokens.too_long, report.captions))
-    yield "longest caption", f"{tokens.longest} tokens", ""
-    yield "unknown tokens", f"{tokens.unknown_rate:.2%}", ""
-    if tokens.subwords_per_word is not None:
-        yield "subwords per word", f"{tokens.subwords_per_word:.2f}", ""
-    yield "subwords per character", f"{tokens.subwords_per_character:.2f}", ""
-
-
-def _cells(finding: Finding, captions: int) -> tuple[str, str]:
-    share = f" ({finding.count / captions:.1%})" if finding.count else ""
-    return f"{finding.count:,}{share}", "\n".join(_short(example) for example in finding.examples)
-
-
-def _bad_cells(bad: tuple[image_check.BadImage, ...], *, reason: bool) -> tuple[str, str]:
-    shown = (f"{one.image_id}: {one.reason}" if reason else one.image_id for one in bad[:_EXAMPLES])
-    return f"{len(bad):,}", "\n".join(_short(line) for line in shown)
-
-
-def _short(text: str) -> str:
-    """Return text on one line, shortened, with rich markup escaped."""
-    line = " ".join(text.split())
-    return escape(line if len(line) <= 60 else f"{line[:59]}…")
+def _lines(examples: Sequence[str]) -> str:
+    """Return the first examples, each on a shortened line, with rich markup escaped."""
+    flat = (" ".join(example.split()) for example in examples[:_EXAMPLES])
+    return "\n".join(escape(line if len(line) <= 60 else f"{line[:59]}…") for line in flat)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from polyalign.config.language import Lang
+from polyalign.data.readers import files
 from polyalign.utils.errors import UserError, did_you_mean
 
 OPENAI = "openai"
@@ -35,7 +35,8 @@ def english(classes: Sequence[str]) -> tuple[tuple[tuple[str, ...], ...], str]:
         return words, "WordNet's words, by timm"
     if all(name.isdecimal() for name in classes):
         return tuple(() for _ in classes), "none"
-    return tuple((_spaced(name),) for name in classes), "the dataset's own"
+    spaced = (_NUMBERED.sub("", name).replace("_", " ").replace("-", " ").strip() for name in classes)
+    return tuple((name,) for name in spaced), "the dataset's own"
 
 
 def in_order(classes: Iterable[str]) -> list[str]:
@@ -53,35 +54,49 @@ def read(source: str, lang: Lang, classes: Sequence[str]) -> Names:
     Raises:
         UserError: the file cannot be read, or has no names in this language.
     """
-    if source == OPENAI and not Path(source).exists():
-        return _openai(lang, classes)
     path = Path(source)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix != ".json":
-            return _plain(path, _cells(text), classes)
-        table = json.loads(text)
-        if not isinstance(table, dict):
-            raise ValueError('expected the form {"class": "name"}')
-        return _babel(table, lang, classes) if _is_babel(table) else _plain(path, table.items(), classes)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read class names from {path}: {reason}") from error
+    if source == OPENAI and not path.exists():
+        return _openai(lang, classes)
+    table = _read(path)
+    if _is_babel(table):
+        return _babel(table, lang, classes)
+    names = {key: tuple(map(str, value if isinstance(value, list) else [value])) for key, value in table.items()}
+    unknown = sorted(names.keys() - set(classes))
+    if unknown and set(classes) - names.keys():  # likely a typo, since some classes have no name
+        known = did_you_mean(unknown[0], classes) if len(classes) < 50 else f"for example {classes[0]}"
+        raise UserError(f'{path} has a name for "{unknown[0]}", which is not one of the classes: {known}')
+    return names
 
 
 def languages(source: str, known: Iterable[Lang]) -> list[str]:
     """Return the known languages in a Babel-ImageNet file.
 
     Raises:
-        UserError: the file has another format, with names in one language.
+        UserError: the file cannot be read, or has another format, with names in one language.
     """
     try:
-        table = json.loads(Path(source).read_text(encoding="utf-8-sig"))
-        if not isinstance(table, dict) or not _is_babel(table):
-            raise ValueError("the file has another format")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{source} is not the Babel-ImageNet file: choose one language with --lang") from error
+        table = _read(Path(source))
+    except UserError:
+        table = {}
+    if not _is_babel(table):
+        raise UserError(f"{source} is not the Babel-ImageNet file: choose one language with --lang")
     return [lang.code for lang in known if _babel_code(lang) in table]
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if path.suffix == ".json":
+        table = files.read_json(path)
+        if not isinstance(table, dict):
+            raise UserError(f'{path} is not of the form {{"class": "name"}}')
+        return table
+    names: dict[str, list[str]] = {}
+    for number, line in enumerate(files.lines(path), start=1):
+        if line.strip():
+            key, tab, name = line.partition("\t")
+            if not tab or "\t" in name:
+                raise UserError(f'{path}, line {number} is not "class<TAB>name": {line[:60]!r}')
+            names.setdefault(key, []).append(name)
+    return names
 
 
 def openai_templates() -> tuple[str, ...]:
@@ -130,7 +145,8 @@ def _wordnet(classes: Sequence[str]) -> tuple[tuple[str, ...], ...] | None:
 
 
 def _is_babel(table: dict[str, Any]) -> bool:
-    return all(isinstance(value, list) and len(value) == 2 and isinstance(value[0], list) for value in table.values())
+    rows = table.values()
+    return bool(rows) and all(isinstance(row, list) and len(row) == 2 and isinstance(row[0], list) for row in rows)
 
 
 def _babel_code(lang: Lang) -> str:
@@ -145,28 +161,3 @@ def _babel(table: dict[str, Any], lang: Lang, classes: Sequence[str]) -> Names:
         raise UserError(f"Babel-ImageNet is for ImageNet's {_IMAGENET_CLASSES} classes, not for {len(classes)}")
     indices, names = table[code]
     return {classes[index]: (str(name),) for index, name in zip(indices, names, strict=True)}
-
-
-def _cells(text: str) -> Iterable[list[str]]:
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            cells = line.split("\t")
-            if len(cells) != 2:
-                raise ValueError(f'line {number} is not "class<TAB>name": {line[:60]!r}')
-            yield cells
-
-
-def _plain(path: Path, pairs: Iterable[Any], classes: Sequence[str]) -> Names:
-    """Collect names by class; an unknown class is treated as a typo if some classes have no name."""
-    names: Names = {}
-    for key, value in pairs:
-        names[key] = names.get(key, ()) + (tuple(map(str, value)) if isinstance(value, list) else (str(value),))
-    unknown = sorted(names.keys() - set(classes))
-    if unknown and set(classes) - names.keys():
-        known = did_you_mean(unknown[0], classes) if len(classes) < 50 else f"for example {classes[0]}"
-        raise UserError(f'{path} has a name for "{unknown[0]}", which is not one of the classes: {known}')
-    return names
-
-
-def _spaced(name: str) -> str:
-    return _NUMBERED.sub("", name).replace("_", " ").replace("-", " ").strip()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -28,14 +28,6 @@ PHOTOS = "photos"
 _ROOM = {True: 2, False: 6}
 
 
-@dataclass
-class Got:
-    """Number of files downloaded (``new``) and already present (``old``)."""
-
-    new: int = 0
-    old: int = 0
-
-
 def download_dataset(name: str, root: Path, photos: Photos) -> str:
     """Download a dataset into its folder below ``root``; return a report of what is there and what is missing.
 
@@ -49,9 +41,13 @@ def download_dataset(name: str, root: Path, photos: Photos) -> str:
     if photos != "none":
         _check_photos(name, info, photos)
     if not info.downloads and photos == "none":
-        raise UserError(f"{name} cannot be downloaded automatically. {_by_hand(info, folder)}")
+        images = f"; and in a folder for --images: {info.images}" if info.images else ""
+        raise UserError(
+            f"{name} cannot be downloaded automatically. "
+            f"Get it from {info.home} and place in {folder}: {info.captions}{images}"
+        )
     logger.info(f"{info.title}, licence: {info.licence}")
-    got = Got()
+    got = Counter[str]()  # files "downloaded" and "already present"
     for one in info.downloads:
         _fetch(one, name, folder, got)
     if photos == "test" and info.single is not None:
@@ -69,17 +65,15 @@ def _check_photos(name: str, info: Info, photos: Photos) -> None:
         raise UserError(f"only the photos of {name}'s test set can be downloaded: use --photos test")
 
 
-def _fetch(one: Download, name: str, folder: Path, got: Got) -> None:
+def _fetch(one: Download, name: str, folder: Path, got: Counter[str]) -> None:
     """Download a file, the files of a folder, or an archive, which is unpacked."""
+    task = f"downloading {name}"
     if one.url.endswith("/"):
-        files = list(listed(name))
-        for done, (sha256, path) in enumerate(files, start=1):
-            _fetch_file(f"{one.url}{path}", folder / path, sha256, got)
-            progress(f"downloading {name}", done, len(files))
+        _fetch_files(task, [(f"{one.url}{path}", folder / path, sha256) for sha256, path in listed(name)], got)
     elif one.unpack:
         _fetch_archive(one, folder, got)
     else:
-        _fetch_file(one.url, folder / one.to, one.sha256, got)
+        _fetch_files(task, [(one.url, folder / one.to, one.sha256)], got)
 
 
 def listed(name: str) -> Iterator[tuple[str, str]]:
@@ -90,21 +84,24 @@ def listed(name: str) -> Iterator[tuple[str, str]]:
         yield sha256, path
 
 
-def _fetch_file(url: str, path: Path, sha256: str, got: Got) -> None:
-    if not path.exists():
-        fetch(url, path, sha256=sha256)
-        got.new += 1
-    elif sha256 and digest(path) != sha256:
-        raise UserError(f"{path} differs from the published file: move it away to download {url}")
-    else:
-        got.old += 1
+def _fetch_files(task: str, files: Sequence[tuple[str, Path, str]], got: Counter[str]) -> None:
+    """Download files, given as address, target and hash, that are not present."""
+    for done, (url, path, sha256) in enumerate(files, start=1):
+        if not path.exists():
+            fetch(url, path, sha256=sha256)
+            got["downloaded"] += 1
+        elif sha256 and digest(path) != sha256:
+            raise UserError(f"{path} differs from the published file: move it away to download {url}")
+        else:
+            got["already present"] += 1
+        progress(task, done, len(files))
 
 
-def _fetch_archive(one: Download, folder: Path, got: Got) -> None:
+def _fetch_archive(one: Download, folder: Path, got: Counter[str]) -> None:
     whole = one.unpack == ("*",)
     target = folder / one.to
     if target.is_dir() if whole else all((target / name).is_file() for name in one.unpack):
-        got.old += 1
+        got["already present"] += 1
         return
     archive = folder / PurePosixPath(one.url).name
     if not archive.exists():
@@ -115,46 +112,35 @@ def _fetch_archive(one: Download, folder: Path, got: Got) -> None:
     else:
         unpack.named(archive, one.unpack, target)
     archive.unlink()
-    got.new += 1
+    got["downloaded"] += 1
 
 
-def _fetch_single(name: str, single: Single, folder: Path, photos: Path, got: Got) -> None:
+def _fetch_single(name: str, single: Single, folder: Path, photos: Path, got: Counter[str]) -> None:
     """Download the photos of the test set one by one."""
     spec = SourceSpec(name=name, options={"root": str(folder), **single.options})
     known = spec.languages()
     if not known:
         raise UserError(f"{folder} has no captions of {name}, which list the photos to download")
-    wanted = [image_id for image_id in load_source(spec, known[0], "test").image_ids if _url(single, image_id)]
-    for done, image_id in enumerate(wanted, start=1):
-        _fetch_file(_url(single, image_id), photos / single.to / image_id, "", got)
-        progress(f"downloading photos of {name}", done, len(wanted))
+    wanted = [
+        (url.format(image_id), photos / single.to / image_id, "")
+        for image_id in load_source(spec, known[0], "test").image_ids
+        for start, url in single.urls.items()
+        if image_id.startswith(start)
+    ]
+    _fetch_files(f"downloading photos of {name}", wanted, got)
 
 
-def _url(single: Single, image_id: str) -> str:
-    return next((url.format(image_id) for start, url in single.urls.items() if image_id.startswith(start)), "")
-
-
-def _report(name: str, info: Info, root: Path, photos: Photos, got: Got) -> str:
+def _report(name: str, info: Info, root: Path, photos: Photos, got: Counter[str]) -> str:
     folder = root / info.folder
-    lines = [f"{folder}: {got.new:,} downloaded, {got.old:,} already present"]
+    lines = [f"{folder}: {got['downloaded']:,} downloaded, {got['already present']:,} already present"]
     known = SourceSpec(name=name, options={"root": str(folder)}).languages()
     if known:
         lines.append(f"captions in: {' '.join(known)}")
     if info.images and photos == "none":
-        offers = (
-            ("test", "those of the test set", info.single or info.photos),
-            ("all", "all", info.photos if info.single else ()),
-        )
-        ways = [
-            f"polyalign data get {name} --root {root} --photos {way} ({what})" for way, what, there in offers if there
-        ]
+        get = f"polyalign data get {name} --root {root} --photos"
+        ways = [f"{get} test (those of the test set)"] if info.single or info.photos else []
+        ways += [f"{get} all (all)"] if info.single and info.photos else []
         lines.append(f"photos needed: {info.images}" + (f"; {' or '.join(ways)}" if ways else ""))
     images = f" --images {root / PHOTOS}" if info.images else ""
     lines.append(f"use it: polyalign eval RUN --data {name} --set source.root={folder}{images}")
     return "\n".join(lines)
-
-
-def _by_hand(info: Info, folder: Path) -> str:
-    return f"Get it from {info.home} and place in {folder}: {info.captions}" + (
-        f"; and in a folder for --images: {info.images}" if info.images else ""
-    )

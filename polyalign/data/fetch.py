@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import shutil
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from polyalign import __version__
 from polyalign.utils.errors import UserError
 from polyalign.utils.progress import progress
+from polyalign.utils.storage import check_room
 
 _ATTEMPTS = 5
 _CHUNK = 2**20
@@ -44,10 +45,8 @@ def fetch(url: str, path: Path, *, sha256: str = "", copies: int = 1, wait: Wait
         UserError: the file does not exist, has the wrong hash, does not fit on the disk, or all attempts failed.
     """
     part = path.with_name(f"{path.name}.part")
-    try:
+    with _writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot create the folder {path.parent}: {error.strerror}") from error
     begun = part.exists()
     _persist(url, part, copies, wait)
     if begun and sha256 and digest(part) != sha256:
@@ -69,8 +68,32 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def copy(source: IO[bytes], path: Path, mode: str = "wb") -> Iterator[int]:
+    """Write a stream to a file and yield the size of each chunk; errors while reading are raised unchanged.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with _writing(path):
+        file = path.open(mode)
+    with file:
+        while chunk := source.read(_CHUNK):
+            with _writing(path):
+                file.write(chunk)
+            yield len(chunk)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Convert an OSError inside the context to a UserError."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
 def _persist(url: str, part: Path, copies: int, wait: Wait) -> None:
-    """Download the rest of a file; gives up after ``_ATTEMPTS`` consecutive attempts without progress."""
+    """Download the rest of a file; give up after ``_ATTEMPTS`` consecutive attempts without progress."""
     failures = 0
     while True:
         before = _size(part)
@@ -80,7 +103,9 @@ def _persist(url: str, part: Path, copies: int, wait: Wait) -> None:
             error.close()
             if error.code not in _PASSING:
                 raise UserError(f"{url} cannot be downloaded: HTTP {error.code} {error.reason}") from error
-            reason, pause = f"HTTP {error.code} {error.reason}", _asked_pause(error)
+            asked = error.headers.get("Retry-After", "")
+            pause = min(float(asked), _LONGEST_PAUSE_S) if asked.isdecimal() else 0.0
+            reason = f"HTTP {error.code} {error.reason}"
         except (http.client.HTTPException, OSError) as error:  # URLError and socket errors are OSErrors
             reason, pause = str(getattr(error, "reason", "") or error) or type(error).__name__, 0.0
         failures = 1 if _size(part) > before else failures + 1
@@ -109,45 +134,14 @@ def _receive(url: str, part: Path, copies: int) -> None:
         if answer.status != 206 or not answer.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
             have = 0  # a server without range support sends the whole file
         left = int(answer.headers.get("Content-Length") or 0)
-        _check_room(url, part, have + left, copies * (have + left) - have)
-        with _open(part, "ab" if have else "wb") as file:
-            got = _copy(answer, file, part.stem, have, have + left)
-    if left and got != have + left:
-        raise ConnectionResetError(f"the connection ended after {got:,} of {have + left:,} bytes")
-
-
-def _open(part: Path, mode: str) -> IO[bytes]:
-    try:
-        return part.open(mode)
-    except OSError as error:
-        raise UserError(f"cannot write {part}: {error.strerror or error}") from error
-
-
-def _copy(source: http.client.HTTPResponse, to: IO[bytes], name: str, have: int, total: int) -> int:
-    while chunk := source.read(_CHUNK):
-        try:
-            to.write(chunk)
-        except OSError as error:
-            raise UserError(f"cannot write {to.name}: {error.strerror or error}") from error
-        have += len(chunk)
-        if total >= _LARGE:
-            progress(f"{name}, MiB", have // 2**20, total // 2**20)
-    return have
-
-
-def _check_room(url: str, part: Path, total: int, needed: int) -> None:
-    free = shutil.disk_usage(part.parent).free
-    if needed + _SPARE > free:
-        raise UserError(
-            f"{url} has {total / 2**20:,.0f} MiB and needs {needed / 2**20:,.0f} MiB of disk space in {part.parent}, "
-            f"where {free / 2**20:,.0f} MiB are free"
-        )
-
-
-def _asked_pause(error: urllib.error.HTTPError) -> float:
-    """Return the seconds in the Retry-After header, at most 60, or 0."""
-    asked = error.headers.get("Retry-After", "")
-    return min(float(asked), _LONGEST_PAUSE_S) if asked.isdecimal() else 0.0
+        total = have + left
+        check_room(part.parent, copies * total - have + _SPARE, url)
+        for size in copy(answer, part, "ab" if have else "wb"):
+            have += size
+            if total >= _LARGE:
+                progress(f"{part.stem}, MiB", have // 2**20, total // 2**20)
+    if left and have != total:
+        raise ConnectionResetError(f"the connection ended after {have:,} of {total:,} bytes")
 
 
 def _size(path: Path) -> int:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from pydantic import BaseModel, ConfigDict
 
 from polyalign.data import image_prints
-from polyalign.data.pairs import EncodedImage, PairTable
+from polyalign.data.pairs import PairTable, count_images
 from polyalign.utils.errors import UserError
 
 _NAMED = 5
@@ -38,26 +36,23 @@ class ImageReport(BaseModel):
 
     def describe(self) -> str:
         """Return a one-line summary with the first few images of each kind."""
+        missing = [one.image_id for one in self.missing]
+        corrupt = [f"{one.image_id}: {one.reason}" for one in self.corrupt]
         parts = [
-            f"{len(bad):,} {kind} ({_name(bad, name)})"
-            for kind, bad, name in (
-                ("missing", self.missing, lambda one: one.image_id),
-                ("corrupt", self.corrupt, lambda one: f"{one.image_id}: {one.reason}"),
-            )
+            f"{len(bad):,} {kind} ({', '.join(bad[:_NAMED])}{', ...' if len(bad) > _NAMED else ''})"
+            for kind, bad in (("missing", missing), ("corrupt", corrupt))
             if bad
         ]
-        return f"of {self.images:,} images {' and '.join(parts) or 'none is missing or corrupt'}"
+        return f"of {count_images(self.images)} {' and '.join(parts) or 'none is missing or corrupt'}"
 
 
 def inspect_images(table: PairTable) -> ImageReport:
     """Open every encoded image and report missing and corrupt ones."""
-    encoded = {i: image for i, image in enumerate(table.images) if isinstance(image, EncodedImage)}
     missing: list[BadImage] = []
     corrupt: list[BadImage] = []
-    for i, one in zip(encoded, image_prints.look(list(encoded.values())), strict=True):
+    for i, one in image_prints.prints(table.images).items():
         if one.problem is not None:
-            kind = missing if one.is_missing else corrupt
-            kind.append(BadImage(image_id=table.image_ids[i], reason=one.problem))
+            (missing if one.is_missing else corrupt).append(BadImage(image_id=table.image_ids[i], reason=one.problem))
     return ImageReport(images=len(table.images), missing=tuple(missing), corrupt=tuple(corrupt))
 
 
@@ -79,18 +74,9 @@ def refuse_corrupt(name: str, report: ImageReport, max_corrupt: float) -> None:
         UserError: the share exceeds ``max_corrupt``.
     """
     if len(report.bad) > max_corrupt * report.images:
+        none_found = len(report.missing) == report.images
+        remedy = "no image was found, check the image folder" if none_found else "repair them"
         raise UserError(
             f"{name}: {report.describe()}; that is {len(report.bad) / report.images:.1%}, more than "
-            f"data.max_corrupt = {max_corrupt:g} allows: {_remedy(report)}, or increase data.max_corrupt"
+            f"data.max_corrupt = {max_corrupt:g} allows: {remedy}, or increase data.max_corrupt"
         )
-
-
-def _remedy(report: ImageReport) -> str:
-    if len(report.missing) == report.images:
-        return "no image was found, check the image folder"
-    return "repair them"
-
-
-def _name(bad: tuple[BadImage, ...], describe: Callable[[BadImage], str]) -> str:
-    more = ", ..." if len(bad) > _NAMED else ""
-    return ", ".join(describe(one) for one in bad[:_NAMED]) + more

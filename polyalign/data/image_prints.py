@@ -12,8 +12,8 @@ import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import imagehash
 import numpy as np
@@ -32,12 +32,11 @@ _ROW = np.dtype([("bits", np.bool_, 64), ("thumb", np.uint8, 3 * _THUMB_PX**2)])
 _WORTH_KEEPING = 100
 
 
-@dataclass(frozen=True)
-class Print:
+class Print(NamedTuple):
     """Difference hash ``bits (64,)`` and thumbnail ``thumb (768,)`` of an image, or the ``problem`` with it."""
 
-    bits: npt.NDArray[np.bool_]
-    thumb: npt.NDArray[np.uint8]
+    bits: npt.NDArray[np.bool_] = np.zeros(64, np.bool_)
+    thumb: npt.NDArray[np.uint8] = np.zeros(3 * _THUMB_PX**2, np.uint8)
     problem: str | None = None
     is_missing: bool = False
 
@@ -59,21 +58,25 @@ def remember(name: str, one: Print) -> None:
     _KNOWN[name] = one
 
 
-def look(images: Sequence[EncodedImage]) -> list[Print]:
-    """Return the fingerprint of each image, from the cache or computed on all cores; missing files are not cached."""
-    keys = [key(image) for image in images]
-    new = [i for i, name in enumerate(keys) if name is None or name not in _KNOWN]
+def prints(images: Sequence[ImageRef]) -> dict[int, Print]:
+    """Return the fingerprint of each encoded image by its index; other images have none.
+
+    Fingerprints come from the cache or are computed on all cores; those of missing files are not cached.
+    """
+    encoded = {i: image for i, image in enumerate(images) if isinstance(image, EncodedImage)}
+    keys = {i: key(image) for i, image in encoded.items()}
+    new = [i for i, name in keys.items() if name is None or name not in _KNOWN]
     kept = _path([keys[i] for i in new]) if len(new) >= _WORTH_KEEPING else None
     if kept is not None and kept.with_suffix(".json").is_file():
         found = _load(kept)
     else:
         began = time.monotonic()
-        found = _open_all([images[i] for i in new])
+        found = _open_all([encoded[i] for i in new])
         if kept is not None and not any(one.is_missing for one in found):
             _save(kept, found, time.monotonic() - began)
     fresh = dict(zip(new, found, strict=True))
     _KNOWN.update((name, one) for i, one in fresh.items() if (name := keys[i]) is not None and not one.is_missing)
-    return [fresh[i] if i in fresh else _KNOWN[str(name)] for i, name in enumerate(keys)]
+    return {i: fresh[i] if i in fresh else _KNOWN[str(name)] for i, name in keys.items()}
 
 
 def _open_all(images: Sequence[EncodedImage]) -> list[Print]:
@@ -89,16 +92,11 @@ def _open(image: EncodedImage) -> Print:
     try:
         small = image.open_small(_HASH_FROM_PX)
     except FileNotFoundError as error:
-        return _without_picture(str(error), is_missing=True)
+        return Print(problem=str(error), is_missing=True)
     except CorruptImageError as error:
-        return _without_picture(str(error))
+        return Print(problem=str(error))
     thumb = np.asarray(small.resize((_THUMB_PX, _THUMB_PX), Image.Resampling.BOX))
     return Print(imagehash.dhash(small).hash.ravel(), thumb.ravel())
-
-
-def _without_picture(problem: str, *, is_missing: bool = False) -> Print:
-    empty = np.zeros((), _ROW)
-    return Print(empty["bits"], empty["thumb"], problem, is_missing)
 
 
 def _path(keys: Sequence[str | None]) -> Path:

@@ -11,8 +11,9 @@ import numpy.typing as npt
 from PIL import Image
 
 from polyalign.config.language import Lang
-from polyalign.data import class_names, labelled_sets
+from polyalign.data import class_names
 from polyalign.data.pairs import FileImage, ImageRef
+from polyalign.data.readers.info import LABELLED
 from polyalign.data.starter.grammar import lexicon
 from polyalign.data.starter.scenes import DRAWING_VERSION, draw_object
 from polyalign.data.starter.world import BACKGROUNDS, COLORS, KINDS
@@ -71,32 +72,23 @@ def from_folder(path: Path) -> Labelled:
     Raises:
         UserError: there are no class folders or no images in them.
     """
-    Image.init()
+    suffixes = Image.registered_extensions()
     found = {entry.name: entry for entry in path.iterdir() if entry.is_dir()} if path.is_dir() else {}
-    folders = [found[name] for name in class_names.in_order(found)]
+    classes = class_names.in_order(found)
     files = [
         (label, file)
-        for label, folder in enumerate(folders)
-        for file in sorted(folder.rglob("*"))
-        if file.suffix.lower() in Image.EXTENSION
+        for label, name in enumerate(classes)
+        for file in sorted(found[name].rglob("*"))
+        if file.suffix.lower() in suffixes
     ]
     if not files:
         raise UserError(f"{path} contains no labelled images: expected one folder of images per class")
-    classes = tuple(folder.name for folder in folders)
-    names, named_by = class_names.english(classes)
-    return Labelled(
-        name=path.name or path.resolve().name,
-        lang="en",
-        images=tuple(FileImage(file) for _, file in files),
-        labels=np.array([label for label, _ in files], dtype=np.int64),
-        classes=classes,
-        names=names,
-        named_by=named_by,
-    )
+    images = [FileImage(file) for _, file in files]
+    return _in_english(path.name or path.resolve().name, images, [label for label, _ in files], classes)
 
 
-def from_hub(dataset: str, split: str, *, image_column: str = "image", label_column: str = "label") -> Labelled:
-    """Read a Hugging Face dataset by hub name or from a folder written by ``save_to_disk``.
+def from_hub(dataset: str, split: str, *, label_column: str = "label") -> Labelled:
+    """Read a Hugging Face dataset, with images in the column ``image``, by hub name or from a saved folder.
 
     English class names are derived from the dataset's class names, or from the label values if it has none.
 
@@ -109,35 +101,32 @@ def from_hub(dataset: str, split: str, *, image_column: str = "image", label_col
     if split not in parts:
         raise UserError(f'{dataset} has no split "{split}": {did_you_mean(split, parts)}')
     rows = parts[split]
-    for column in (image_column, label_column):
+    for column in ("image", label_column):
         if column not in rows.column_names:
             raise UserError(f'{dataset} has no column "{column}": {did_you_mean(column, rows.column_names)}')
-    values = list(rows[label_column])
-    known = getattr(rows.features[label_column], "names", None)
-    classes = [str(name) for name in known] if known else class_names.in_order({str(value) for value in values})
-    index = {name: label for label, name in enumerate(classes)}
-    labels = values if known else [index[str(value)] for value in values]
+    labels = list(rows[label_column])
+    classes = getattr(rows.features[label_column], "names", None)
+    if not classes:
+        classes = class_names.in_order({str(value) for value in labels})
+        index = {name: label for label, name in enumerate(classes)}
+        labels = [index[str(value)] for value in labels]
+    return _in_english(Path(dataset).name, hub.images(rows, "image"), labels, list(map(str, classes)))
+
+
+def _in_english(name: str, images: Sequence[ImageRef], labels: Sequence[int], classes: Sequence[str]) -> Labelled:
     names, named_by = class_names.english(classes)
-    return Labelled(
-        name=Path(dataset).name,
-        lang="en",
-        images=tuple(hub.images(rows, image_column)),
-        labels=np.array(labels, dtype=np.int64),
-        classes=tuple(classes),
-        names=names,
-        named_by=named_by,
-    )
+    return Labelled(name, "en", tuple(images), np.array(labels, np.int64), tuple(classes), names, named_by)
 
 
 def load(images: str, split: str | None) -> Labelled:
-    """Read a folder tree, a known dataset (see ``labelled_sets``) or any other dataset on the hub.
+    """Read a folder tree, a known dataset (see ``readers.info.LABELLED``) or any other dataset on the hub.
 
     Raises:
         UserError: the dataset cannot be loaded, or a known dataset has an unexpected number of classes.
     """
-    known = labelled_sets.KNOWN.get(images)
     if Path(images).is_dir():
         return from_folder(Path(images))
+    known = LABELLED.get(images)
     if known is None:
         return from_hub(images, split or "test")
     if not known.hub:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 
 from polyalign.data import image_ids, image_prints
 from polyalign.data.image_prints import Print
-from polyalign.data.pairs import EncodedImage, ImageRef, PairTable
+from polyalign.data.pairs import EncodedImage, ImageRef, PairTable, count_images
 from polyalign.utils.errors import UserError
 
 # Measured on Flickr8k: copies re-encoded as JPEG of quality 10 to 30 or resized differ in at most 10 bits (of 64), 7
@@ -29,7 +29,7 @@ Floats = npt.NDArray[np.float32]
 
 
 class Leak(BaseModel):
-    """A training image that is also a test image."""
+    """An image of the training table that is also in the other table."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,9 +39,10 @@ class Leak(BaseModel):
 
 
 class LeakageReport(BaseModel):
-    """Images shared by two tables. Every shared image of either table is in at least one leak.
+    """Images shared by two tables, ``train`` and ``test``. Every shared image of either table is in at least one leak.
 
-    ``unopened`` counts the training and test images that could not be opened and were not compared by pixels.
+    ``test`` may be any table whose images must not be trained on, such as a dev split. ``unopened`` counts the images
+    of each table that could not be opened and were not compared by pixels.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -56,38 +57,36 @@ class LeakageReport(BaseModel):
 
     @property
     def train_ids(self) -> tuple[str, ...]:
-        """Sorted ids of the training images to leave out."""
+        """Sorted ids of the shared images in ``train``."""
         return tuple(sorted({leak.train_id for leak in self.leaks}))
 
     @property
     def test_ids(self) -> tuple[str, ...]:
-        """Sorted ids of the test images that are in the training set."""
+        """Sorted ids of the shared images in ``test``."""
         return tuple(sorted({leak.test_id for leak in self.leaks}))
 
     def describe(self) -> str:
         """Return a one-line summary: number of shared images, how they were found, and the first few."""
-        how = "ids and pixels" if self.compared_by_pixels else "ids only"
-        blind = self._blind()
-        sides = f"of the {self.test_images:,} test images of {self.test}"
+        unopened = zip(self.unopened, (self.train, self.test), strict=True)
+        blind = " and ".join(f"{count_images(count)} of {name}" for count, name in unopened if count)
+        note = f"; {blind} could not be opened and were compared by id only" if blind else ""
+        test = f"the {count_images(self.test_images)} of {self.test}"
+        train = f"the {count_images(self.train_images)} of {self.train}"
         if not self.leaks:
-            return f"none {sides} is among the {self.train_images:,} training images of {self.train} (by {how}{blind})"
+            how = "ids and pixels" if self.compared_by_pixels else "ids only"
+            return f"none of {test} is among {train} (by {how}{note})"
         by_id = sum(leak.by == "id" for leak in self.leaks)
         first = ", ".join(f"{leak.train_id} = {leak.test_id}" for leak in self.leaks[:3])
         first += ", ..." if len(self.leaks) > 3 else ""
+        shared = len(self.test_ids)
         return (
-            f"{len(self.test_ids):,} {sides} are among the {self.train_images:,} training images of {self.train} "
-            f"({by_id:,} by id, {len(self.leaks) - by_id:,} by pixels: {first}{blind})"
+            f"{shared:,} of {test} {'is' if shared == 1 else 'are'} among {train} "
+            f"({by_id:,} by id, {len(self.leaks) - by_id:,} by pixels: {first}{note})"
         )
-
-    def _blind(self) -> str:
-        """Return a note on images that could not be opened and were compared by id only, or an empty string."""
-        sides = zip(self.unopened, ("training", "test"), strict=True)
-        told = " and ".join(f"{count:,} {side} images" for count, side in sides if count)
-        return f"; {told} could not be opened and were compared by id only" if told else ""
 
 
 def find_leaks(train: PairTable, test: PairTable, *, pixels: bool = True) -> LeakageReport:
-    """Find the images of ``train`` that are in ``test``.
+    """Find the images that are in both ``train`` and ``test``.
 
     Images match if their ``key`` is equal or their ids identify the same photo (``image_ids.photo``). Other equal ids
     match unless both images can be opened and look clearly different. Images decoded from bytes
@@ -96,16 +95,20 @@ def find_leaks(train: PairTable, test: PairTable, *, pixels: bool = True) -> Lea
 
     With ``pixels=False`` no image is opened. Images that cannot be opened are compared by id only.
     """
-    found = _Found(train, test)
-    for i, j, certain in _by_id(train, test):
-        if certain or not pixels or _may_be_one(train.images[i], test.images[j]):
-            found.add(i, j, "id")
+    matches: Iterator[tuple[int, int, Literal["id", "pixels"]]] = ((i, j, "id") for i, j in _by_id(train, test, pixels))
     unopened = (0, 0)
     if pixels:
-        ours, theirs = (_prints(table.images) for table in (train, test))
-        unopened = _encoded(train) - len(ours), _encoded(test) - len(theirs)
-        for i, j in _by_pixels(ours, theirs):
-            found.add(i, j, "pixels")
+        prints = image_prints.prints(train.images), image_prints.prints(test.images)
+        ours, theirs = ({i: one for i, one in found.items() if one.problem is None} for found in prints)
+        unopened = len(prints[0]) - len(ours), len(prints[1]) - len(theirs)
+        matches = chain(matches, ((i, j, "pixels") for i, j in _by_pixels(ours, theirs)))
+    leaks: list[Leak] = []
+    seen: tuple[set[int], set[int]] = set(), set()
+    for i, j, by in matches:
+        if i not in seen[0] or j not in seen[1]:  # enough to contain every shared image
+            seen[0].add(i)
+            seen[1].add(j)
+            leaks.append(Leak(train_id=train.image_ids[i], test_id=test.image_ids[j], by=by))
     return LeakageReport(
         train=train.name,
         test=test.name,
@@ -113,7 +116,7 @@ def find_leaks(train: PairTable, test: PairTable, *, pixels: bool = True) -> Lea
         test_images=len(test.images),
         compared_by_pixels=pixels,
         unopened=unopened,
-        leaks=tuple(found.leaks),
+        leaks=tuple(leaks),
     )
 
 
@@ -125,34 +128,13 @@ def refuse(report: LeakageReport) -> None:
     """
     if report.leaks:
         raise UserError(
-            f"leakage: {report.describe()}; exclude them from training with --set data.leakage=exclude, "
-            "or train on them anyway with --set data.leakage=allow"
+            f"leakage: {report.describe()}; leave them out of {report.train} with --set data.leakage=exclude, "
+            "or keep them with --set data.leakage=allow"
         )
 
 
-def exclude(train: PairTable, report: LeakageReport) -> PairTable:
-    """Return ``train`` without the leaked images and their captions."""
-    return train.without_images(report.train_ids) if report.leaks else train
-
-
-class _Found:
-    """Collects leaks, only as many as needed to contain every shared image of either table."""
-
-    def __init__(self, train: PairTable, test: PairTable) -> None:
-        self.train, self.test = train, test
-        self.leaks: list[Leak] = []
-        self.seen: tuple[set[int], set[int]] = set(), set()
-
-    def add(self, i: int, j: int, by: Literal["id", "pixels"]) -> None:
-        if i in self.seen[0] and j in self.seen[1]:
-            return
-        self.seen[0].add(i)
-        self.seen[1].add(j)
-        self.leaks.append(Leak(train_id=self.train.image_ids[i], test_id=self.test.image_ids[j], by=by))
-
-
-def _by_id(train: PairTable, test: PairTable) -> Iterator[tuple[int, int, bool]]:
-    """Yield index pairs with equal key, photo or plain id, and whether the match is certain."""
+def _by_id(train: PairTable, test: PairTable, pixels: bool) -> Iterator[tuple[int, int]]:
+    """Yield index pairs with equal key or photo, or with equal plain ids unless they look clearly different."""
     keys = {image_prints.key(image): i for i, image in enumerate(train.images)}
     named: dict[str, list[int]] = {}
     photos = [image_ids.photo(image_id) for image_id in train.image_ids]
@@ -161,54 +143,37 @@ def _by_id(train: PairTable, test: PairTable) -> Iterator[tuple[int, int, bool]]
     for j, (image_id, image) in enumerate(zip(test.image_ids, test.images, strict=True)):
         key = image_prints.key(image)
         if key is not None and key in keys:
-            yield keys[key], j, True
+            yield keys[key], j
         photo = image_ids.photo(image_id)
         for i in named.get(image_ids.plain(image_id), ()):
             both_known = photo is not None and photos[i] is not None
-            if not both_known or photo == photos[i]:
-                yield i, j, both_known
-
-
-def _encoded(table: PairTable) -> int:
-    return sum(isinstance(image, EncodedImage) for image in table.images)
-
-
-def _prints(images: Sequence[ImageRef]) -> dict[int, Print]:
-    """Return the fingerprints of readable encoded images by index."""
-    encoded = {i: image for i, image in enumerate(images) if isinstance(image, EncodedImage)}
-    found = image_prints.look(list(encoded.values()))
-    return {i: one for i, one in zip(encoded, found, strict=True) if one.problem is None}
+            if photo == photos[i] if both_known else not pixels or _may_be_one(train.images[i], test.images[j]):
+                yield i, j
 
 
 def _by_pixels(train: dict[int, Print], test: dict[int, Print]) -> Iterator[tuple[int, int]]:
     """Yield index pairs with similar hashes and thumbnails."""
     if not train or not test:
         return
-    sides = _Side.of(train), _Side.of(test)
-    for i, j in _near(sides[0].signs, sides[1].signs):
+    ours, theirs = _Side(train), _Side(test)
+    for near_i, near_j in _near(ours.signs, theirs.signs):
         # Similar thumbnails have similar means, which are far cheaper to compare.
-        likely = np.abs(sides[0].means[i] - sides[1].means[j]) <= _MAX_RMS
-        pairs = i[likely], j[likely]
-        difference = sides[0].thumbs[pairs[0]] - sides[1].thumbs[pairs[1]]
+        likely = np.abs(ours.means[near_i] - theirs.means[near_j]) <= _MAX_RMS
+        i, j = near_i[likely], near_j[likely]
+        difference = ours.thumbs[i] - theirs.thumbs[j]
         alike = (_rms(difference) <= _MAX_RMS) & (np.abs(difference).max(axis=1) <= _MAX_LEVELS)
-        for a, b in zip(pairs[0][alike], pairs[1][alike], strict=True):
-            yield sides[0].index[a], sides[1].index[b]
+        for a, b in zip(i[alike], j[alike], strict=True):
+            yield ours.index[a], theirs.index[b]
 
 
-@dataclass(frozen=True)
 class _Side:
     """Fingerprints as arrays: hash bits as ±1 ``(N, 64)``, thumbnails ``(N, 768)`` and their means ``(N,)``."""
 
-    index: list[int]
-    signs: Floats
-    thumbs: Floats
-    means: Floats
-
-    @classmethod
-    def of(cls, prints: dict[int, Print]) -> _Side:
-        bits = np.stack([one.bits for one in prints.values()])
-        thumbs = np.stack([one.thumb for one in prints.values()]).astype(np.float32)
-        return cls(list(prints), bits.astype(np.float32) * 2 - 1, thumbs, thumbs.mean(axis=1))
+    def __init__(self, prints: dict[int, Print]) -> None:
+        self.index = list(prints)
+        self.signs: Floats = np.stack([one.bits for one in prints.values()]).astype(np.float32) * 2 - 1
+        self.thumbs: Floats = np.stack([one.thumb for one in prints.values()]).astype(np.float32)
+        self.means: Floats = self.thumbs.mean(axis=1)
 
 
 def _near(a: Floats, b: Floats) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
@@ -232,7 +197,7 @@ def _may_be_one(a: ImageRef, b: ImageRef) -> bool:
     """
     if not isinstance(a, EncodedImage) and not isinstance(b, EncodedImage):
         return False
-    prints = _prints((a, b))
+    prints = [one for one in image_prints.prints((a, b)).values() if one.problem is None]
     if len(prints) < 2:
         return True
     return bool(_rms(prints[0].thumb.astype(np.float32) - prints[1].thumb) <= _NAMESAKE_RMS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+import numpy as np
+
 from polyalign.config import source_spec
 from polyalign.config.budget import PairBudget, parse_budget
 from polyalign.config.language import load_language
@@ -12,8 +14,7 @@ from polyalign.config.schema import Recipe
 from polyalign.config.source_spec import SourceSpec
 from polyalign.data import leakage
 from polyalign.data.image_check import ImageReport, check_images, refuse_corrupt
-from polyalign.data.pairs import PairTable
-from polyalign.data.subset import draw
+from polyalign.data.pairs import PairTable, stable_hash
 from polyalign.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -51,11 +52,10 @@ def load_tables(recipe: Recipe) -> dict[str, PairTable]:
     test = load_split(recipe, "test")
     others = [_kept_out(SourceSpec.flat(one), recipe.lang) for one in recipe.data.keep_out]
     dev = _without_leaks(load_split(recipe, "dev"), "dev", [test, *others], recipe)
-    budget = _pair_budget(recipe)
-    if budget is None:
+    if recipe.data.budget is None:
         train = _without_leaks(load_split(recipe, "train"), "train", [dev, test, *others], recipe)
     else:
-        train = _drawn(recipe, budget, [dev, test, *others])
+        train = _drawn(recipe, recipe.data.budget, [dev, test, *others])
     return {"train": train, "dev": dev, "test": test}
 
 
@@ -68,7 +68,7 @@ def load_split(recipe: Recipe, split: str, lang: str | None = None) -> PairTable
     table, report = check_images(_load_captions(recipe, split, lang), max_corrupt=recipe.data.max_corrupt)
     if report.bad:
         logger.info(f"{split}: left out {report.describe()}")
-    return _not_empty(table, "with a caption that is not blank")
+    return _not_empty(table, "no image has a caption that is not blank")
 
 
 def _load_captions(recipe: Recipe, split: str, lang: str | None = None) -> PairTable:
@@ -79,19 +79,18 @@ def _load_captions(recipe: Recipe, split: str, lang: str | None = None) -> PairT
     spoken = table.without_empty_captions()
     if len(spoken) < len(table):
         logger.info(f"{split}: left out {len(table) - len(spoken):,} empty captions of {len(table):,}")
-    return _not_empty(spoken, "with a caption that is not blank")
+    return _not_empty(spoken, "no image has a caption that is not blank")
 
 
-def _drawn(recipe: Recipe, budget: PairBudget, others: Sequence[PairTable]) -> PairTable:
+def _drawn(recipe: Recipe, pairs: str, others: Sequence[PairTable]) -> PairTable:
     """Draw the budget, check only the drawn images, and redraw to replace images that are left out.
 
     The result is the same as if the whole split were checked first, since leaving out an image does not change the
-    rest of the draw (see ``subset.draw``).
-
-    Raises:
-        UserError: more than ``data.max_corrupt`` of the checked images are corrupt, leakage is found and refused, or
-            there are fewer pairs than the budget.
+    rest of the draw (see ``draw``).
     """
+    budget = parse_budget(pairs)
+    if not isinstance(budget, PairBudget):
+        raise UserError(f"data.budget must be a number of pairs (10k-pairs): pass {pairs} as --budget")
     table = _load_captions(recipe, "train")
     looked_at: set[str] = set()
     report = ImageReport(images=0, missing=(), corrupt=())
@@ -112,29 +111,35 @@ def _drawn(recipe: Recipe, budget: PairBudget, others: Sequence[PairTable]) -> P
         table = table.without_images(set(new.image_ids) - set(clean.image_ids))
 
 
+def draw(table: PairTable, budget: PairBudget, seed: int) -> PairTable:
+    """Return a random subset of pairs; for one seed, a smaller subset is contained in every larger one.
+
+    A pair's place in the draw depends only on the seed, the image id and the rank of the caption among the captions of
+    its image. So leaving out a corrupt image changes no other choice, and two languages with one caption per image get
+    the same images.
+
+    Raises:
+        UserError: the table has fewer pairs.
+    """
+    if budget.pairs > len(table):
+        raise UserError(f"{table.name} has {len(table):,} pairs for {table.lang}, fewer than {budget}: ask for fewer")
+    texts = (f"{seed}\n{table.image_ids[table.image_of[c]]}\n{rank}" for c, rank in enumerate(table.caption_ranks()))
+    places = np.array([stable_hash(text) for text in texts], dtype=np.uint64)
+    return table.take_pairs(np.sort(np.argsort(places, kind="stable")[: budget.pairs]))
+
+
 def _without_leaks(
     table: PairTable, split: str, others: Sequence[PairTable], recipe: Recipe, *, may_be_empty: bool = False
 ) -> PairTable:
     """Exclude, refuse or allow images of other tables in a split, according to ``data.leakage``."""
     for other in others if recipe.data.leakage != "allow" else ():
-        if not len(table.images):
-            break
         found = leakage.find_leaks(table, other)
         if recipe.data.leakage == "exclude" and found.leaks:
             logger.info(f"left out of {'training' if split == 'train' else split}: {found.describe()}")
-            table = leakage.exclude(table, found)
+            table = table.without_images(found.train_ids)
         else:
             leakage.refuse(found)
-    return table if may_be_empty else _not_empty(table, "that are in no set to be tested on")
-
-
-def _pair_budget(recipe: Recipe) -> PairBudget | None:
-    if recipe.data.budget is None:
-        return None
-    budget = parse_budget(recipe.data.budget)
-    if not isinstance(budget, PairBudget):
-        raise UserError(f"data.budget must be a number of pairs (10k-pairs): pass {recipe.data.budget} as --budget")
-    return budget
+    return table if may_be_empty else _not_empty(table, "all images are also in a set that is tested on")
 
 
 def _kept_out(spec: SourceSpec, lang: str) -> PairTable:
@@ -143,7 +148,7 @@ def _kept_out(spec: SourceSpec, lang: str) -> PairTable:
     return load_source(spec, lang if known is None or lang in known or not known else known[0], "test")
 
 
-def _not_empty(table: PairTable, what: str) -> PairTable:
+def _not_empty(table: PairTable, otherwise: str) -> PairTable:
     if not len(table):
-        raise UserError(f"{table.name} has no images {what} ({table.lang})")
+        raise UserError(f"{table.name} ({table.lang}): {otherwise}")
     return table

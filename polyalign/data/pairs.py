@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
@@ -98,9 +99,9 @@ class PairTable:
     """Images and their captions in one language, for training or as a retrieval gallery.
 
     ``image_of[c]`` is the index of caption ``c``'s image, so ``(images[image_of[c]], captions[c])`` is pair ``c``.
-    An image may have several captions; in a gallery every image has at least one.
-    ``image_ids`` are the dataset's own ids: two tables that share an id share the image.
-    ``fold_of`` ``(I,)`` says which fold of a gallery each image is in, where a protocol searches each fold alone.
+    An image may have several captions; in a gallery every image has at least one. ``image_ids`` are the ids of the
+    dataset: tables that share an id share the image. ``fold_of`` ``(I,)`` is the fold of each image of a gallery whose
+    folds are searched separately.
     """
 
     name: str
@@ -113,7 +114,7 @@ class PairTable:
     fold_of: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
-        """Check that the columns fit together; a mismatch is a bug of the source."""
+        """Check that the columns are consistent; a mismatch is a bug in the source."""
         if len(self.image_ids) != len(self.images):
             raise ValueError(f"{len(self.image_ids)} ids for {len(self.images)} images")
         if len(set(self.image_ids)) != len(self.image_ids):
@@ -127,7 +128,7 @@ class PairTable:
 
     @classmethod
     def from_pairs(cls, name: str, lang: str, origin: Origin, pairs: Iterable[tuple[str, str, ImageRef]]) -> PairTable:
-        """Make a table of ``(image id, caption, image)``, in order of appearance; the first image of an id counts."""
+        """Build a table from ``(image id, caption, image)`` rows in their order; the first image of an id is used."""
         rows = list(pairs)
         images: dict[str, ImageRef] = {}
         for image_id, _, image in rows:
@@ -148,7 +149,7 @@ class PairTable:
         return len(self.captions)
 
     def take_pairs(self, pairs: Sequence[int] | npt.NDArray[np.int64]) -> PairTable:
-        """Keep these captions in this order, and the images they need in their old order."""
+        """Return the table with these captions, in this order, and their images, in the original order."""
         index = np.asarray(pairs, dtype=np.int64)
         kept = np.unique(self.image_of[index])
         return replace(
@@ -161,16 +162,16 @@ class PairTable:
         )
 
     def take_images(self, images: Sequence[int] | npt.NDArray[np.int64]) -> PairTable:
-        """Keep these images with all their captions."""
+        """Return the table with these images and all their captions."""
         return self.take_pairs(np.flatnonzero(np.isin(self.image_of, np.asarray(images, dtype=np.int64))))
 
     def without_images(self, ids: Iterable[str]) -> PairTable:
-        """Leave out these images with all their captions; unknown ids are ignored."""
+        """Return the table without these images and their captions; unknown ids are ignored."""
         out = set(ids)
         return self.take_images([i for i, image_id in enumerate(self.image_ids) if image_id not in out])
 
     def without_empty_captions(self) -> PairTable:
-        """Leave out blank captions, and images without any other."""
+        """Return the table without blank captions, and without images that have no other caption."""
         return self.take_pairs([c for c, caption in enumerate(self.captions) if caption.strip()])
 
     def caption_ranks(self) -> npt.NDArray[np.int64]:
@@ -180,3 +181,13 @@ class PairTable:
         ranks = np.empty(len(order), dtype=np.int64)
         ranks[order] = np.arange(len(order)) - np.searchsorted(grouped, grouped)
         return ranks
+
+
+def count_images(count: int) -> str:
+    """Return "1 image", "2 images" and so on, for messages."""
+    return f"{count:,} image{'' if count == 1 else 's'}"
+
+
+def stable_hash(text: str) -> int:
+    """Return a 64-bit hash of a text that is the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

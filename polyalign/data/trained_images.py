@@ -13,7 +13,7 @@ from PIL import Image
 
 from polyalign.data import image_prints, leakage
 from polyalign.data.image_prints import Print
-from polyalign.data.pairs import EncodedImage, PairTable
+from polyalign.data.pairs import PairTable
 from polyalign.utils.storage import load_tensors, save_tensors
 
 TRAINED_IMAGES = "train_images.safetensors"
@@ -23,32 +23,30 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RememberedImage:
-    """A training image of which only the perceptual hash is left; its file may be gone."""
+    """A training image of which only the perceptual hash is stored; its file may no longer exist."""
 
     name: str
 
     def open(self) -> Image.Image:
         """Raise FileNotFoundError: there is no image to open."""
-        raise FileNotFoundError(f"{self.name}: only its hash was kept")
+        raise FileNotFoundError(f"{self.name}: only its hash was stored")
 
     def open_small(self, px: int) -> Image.Image:
         """Raise FileNotFoundError: there is no image to open."""
         return self.open()
 
     def key(self) -> str:
-        """Return a name that no image file has."""
+        """Return a key that no image file has."""
         return f"remembered:{self.name}"
 
 
 def save_trained_images(folder: Path, table: PairTable) -> None:
     """Write ids and perceptual hashes of the training images into the folder of a run (776 bytes an image)."""
-    encoded = [(i, image) for i, image in enumerate(table.images) if isinstance(image, EncodedImage)]
-    found = image_prints.look([image for _, image in encoded])
-    kept = [(i, one) for (i, _), one in zip(encoded, found, strict=True) if one.problem is None]
-    bits = np.array([one.bits for _, one in kept], np.bool_).reshape(len(kept), 64)
-    thumbs = np.array([one.thumb for _, one in kept], np.uint8).reshape(len(kept), 768)
+    kept = {i: one for i, one in image_prints.prints(table.images).items() if one.problem is None}
+    bits = np.array([one.bits for one in kept.values()], np.bool_).reshape(-1, 64)
+    thumbs = np.array([one.thumb for one in kept.values()], np.uint8).reshape(-1, 768)
     tensors = {
-        "index": torch.tensor([i for i, _ in kept], dtype=torch.int64),
+        "index": torch.tensor(list(kept), dtype=torch.int64),
         "bits": torch.from_numpy(np.packbits(bits, axis=1)),
         "thumbs": torch.from_numpy(thumbs),
     }
@@ -57,7 +55,7 @@ def save_trained_images(folder: Path, table: PairTable) -> None:
 
 
 def load_trained_images(folder: Path) -> PairTable | None:
-    """Return the training images of a run as a table without captions, or None if the run did not keep them.
+    """Return the training images of a run as a table without captions, or None if the run did not store them.
 
     Raises:
         UserError: the file cannot be read.

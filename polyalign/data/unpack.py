@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from polyalign.data.fetch import copy
 from polyalign.utils.errors import UserError
 from polyalign.utils.progress import progress
 
-_CHUNK = 2**20
 _BROKEN = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error)
 
 
@@ -29,7 +29,7 @@ def named(archive: Path, names: tuple[str, ...], folder: Path) -> None:
         for name, content in _members(archive):
             if name in missing:
                 partial = folder / f".{name}.part"
-                _write(content, partial)
+                sum(copy(content, partial))
                 partial.replace(folder / name)
                 missing.discard(name)
     if missing:
@@ -47,23 +47,10 @@ def everything(archive: Path, folder: Path) -> None:
     partial.mkdir(parents=True)
     with _whole(archive):
         for name, content in _members(archive):
-            _write(content, partial / name)
+            sum(copy(content, partial / name))
     if not any(partial.iterdir()):
         raise UserError(f"{archive} contains no files")
     partial.replace(folder)
-
-
-def _write(content: IO[bytes], path: Path) -> None:
-    try:
-        file = path.open("wb")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    with file:
-        while chunk := content.read(_CHUNK):
-            try:
-                file.write(chunk)
-            except OSError as error:
-                raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 @contextmanager
@@ -80,23 +67,17 @@ def _whole(archive: Path) -> Iterator[None]:
 
 def _members(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Yield base name and content of each file; base names cannot point outside the target folder."""
-    return _in_zip(archive) if zipfile.is_zipfile(archive) else _in_tar(archive)
-
-
-def _in_zip(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
-    with zipfile.ZipFile(archive) as packed:
-        members = [member for member in packed.infolist() if not member.is_dir()]
-        for done, member in enumerate(members, start=1):
-            with packed.open(member) as content:
-                yield PurePosixPath(member.filename).name, content
-            progress(f"unpacking {archive.name}", done, len(members))
-
-
-def _in_tar(archive: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as packed:
+            members = [member for member in packed.infolist() if not member.is_dir()]
+            for done, member in enumerate(members, start=1):
+                with packed.open(member) as content:
+                    yield PurePosixPath(member.filename).name, content
+                progress(f"unpacking {archive.name}", done, len(members))
+        return
     size = archive.stat().st_size
-    with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:*") as packed:
-        for member in packed:
-            content = packed.extractfile(member) if member.isfile() else None
-            if content is not None:
-                yield PurePosixPath(member.name).name, content
+    with archive.open("rb") as raw, tarfile.open(fileobj=raw, mode="r:*") as tar:
+        for entry in tar:
+            if entry.isfile() and (file := tar.extractfile(entry)):
+                yield PurePosixPath(entry.name).name, file
                 progress(f"unpacking {archive.name}, MiB", raw.tell() // 2**20, max(1, size // 2**20))

@@ -4,7 +4,8 @@ import pytest
 
 from polyalign.config import budget
 from polyalign.config import language as languages
-from polyalign.data import image_check, leakage, subset
+from polyalign.data import image_check, leakage
+from polyalign.data.load import draw
 from polyalign.data.sources import flickr8k
 from polyalign.utils.errors import UserError
 
@@ -56,6 +57,6 @@ def test_the_official_splits_share_no_photo_by_id_or_by_pixels(root):
 
 def test_a_budget_is_drawn_from_all_pairs(root):
     table = load(root, "en", "train")
-    assert len(subset.draw(table, budget.PairBudget(pairs=10_000), 0)) == 10_000
+    assert len(draw(table, budget.PairBudget(pairs=10_000), 0)) == 10_000
     with pytest.raises(UserError, match="30,000 pairs"):
-        subset.draw(table, budget.PairBudget(pairs=30_001), 0)
+        draw(table, budget.PairBudget(pairs=30_001), 0)

@@ -37,7 +37,7 @@ def test_flickr30k_200_in_swahili_is_measured_by_a_model_trained_without_its_pho
     resolved = recipe.resolve(str(repo / "tests" / "real" / "flickr8k.toml"), "en", "projection", overrides)
     runs.train_into(tmp_path / "run", resolved, resume=False, overwrite=False)
     left_out = [line.partition(" are among ")[0] for line in caplog.messages if line.startswith("left out")]
-    assert left_out[0] == "left out of dev: 36 of the 243 test images of flickr30k-200-test (243 of 1,000 images)"
+    assert left_out[0] == "left out of dev: 36 of the 243 images of flickr30k-200-test (243 of 1,000 images)"
     assert left_out[1:]
     assert all(line.startswith("left out of training: ") for line in left_out[1:])
     trained = load_trained_images(tmp_path / "run")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from polyalign.config import budget
 from polyalign.config.budget import MemoryBudget, PairBudget, TimeBudget
-from polyalign.data import subset
+from polyalign.data.load import draw
 from polyalign.data.pairs import FileImage, PairTable
 from polyalign.utils.errors import UserError
 
@@ -86,7 +86,7 @@ def test_a_smaller_draw_lies_inside_a_larger_one_and_has_its_size(images, each, 
     whole = table(images, each)
     large = data.draw(st.integers(1, len(whole)))
     small = data.draw(st.integers(1, large))
-    drawn = [subset.draw(whole, PairBudget(pairs=n), seed) for n in (small, large)]
+    drawn = [draw(whole, PairBudget(pairs=n), seed) for n in (small, large)]
     assert [len(d) for d in drawn] == [small, large]
     assert set(drawn[0].captions) <= set(drawn[1].captions)
     for d in drawn:  # pairs stay pairs, in the table's order
@@ -96,21 +96,21 @@ def test_a_smaller_draw_lies_inside_a_larger_one_and_has_its_size(images, each, 
 
 def test_seeds_draw_differently_and_the_same_seed_draws_the_same():
     whole = table(1000)
-    first, again, other = (set(subset.draw(whole, PairBudget(pairs=100), seed).captions) for seed in (0, 0, 1))
+    first, again, other = (set(draw(whole, PairBudget(pairs=100), seed).captions) for seed in (0, 0, 1))
     assert first == again
     assert len(first & other) == pytest.approx(10, abs=12)
 
 
 def test_two_languages_with_the_same_images_are_drawn_the_same_images():
-    ids = [subset.draw(table(200, lang=lang), PairBudget(pairs=50), 3).image_ids for lang in ("de", "qu")]
+    ids = [draw(table(200, lang=lang), PairBudget(pairs=50), 3).image_ids for lang in ("de", "qu")]
     assert ids[0] == ids[1]
 
 
 def test_leaving_out_an_image_changes_no_other_choice():
     whole = table(200)
-    drawn = subset.draw(whole, PairBudget(pairs=50), 0)
+    drawn = draw(whole, PairBudget(pairs=50), 0)
     gone = drawn.image_ids[0]
-    again = subset.draw(whole.without_images([gone]), PairBudget(pairs=49), 0)
+    again = draw(whole.without_images([gone]), PairBudget(pairs=49), 0)
     assert set(again.image_ids) == set(drawn.image_ids) - {gone}
 
 
@@ -118,7 +118,7 @@ def test_every_pair_is_as_likely_as_any_other():
     whole = table(20, 5)
     counts = np.zeros(100)
     for seed in range(400):
-        for caption in subset.draw(whole, PairBudget(pairs=10), seed).captions:
+        for caption in draw(whole, PairBudget(pairs=10), seed).captions:
             _, i, k = caption.split()
             counts[int(i) * 5 + int(k)] += 1
     assert counts.mean() == 40
@@ -127,4 +127,4 @@ def test_every_pair_is_as_likely_as_any_other():
 
 def test_asking_for_more_than_there_is_says_how_many_there_are():
     with pytest.raises(UserError, match="photos has 20 pairs for en, fewer than 1k-pairs"):
-        subset.draw(table(20), PairBudget(pairs=1000), 0)
+        draw(table(20), PairBudget(pairs=1000), 0)

@@ -13,6 +13,7 @@ from polyalign.config import language as languages
 from polyalign.data import check as data_check
 from polyalign.data.check import DataReport, Finding
 from polyalign.data.pairs import FileImage, PairTable
+from polyalign.utils.errors import UserError
 
 
 def table(captions: list[tuple[int, str]], folder: Path = Path("nowhere")) -> PairTable:
@@ -157,8 +158,9 @@ def test_a_recipes_three_splits_are_checked():
     from polyalign.config import resolve as recipes
 
     overrides = recipes.parse_set([f"source.{split}_images=3" for split in ("train", "dev", "test")])
-    reports = data_check.check_recipe(recipes.resolve("starter", "sw", "projection", overrides), Words())
+    reports, errors = data_check.check_recipe(recipes.resolve("starter", "sw", "projection", overrides), Words())
     assert [report.name for report in reports] == ["starter-train", "starter-dev", "starter-test"]
+    assert not errors
     assert all(report.tokens and not report.images.bad and not report.other_script.count for report in reports)
 
 
@@ -168,5 +170,22 @@ def test_a_source_without_all_three_splits_is_checked_as_far_as_it_goes(tmp_path
     (tmp_path / "filenames.txt").write_text("1.jpg\n")
     (tmp_path / "swh_Latn.txt").write_text("mbwa\n")
     overrides = {"source": {"name": "flickr30k-200", "root": str(tmp_path)}}
-    (report,) = data_check.check_recipe(recipes.resolve("starter", "sw", "projection", overrides), Words())
+    (report,), _ = data_check.check_recipe(recipes.resolve("starter", "sw", "projection", overrides), Words())
     assert (report.name, report.captions, len(report.images.missing)) == ("flickr30k-200-test", 1, 1)
+
+
+def test_an_empty_split_is_reported_beside_the_others(tmp_path):
+    from polyalign.config import resolve as recipes
+
+    (tmp_path / "captions.csv").write_text("image,caption,split\na.png,mbwa,train\n")
+    overrides = {"source": {"name": "folder", "root": str(tmp_path)}}
+    recipe = recipes.resolve("starter", "sw", "projection", overrides)
+    (report,), errors = data_check.check_recipe(recipe, Words())
+    assert (report.captions, len(report.images.missing)) == (1, 1)
+    assert [str(error).partition(" row with ")[2].partition(":")[0] for error in errors] == [
+        'split "dev"',
+        'split "test"',
+    ]
+    (tmp_path / "captions.csv").write_text("image,caption\na.png\n")
+    with pytest.raises(UserError, match="line 2 has 1 fields"):
+        data_check.check_recipe(recipe, Words())

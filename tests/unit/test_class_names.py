@@ -90,11 +90,20 @@ def test_names_from_tsv_and_json(tmp_path: Path) -> None:
         assert class_names.read(str(tmp_path / name), SW, ["a", "b"]) == {"a": ("paka", "nyau"), "b": ("mbwa",)}
 
 
-@pytest.mark.parametrize(("name", "text"), [("n.tsv", "a\n"), ("n.json", "{"), ("none.tsv", None)])
-def test_a_bad_file_of_names_is_an_error(tmp_path: Path, name: str, text: str | None) -> None:
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("n.tsv", "a\n", 'line 1 is not "class<TAB>name"'),
+        ("n.tsv", "a\tb\tc\n", 'line 1 is not "class<TAB>name"'),
+        ("n.json", "{", "is not JSON"),
+        ("n.json", "[1]", "is not of the form"),
+        ("none.tsv", None, "cannot read"),
+    ],
+)
+def test_a_bad_file_of_names_is_an_error(tmp_path: Path, name: str, text: str | None, message: str) -> None:
     if text is not None:
         (tmp_path / name).write_text(text)
-    with pytest.raises(UserError, match="cannot read class names"):
+    with pytest.raises(UserError, match=message):
         class_names.read(str(tmp_path / name), SW, ["a"])
 
 

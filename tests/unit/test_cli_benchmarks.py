@@ -5,7 +5,7 @@ import json
 import pytest
 
 from polyalign.data import catalogue
-from polyalign.data.labelled_sets import KNOWN
+from polyalign.data.readers.info import LABELLED
 from polyalign.experiments import run_folders as runs
 from tests import tiny
 
@@ -16,7 +16,7 @@ def test_datasets_are_listed_and_told_in_full(run):
     assert all(name in out for name in catalogue.infos())
     assert "COCO train2014" in run("datasets", "xtd")[1]
     assert json.loads(run("datasets", "xtd", "--json")[1])["xtd"]["origin"] == "human"
-    assert set(json.loads(run("datasets", "--json")[1])) == {*catalogue.infos(), *KNOWN}
+    assert set(json.loads(run("datasets", "--json")[1])) == {*catalogue.infos(), *LABELLED}
     assert "ethz/food101, split validation" in run("datasets", "food101")[1]
     code, _, err = run("data", "get", "food101")
     assert (code, "which polyalign zeroshot loads" in err) == (2, True)
@@ -37,9 +37,9 @@ def test_leakage_is_found_by_pixels_and_by_id_and_tells_by_its_exit_code(run, tm
     assert code == 1
     assert {(leak["train_id"], leak["test_id"]) for leak in found["leaks"]} >= {("b.png", "y.png"), ("c.png", "z.png")}
     code, out, _ = run("leakage", tmp_path / "one", tmp_path / "two", "--no-pixels")
-    assert (code, "none of the 3 test images" in out) == (0, True)
+    assert (code, "none of the 3 images" in out) == (0, True)
     code, out, _ = run("leakage", f"{tmp_path / 'two'}:test", tmp_path / "two", "--no-pixels")
-    assert (code, "3 of the 3 test images" in out) == (1, True)
+    assert (code, "3 of the 3 images" in out) == (1, True)
 
 
 def test_leakage_between_what_is_not_there_says_so(run, tmp_path):
@@ -93,7 +93,7 @@ def test_zeroshot_measures_several_languages_and_leaves_out_what_cannot_be_read(
     [
         (["nowhere"], 'cannot load the dataset "nowhere"'),
         (["empty"], "contains no labelled images"),
-        (["photos", "--names", "none.tsv"], "cannot read class names from none.tsv: No such file"),
+        (["photos", "--names", "none.tsv"], "cannot read none.tsv: No such file"),
         (["photos", "--lang", "xx"], 'unknown language "xx"'),
         (["photos", "--lang", "all"], "is not the Babel-ImageNet file"),
         (["photos", "--lang", "de"], "give names in de with --names"),

@@ -38,6 +38,10 @@ def images(tmp_path) -> list[Counted]:
     return [Counted(path) for path in paths]
 
 
+def look(images):
+    return list(image_prints.prints(images).values())
+
+
 def forget(monkeypatch):
     """Stand for the process that a later run is."""
     monkeypatch.setattr(image_prints, "_KNOWN", {})
@@ -52,26 +56,26 @@ def shown(one):
 
 
 def test_an_image_is_opened_once_and_in_a_later_run_not_at_all(images, monkeypatch):
-    first = image_prints.look(images)
+    first = look(images)
     assert Counted.opened == 5
-    assert same(image_prints.look(images[::-1]), first[::-1])
+    assert same(look(images[::-1]), first[::-1])
     forget(monkeypatch)
-    assert same(image_prints.look(images), first)
+    assert same(look(images), first)
     assert Counted.opened == 5
 
 
 def test_what_is_broken_is_remembered_as_broken(images, monkeypatch):
-    image_prints.look(images)
+    look(images)
     forget(monkeypatch)
-    problems = [one.problem for one in image_prints.look(images)]
+    problems = [one.problem for one in look(images)]
     assert [problem is None for problem in problems] == [True, True, False, True, True]
     assert problems[2]
 
 
 def test_a_file_that_changed_is_looked_at_again(images):
-    before = image_prints.look(images)
+    before = look(images)
     Image.new("RGB", (9, 9), "red").save(images[2].path)
-    after = image_prints.look(images)
+    after = look(images)
     assert (before[2].is_missing, after[2].problem) == (False, None)
     assert after[2].thumb.reshape(16, 16, 3).mean((0, 1)).tolist() == [255, 0, 0]
     assert same(before[3:], after[3:])
@@ -80,26 +84,26 @@ def test_a_file_that_changed_is_looked_at_again(images):
 def test_what_is_missing_is_said_and_is_looked_for_each_time(images, monkeypatch):
     content = images[1].path.read_bytes()
     images[1].path.unlink()
-    found = image_prints.look(images)
+    found = look(images)
     assert [one.is_missing for one in found] == [False, True, False, False, False]
     assert "1.png" in str(found[1].problem)
     images[1].path.write_bytes(content)
-    assert image_prints.look(images)[1].problem is None
+    assert look(images)[1].problem is None
     forget(monkeypatch)
-    assert image_prints.look(images)[1].problem is None
+    assert look(images)[1].problem is None
 
 
 def test_the_hash_and_thumbnail_are_those_of_the_picture(tmp_path):
     ramp = np.tile(np.arange(64, dtype=np.uint8)[None, :, None] * 4, (64, 1, 3))
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
-    (one,) = image_prints.look([FileImage(tmp_path / "ramp.png")])
+    (one,) = look([FileImage(tmp_path / "ramp.png")])
     assert one.bits.shape == (64,)
     assert one.bits.all()  # brighter from left to right everywhere
     assert one.thumb.reshape(16, 16, 3)[0, :, 0].tolist() == [int(4 * (4 * i + 1.5)) for i in range(16)]
 
 
 def test_what_is_kept_is_listed_and_cleared_with_the_rest_of_the_cache(images):
-    image_prints.look(images)
+    look(images)
     (entry,) = cache.list_entries()
     assert (entry.what, entry.rows) == ("checks", 5)
     assert cache.clear() > 0

@@ -9,7 +9,7 @@ from PIL import Image
 
 from polyalign.config import language as languages
 from polyalign.data import labelled
-from polyalign.data.labelled_sets import KNOWN
+from polyalign.data.readers.info import LABELLED
 from polyalign.utils.errors import UserError
 
 SW, DE = languages.load_language("sw"), languages.load_language("de")
@@ -112,7 +112,7 @@ def test_images_are_left_out_by_their_keys(tree: Path) -> None:
 def test_a_known_dataset_is_loaded_from_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def from_hub(dataset, split, *, image_column="image", label_column="label"):
+    def from_hub(dataset, split, *, label_column="label"):
         asked.append((dataset, split, label_column))
         names = tuple(f"kind_{i}" for i in range(100))
         return labelled.Labelled("data", "en", (), np.array([], np.int64), names, tuple((n,) for n in names))
@@ -133,8 +133,8 @@ def test_a_known_dataset_is_loaded_from_where_it_is(tmp_path: Path, monkeypatch:
 
 
 def test_every_dataset_of_the_paper_is_known() -> None:
-    assert set(KNOWN) == {"imagenet", "imagenetv2", "cars", "caltech101", "food101", "cub", "aircraft", "pets"}
-    for one in KNOWN.values():
+    assert set(LABELLED) == {"imagenet", "imagenetv2", "cars", "caltech101", "food101", "cub", "aircraft", "pets"}
+    for one in LABELLED.values():
         assert one.checked
         assert one.place
         assert not one.hub or one.hub.count("/") == 1

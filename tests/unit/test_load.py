@@ -8,8 +8,7 @@ import pytest
 
 from polyalign.config.budget import PairBudget
 from polyalign.data import image_prints
-from polyalign.data.load import load_split, load_tables
-from polyalign.data.subset import draw
+from polyalign.data.load import draw, load_split, load_tables
 from polyalign.utils.errors import UserError
 from tests import tiny
 
@@ -70,7 +69,7 @@ def test_corrupt_images_are_a_share_of_those_looked_at(folder):
 def test_a_dev_image_that_is_a_test_image_is_refused_or_left_out(folder, caplog):
     dev, test = (tiny.table(split).images[0].path.name for split in ("dev", "test"))
     shutil.copy(folder / "images" / test, folder / "images" / dev)
-    with pytest.raises(UserError, match=r"leakage: 1 of the 24 test images"):
+    with pytest.raises(UserError, match=r"leakage: 1 of the 24 images"):
         load_tables(recipe(folder))
     tables = load_tables(recipe(folder, leakage="exclude"))
     assert (len(tables["dev"].images), len(tables["test"].images)) == (23, 24)

@@ -45,7 +45,7 @@ def in_checkout(repo, pattern):
 @pytest.mark.parametrize("archive", ["wheel", "sdist"])
 def test_all_code_and_the_starter_weights_are_packed(archive, built, repo):
     wanted = in_checkout(repo, "polyalign/**/*.py") + in_checkout(repo, "polyalign/data/starter/weights/**/*")
-    wanted += in_checkout(repo, "polyalign/data/sources/*.sha256")
+    wanted += in_checkout(repo, "polyalign/data/sources/*.sha256") + in_checkout(repo, "polyalign/data/*.toml")
     assert {*wanted, "polyalign/py.typed"} <= set(built[archive])
 
 

@@ -255,10 +255,10 @@ def rows(*splits: str, captions: str = "red blue") -> list[str]:
     ("lines", "said"),
     [
         (rows("train", "dev"), 'no row with split "test"'),
-        (rows("train", "dev", "test", captions=" "), "no images with a caption that is not blank"),
+        (rows("train", "dev", "test", captions=" "), "no image has a caption that is not blank"),
         (
             [*rows("train", "dev", "test"), "002.png,blue,train"],
-            "leakage: 1 of the 1 test images .*data.leakage=exclude",
+            "leakage: 1 of the 1 image .*data.leakage=exclude",
         ),
     ],
 )
@@ -274,9 +274,9 @@ def test_leaked_images_can_be_left_out_unless_nothing_is_left(tmp_path, caplog):
     data = write_captions(tmp_path / "data", lines)
     run = train_into(tmp_path / "run", source={"root": str(data)}, data={"leakage": "exclude"}, optim={"epochs": 1})
     assert run.pairs == 2
-    assert caplog.messages[0].startswith("left out of training: 1 of the 1 test images")
+    assert caplog.messages[0].startswith("left out of training: 1 of the 1 image")
     write_captions(tmp_path / "all", [*rows("train", "dev", "test"), "001.png,red,train", "002.png,red,train"][1:])
-    with pytest.raises(UserError, match="no images that are in no set to be tested on"):
+    with pytest.raises(UserError, match="all images are also in a set that is tested on"):
         train_into(tmp_path / "none", source={"root": str(tmp_path / "all")}, data={"leakage": "exclude"})
 
 

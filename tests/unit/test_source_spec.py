@@ -71,7 +71,7 @@ def test_images_of_another_test_set_are_kept_out_of_training_and_dev(tmp_path, c
     assert train.image_ids[3] not in tables["train"].image_ids
     assert dev.image_ids[0] not in tables["dev"].image_ids
     assert [line.partition(":")[0] for line in caplog.messages] == ["left out of dev", "left out of training"]
-    with pytest.raises(UserError, match="1 of the 2 test images"):
+    with pytest.raises(UserError, match="1 of the 2 images"):
         data.load_tables(tiny.resolved(data=other))
     with pytest.raises(UserError, match=r"data\.keep_out.*no name"):
         tiny.resolved(data={"keep_out": [{"root": "x"}]})

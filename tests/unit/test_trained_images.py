@@ -49,7 +49,7 @@ def test_copies_of_training_images_under_other_names_are_found(run, tmp_path, ca
     (tmp_path / "captions.csv").write_text("\n".join(rows), encoding="utf-8")
     evaluate(run, overrides={"source": {"name": "folder", "root": str(tmp_path)}})
     [line] = warnings(caplog)
-    assert "1 of the 4 test images" in line
+    assert "1 of the 4 images" in line
 
 
 def test_the_training_split_is_named_and_own_test_images_are_not(run, caplog):
@@ -58,7 +58,7 @@ def test_the_training_split_is_named_and_own_test_images_are_not(run, caplog):
     assert not warnings(caplog)
     evaluate(run, split="train")
     [line] = warnings(caplog)
-    assert "64 of the 64 test images" in line
+    assert "64 of the 64 images" in line
 
 
 def test_a_run_from_before_says_that_it_cannot_be_compared(run, tmp_path, caplog):

@@ -1,1 +1,1 @@
-"""What sources share: tables, line-aligned files, published benchmarks."""
+"""Shared code of the sources: tables, line-aligned files, published benchmarks."""

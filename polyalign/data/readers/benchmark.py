@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,13 +67,12 @@ def fixed(*values: str) -> Callable[[BaseModel], tuple[str, ...]]:
     return lambda config: values
 
 
-def check(benchmark: str, lang: Lang, split: str, *, splits: Iterable[str], languages: Iterable[str]) -> None:
+def check(benchmark: str, lang: Lang, split: str, *, splits: Collection[str], languages: Collection[str]) -> None:
     """Check that a benchmark has the split and the language.
 
     Raises:
         UserError: the split or the language is missing.
     """
-    splits, languages = list(splits), list(languages)
     if split not in splits:
         raise UserError(f'{benchmark} has no "{split}" split: it has {", ".join(splits)}')
     if lang.code not in languages:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import reprlib
 from collections import Counter
@@ -12,7 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from polyalign.config.language import Lang
-from polyalign.data.pairs import Origin, Split
+from polyalign.data.pairs import Origin, Split, stable_hash
 from polyalign.data.readers.sheet import Sheet
 from polyalign.utils.errors import UserError, did_you_mean
 
@@ -142,7 +141,11 @@ def _in_split(sheet: Sheet, ids: Sequence[str], config: Columns, rows: list[int]
     name = find(sheet, "split_column", config.split_column, _SPLIT_NAMES)
     if name is not None:
         values = [str(value).strip() for value in sheet.column(name)]
-        found = [row for row in rows if _split_of(values[row], sheet.row_name(row)) == split]
+        for row in rows:
+            if values[row].casefold() not in _SPLITS:
+                known = did_you_mean(values[row], _SPLITS)
+                raise UserError(f'{sheet.row_name(row)}: "{values[row]}" is not a split ({known})')
+        found = [row for row in rows if _SPLITS[values[row].casefold()] == split]
         if not found:
             raise UserError(f'{sheet.where} has no row with {name} "{split}": it has {_tally(values[r] for r in rows)}')
         return found
@@ -157,17 +160,9 @@ def _in_split(sheet: Sheet, ids: Sequence[str], config: Columns, rows: list[int]
     return found
 
 
-def _split_of(value: str, where: str) -> Split:
-    try:
-        return _SPLITS[value.casefold()]
-    except KeyError:
-        raise UserError(f'{where}: "{value}" is not a split ({did_you_mean(value, _SPLITS)})') from None
-
-
 def hashed_split(image_id: str, config: Columns) -> Split:
     """Assign an image to a split by a hash of its id and the seed."""
-    digest = hashlib.blake2b(f"{config.split_seed}\n{image_id}".encode(), digest_size=8).digest()
-    place = int.from_bytes(digest, "big") / 2**64
+    place = stable_hash(f"{config.split_seed}\n{image_id}") / 2**64
     if place < config.test_share:
         return "test"
     return "dev" if place < config.test_share + config.dev_share else "train"

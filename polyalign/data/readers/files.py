@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any
 
 from polyalign.utils.errors import AbsentError, UserError, did_you_mean
 
@@ -38,7 +38,8 @@ def existing(*candidates: Path, what: str) -> Path:
         if path.is_file():
             return path
     first, *others = candidates
-    broken = {_broken_at(path) for path in candidates}
+    # The first parent of each candidate that is not a folder; the same for all if the root is wrong.
+    broken = {next((part for part in reversed(path.parents) if not part.is_dir()), None) for path in candidates}
     if len(broken) == 1 and (folder := broken.pop()) is not None:
         wrong = "is a file, not a folder" if folder.exists() else "is not there"
         raise AbsentError(f"there is no {what}: {folder} {wrong}{_nearest(folder)}")
@@ -120,30 +121,16 @@ def expecting(where: object, form: str) -> Iterator[None]:
 @contextmanager
 def _reading(path: Path) -> Iterator[IO[bytes]]:
     """Open a possibly compressed file for reading bytes; read errors become a UserError."""
+    opener: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, Path.open)
     try:
-        with _open(path) as file:
+        with opener(path, "rb") as file:
             yield file
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 ({_encoding(error)}): save it as UTF-8") from error
+        utf_16 = error.start == 0 and bytes(error.object[:2]) in (b"\xff\xfe", b"\xfe\xff")
+        reason = "it looks like UTF-16" if utf_16 else f"byte 0x{error.object[error.start]:02x}"
+        raise UserError(f"{path} is not UTF-8 ({reason}): save it as UTF-8") from error
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-
-
-def _open(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return cast(IO[bytes], gzip.open(path, "rb"))
-    return cast(IO[bytes], bz2.open(path, "rb")) if path.suffix == ".bz2" else path.open("rb")
-
-
-def _encoding(error: UnicodeDecodeError) -> str:
-    if bytes(error.object[:2]) in (b"\xff\xfe", b"\xfe\xff") and error.start == 0:
-        return "it looks like UTF-16"
-    return f"byte 0x{error.object[error.start]:02x}"
-
-
-def _broken_at(path: Path) -> Path | None:
-    """Return the first parent of a file that is not a folder, or None."""
-    return next((part for part in reversed(path.parents) if not part.is_dir()), None)
 
 
 def _nearest(path: Path) -> str:

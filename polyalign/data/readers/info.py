@@ -1,24 +1,29 @@
-"""Facts about a published dataset: what it is, its licence, what can be downloaded and what to place by hand."""
+"""Facts about published datasets: what they are, their licences, what can be downloaded and what to place by hand."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-_COCO = "http://images.cocodataset.org"
+from polyalign.config.shipped import read_toml
+
+_FOLDER = Path(__file__).parents[1]
 
 
-class Download(BaseModel):
+class _Facts(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Download(_Facts):
     """A freely downloadable file or folder of files.
 
     A ``url`` ending in a slash is a folder; its files and their hashes are listed in ``<source>.sha256`` beside the
     source, in the format of ``sha256sum``. ``to`` is the target below the dataset's folder (for photos, below the
     photo folder). With ``unpack`` the file is an archive: the files of these names are extracted, or all of them
-    (``*``) into the folder ``to``. ``seen`` says who confirms the address.
+    (``*``) into the folder ``to``. ``seen`` is the reference for the address.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str
     to: str = ""
@@ -27,14 +32,12 @@ class Download(BaseModel):
     seen: str
 
 
-class Single(BaseModel):
+class Single(_Facts):
     """Photos of the test set that can be downloaded one by one.
 
     ``urls`` maps a prefix of image ids to the address of those photos, where ``{}`` stands for the id; the ids are
     those of the source's test set with ``options``.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     urls: dict[str, str]
     options: dict[str, Any] = {}
@@ -42,15 +45,13 @@ class Single(BaseModel):
     seen: str
 
 
-class Info(BaseModel):
-    """Facts about a dataset.
+class Info(_Facts):
+    """Facts about a dataset of captions.
 
     ``captions`` and ``images`` describe the contents of ``root`` and of the photo folder; ``folder`` is the name of
     the dataset folder, as in the shipped suites. ``photos`` are archives, ``single`` addresses of individual photos of
     the test set. ``checked`` is the source of the facts.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     title: str
     folder: str
@@ -73,30 +74,26 @@ class Info(BaseModel):
         return f"root: {self.captions}" + (f"; images: {self.images}" if self.images else "")
 
 
-FLICKR30K_PHOTOS = "Flickr30k's flickr30k-images (on request: https://forms.illinois.edu/sec/229675)"
-COCO_PHOTOS = "COCO train2014 and val2014"
+class LabelledSet(_Facts):
+    """Facts about a labelled dataset; ``hub`` is its name on the Hugging Face hub, or empty.
 
-_PARTS = ("train2014", "val2014")
-_COCO_SEEN = "CLIP_benchmark's builder.py and big_vision's coco35l.py name it"
-COCO_ZIPS = tuple(
-    Download(url=f"{_COCO}/zips/{part}.zip", to=f"coco/{part}", unpack=("*",), seen=_COCO_SEEN) for part in _PARTS
-)
+    Folder trees of the same data (one folder per class) are also supported. ``checked`` is the source of the facts.
+    """
 
-
-def github(path: str, seen: str = "the address is GitHub's for any file of a commit") -> tuple[Download, ...]:
-    """Return a folder of a GitHub repository at a commit, ``owner/repository/commit/folder``."""
-    url = f"https://raw.githubusercontent.com/{path}/"
-    return (Download(url=url, seen=f"{seen}; hashes are of the repository's files"),)
-
-
-def karpathy(file: str) -> tuple[Download, ...]:
-    """Return one file of Karpathy's archive of splits."""
-    url = "https://cs.stanford.edu/people/karpathy/deepimagesent/caption_datasets.zip"
-    seen = "the data scripts of big_vision (google-research) and of SEACrowd name it"
-    return (Download(url=url, unpack=(file,), seen=seen),)
+    title: str
+    classes: int
+    images: str
+    hub: str = ""
+    split: str = "test"
+    label_column: str = "label"
+    place: str = ""
+    note: str = ""
+    checked: str
 
 
-def coco_photos(**options: Any) -> Single:
-    """Return the addresses of single COCO photos, ``coco_url`` in COCO's annotations."""
-    urls = {f"COCO_{part}_": f"{_COCO}/{part}/{{}}" for part in _PARTS}
-    return Single(urls=urls, options=options, to="coco", seen="coco_url in COCO's annotations")
+PUBLISHED = {name: Info.model_validate(facts) for name, facts in read_toml(_FOLDER / "datasets.toml").items()}
+"""The shipped caption datasets, by the name of their source."""
+LABELLED = {
+    name: LabelledSet.model_validate(facts) for name, facts in read_toml(_FOLDER / "labelled_sets.toml").items()
+}
+"""Common labelled datasets for zero-shot classification, by name."""

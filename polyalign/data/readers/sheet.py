@@ -44,34 +44,25 @@ def read(path: Path) -> Sheet:
 
 def _read_separated(path: Path) -> Sheet:
     content = text(path)
-    separator = _sniff(content)
-    rows = _split_tabs(content) if separator == "\t" else _parse_csv(path, content, separator)
-    (_, header), *body = rows
+    # The separator is the most frequent one in the header, ignoring quoted text.
+    unquoted = "".join(content.lstrip("\r\n").partition("\n")[0].split('"')[::2])
+    separator = max(_SEPARATORS, key=unquoted.count)
+    (_, header), *body = _split_tabs(content) if separator == "\t" else _parse_csv(path, content, separator)
     header = [name.strip() for name in header]
     if len(set(header)) < len(header):
         raise UserError(f"{path} has duplicate columns: {', '.join(header)}")
     for line, row in body:
         if len(row) != len(header):
+            remedy = f'captions that contain "{separator}" must be enclosed in double quotes'
+            if separator == "\t":
+                remedy = "captions must not contain tabs"
             raise UserError(
-                f"{path}, line {line} has {len(row)} fields, the header has {len(header)} ({', '.join(header)}); "
-                f"{_remedy(separator)}"
+                f"{path}, line {line} has {len(row)} fields, the header has {len(header)} "
+                f"({', '.join(header)}); {remedy}"
             )
     columns = {name: [row[i] for _, row in body] for i, name in enumerate(header)}
     numbers = [line for line, _ in body]
     return Sheet(str(path), tuple(header), len(body), columns.__getitem__, lambda i: f"{path}, line {numbers[i]}")
-
-
-def _remedy(separator: str) -> str:
-    if separator == "\t":
-        return "captions must not contain tabs"
-    return f'captions that contain "{separator}" must be enclosed in double quotes'
-
-
-def _sniff(content: str) -> str:
-    """Return the most frequent separator in the header, ignoring quoted text."""
-    header = content.lstrip("\r\n").partition("\n")[0]
-    unquoted = "".join(header.split('"')[::2])
-    return max(_SEPARATORS, key=unquoted.count)
 
 
 def _parse_csv(path: Path, content: str, separator: str) -> list[tuple[int, list[str]]]:

@@ -1,1 +1,1 @@
-"""One file a source: where images and captions come from."""
+"""Sources of images and captions, one file each."""

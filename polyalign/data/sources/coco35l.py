@@ -8,36 +8,12 @@ from pathlib import Path
 from polyalign.config.language import Lang
 from polyalign.data.pairs import Origin, PairTable
 from polyalign.data.readers import benchmark
-from polyalign.data.readers.benchmark import Benchmark
 from polyalign.data.readers.files import existing, expecting, json_lines
-from polyalign.data.readers.info import COCO_PHOTOS, COCO_ZIPS, Download, Info
+from polyalign.data.readers.info import PUBLISHED
 
-INFO = Info(
-    title="COCO-35L",
-    folder="coco35l",
-    languages="ar bn cs da de el en es fa fi fil fr he hi hr hu id it ja ko mi nl no pl pt ro ru sv sw te th tr uk "
-    "vi zh",
-    size="113,287 train images (566,435 captions a language) and 5,000 dev images (25,000), of Karpathy's COCO split",
-    origin="machine (Google Translate); English human",
-    licence="CC BY 4.0; images under Flickr's terms",
-    home="https://google.github.io/crossmodal-3600/",
-    captions="the folder with coco_mt_{train,dev}.jsonl.bz2 (or unpacked, which reads faster)",
-    images=COCO_PHOTOS,
-    note="XTD's images are among the training images: leave them out (data.leakage). "
-    "Punctuation stands apart from words; Chinese, Japanese and Thai are joined again.",
-    checked="languages in big_vision's coco35l.py; origin and licence in SEACrowd's coco_35l.py; sizes are in neither",
-    downloads=tuple(
-        Download(
-            url=f"https://storage.googleapis.com/crossmodal-3600/coco_mt_{part}.jsonl.bz2",
-            to=f"coco_mt_{part}.jsonl.bz2",
-            seen="big_vision's coco35l.py names it; no hash is published",
-        )
-        for part in ("train", "dev")
-    ),
-    photos=COCO_ZIPS,
-)
+INFO = PUBLISHED["coco35l"]
 
-Config = Benchmark
+Config = benchmark.Benchmark
 splits = benchmark.fixed("train", "dev")
 languages = benchmark.fixed(*INFO.languages.split())
 
@@ -45,7 +21,7 @@ _SEGMENTED = ("ja", "th", "zh")
 _PIVOT = "de"
 
 
-def load(config: Benchmark, lang: Lang, split: str) -> PairTable:
+def load(config: benchmark.Benchmark, lang: Lang, split: str) -> PairTable:
     """Load a split, see ``Benchmark``; an image's id is its COCO number in twelve digits."""
     benchmark.check("coco35l", lang, split, splits=splits(config), languages=languages(config))
     name = f"coco_mt_{split}.jsonl"

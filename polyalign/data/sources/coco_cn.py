@@ -1,4 +1,4 @@
-"""COCO-CN: Chinese captions written, and for the test images also translated, by people."""
+"""COCO-CN: Chinese captions written by people; the test images also have human translations."""
 
 from __future__ import annotations
 
@@ -9,46 +9,17 @@ from typing import Literal
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
 from polyalign.data.readers import benchmark
-from polyalign.data.readers.benchmark import Benchmark
 from polyalign.data.readers.files import existing, expecting, lines, read_json
-from polyalign.data.readers.info import COCO_PHOTOS, Download, Info, coco_photos
+from polyalign.data.readers.info import PUBLISHED
 
-INFO = Info(
-    title="COCO-CN",
-    folder="coco-cn",
-    languages="zh",
-    size="18,341 train, 1,000 dev, 1,000 test images, 22,218 captions written; 5,000 translated for the test images",
-    origin="human",
-    licence="MIT, as its authors' page at Hugging Face says; images under Flickr's terms",
-    home="https://github.com/li-xirong/coco-cn, https://huggingface.co/datasets/AIMClab-RUC/COCO-CN",
-    captions="the folder with coco-cn_{train,val,test}.txt and imageid.human-written-caption.txt, or with the "
-    "COCO-style JSON of the test set (captions.json or merged_captions_coco-cn_test.json)",
-    images=COCO_PHOTOS,
-    note="The JSON's captions are segmented into words: the spaces are taken out. 7 test images are in XTD.",
-    checked="sizes in the repository's README.md at commit 22b218e, where the data is on request by a form; "
-    "licence and file as listed at AIMClab-RUC/COCO-CN",
-    downloads=(
-        Download(
-            url="https://huggingface.co/datasets/AIMClab-RUC/COCO-CN/resolve/main/coco-cn-version1805v1.1.tar.gz",
-            unpack=(
-                "coco-cn_train.txt",
-                "coco-cn_val.txt",
-                "coco-cn_test.txt",
-                "imageid.human-written-caption.txt",
-                "imageid.manually-translated-caption.txt",
-            ),
-            seen="the hub's listing of that dataset names the file; its hash was not at hand",
-        ),
-    ),
-    single=coco_photos(),
-)
+INFO = PUBLISHED["coco-cn"]
 
 _PARTS = {"train": "train", "dev": "val", "test": "test"}
 _RELEASE = "coco-cn-version1805v1.1"
 _JSON = ("captions.json", "merged_captions_coco-cn_test.json")
 
 
-class Config(Benchmark):
+class Config(benchmark.Benchmark):
     """``captions``: those ``written`` about the images, or ``all``, including the translations of the test images."""
 
     captions: Literal["written", "all"] = "written"

@@ -11,36 +11,19 @@ from pydantic import Field
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
 from polyalign.data.readers import benchmark
-from polyalign.data.readers.benchmark import Benchmark
 from polyalign.data.readers.files import existing
-from polyalign.data.readers.info import COCO_PHOTOS, COCO_ZIPS, Info, coco_photos, karpathy
+from polyalign.data.readers.info import PUBLISHED
 
-INFO = Info(
-    title="COCO (Karpathy split)",
-    folder="coco-karpathy",
-    languages="en",
-    size="113,287 train, 5,000 dev, 5,000 test images, five captions each (a few more on some)",
-    origin="human",
-    licence="captions CC BY 4.0; images under Flickr's terms",
-    home="https://cs.stanford.edu/people/karpathy/deepimagesent/, https://cocodataset.org",
-    captions="the folder with dataset_coco.json",
-    images=COCO_PHOTOS,
-    note="protocol=1k searches five folds of 1,000 test images, in the file's order, each alone, and gives their mean "
-    "(fold=0 to 4: one of them). 25,010 captions in the 5k test set; captions=first-5 keeps 25,000, as some peers do.",
-    checked="sizes as the papers that use the split give them; the file itself and the licence page were not at hand",
-    downloads=karpathy("dataset_coco.json"),
-    photos=COCO_ZIPS,
-    single=coco_photos(),
-)
+INFO = PUBLISHED["coco-karpathy"]
 
 _FOLD = 1000
 
 
-class Config(Benchmark):
-    """Test set, and which captions of an image with more than five.
+class Config(benchmark.Benchmark):
+    """Test protocol, and captions of images with more than five.
 
-    With ``protocol = "1k"`` the test set is five folds of 1,000 images, each searched alone, and a metric is the mean
-    of the five; ``fold``, from 0, selects one of them.
+    With ``protocol = "1k"`` the test set is five folds of 1,000 images, each searched separately, and a metric is the
+    mean over the folds; ``fold`` (0 to 4) selects one of them.
     """
 
     protocol: Literal["5k", "1k"] = "5k"

@@ -1,4 +1,4 @@
-"""Flickr8k: the published token files, one a language, and the official splits."""
+"""Flickr8k: the published token files, one per language, and the official splits."""
 
 from __future__ import annotations
 
@@ -12,24 +12,10 @@ from polyalign.config.language import Lang
 from polyalign.data.pairs import FileImage, Origin, PairTable
 from polyalign.data.readers.benchmark import tokens
 from polyalign.data.readers.files import existing, folder, lines
-from polyalign.data.readers.info import Info
+from polyalign.data.readers.info import PUBLISHED
 from polyalign.utils.errors import UserError, did_you_mean
 
-INFO = Info(
-    title="Flickr8k",
-    folder="flickr8k",
-    languages="en zh (5 captions an image), ar (3), de fr cs qu gn (1, on 6,993 of the images)",
-    size="6,000 train, 1,000 dev, 1,000 test images; 5,176, 867 and 871 of them with captions in every language",
-    origin="en zh human; de fr cs translated by people; ar by machine, edited by people; qu gn by machine",
-    licence="research only; photos belong to their Flickr authors",
-    home="https://hockenmaier.cs.illinois.edu/8k-pictures.html (the form to ask for it: "
-    "https://forms.illinois.edu/sec/1713398)",
-    captions="the folder with captions/<language>.txt, splits/{train,dev,test}.txt and images/ "
-    "(or the files as first published: Flickr8k.token.txt, Flickr_8k.trainImages.txt, Flicker8k_Dataset/)",
-    note="243 of Flickr30k's 1,000 test images are among its photos, 173 of them in the training split.",
-    checked="counts on the files themselves; the form as text books quote it, whether it still answers is not known; "
-    "the other languages are of other publications, whose addresses were not found",
-)
+INFO = PUBLISHED["flickr8k"]
 
 _SPLITS = {"train": "Flickr_8k.trainImages.txt", "dev": "Flickr_8k.devImages.txt", "test": "Flickr_8k.testImages.txt"}
 _IMAGE_FOLDERS = ("images", "Flicker8k_Dataset", "Flickr8k_Dataset")
@@ -40,14 +26,14 @@ logger = logging.getLogger(__name__)
 
 
 class Config(BaseModel):
-    """Where the files are, and which images to read.
+    """Location of the files, and selection of images.
 
-    ``root`` holds ``captions/<lang>.txt`` (or the original ``Flickr8k.token.txt``, English), ``splits/<split>.txt``
+    ``root`` contains ``captions/<lang>.txt`` (or the original ``Flickr8k.token.txt``, English), ``splits/<split>.txt``
     (or the original ``Flickr_8k.<split>Images.txt``) and ``images``. With ``images = "common"`` only images that have
     captions in all of ``langs`` are read, by default in every language that has a file: 5,176, 867 and 871 of the
     6,000, 1,000 and 1,000 for ar, cs, de, en, fr, gn, qu and zh.
 
-    ``origin`` says who wrote the captions. By default it is ``human`` for ar, cs, de, en, fr and zh (the Arabic was
+    ``origin`` is who wrote the captions. By default it is ``human`` for ar, cs, de, en, fr and zh (the Arabic was
     translated by machine and edited by people), ``machine`` for gn and qu. Any other language has no published
     captions known to polyalign and is labelled ``machine``, with a warning, unless ``origin`` is set.
     """
@@ -76,7 +62,13 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     if images is None:
         raise UserError(f"{root} has no folder of images: put them into {root / 'images'}")
     pairs = ((name, text.strip(), FileImage(images / name)) for name, text in tokens(path) if name in wanted)
-    table = PairTable.from_pairs(f"flickr8k-{split}", lang.code, config.origin or _origin(path, lang), pairs)
+    origin = config.origin or _ORIGINS.get(lang.code, "machine")
+    if config.origin is None and lang.code not in _ORIGINS:
+        logger.warning(
+            f"{path}: it is not known who wrote these captions; they are labelled machine-translated. "
+            "If people wrote them, set source.origin=human"
+        )
+    table = PairTable.from_pairs(f"flickr8k-{split}", lang.code, origin, pairs)
     if not len(table):
         raise UserError(f"{root} has no captions in {lang.code} for any image of the {split} split")
     return table
@@ -85,16 +77,6 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
 def languages(config: Config) -> list[str]:
     """List the languages that have a file."""
     return sorted(_token_files(config.root))
-
-
-def _origin(path: Path, lang: Lang) -> Origin:
-    if lang.code not in _ORIGINS:
-        logger.warning(
-            "%s: it is not known who wrote these captions; they are labelled machine-translated. "
-            "If people wrote them, set source.origin=human",
-            path,
-        )
-    return _ORIGINS.get(lang.code, "machine")
 
 
 def _split_ids(root: Path, split: str) -> set[str]:

@@ -51,31 +51,31 @@ class HubImage:
     column: str
     row: int
 
-    def _cell(self) -> bytes | FileImage:
+    def _source(self) -> io.BytesIO | Path:
         """Return the encoded bytes or the file of the row; handles the dictionaries of ``datasets.Image``."""
         cell = self.cells[self.row][self.column]
         if isinstance(cell, dict):
             cell = cell.get("bytes") or cell.get("path")
         if isinstance(cell, str):
-            return FileImage(Path(cell))
+            return Path(cell)
         if isinstance(cell, bytes):
-            return cell
+            return io.BytesIO(cell)
         raise CorruptImageError(f"row {self.row} contains {type(cell).__name__}, not an image")
 
     def open(self) -> Image.Image:
         """Decode to RGB."""
-        cell = self._cell()
-        return cell.open() if isinstance(cell, FileImage) else decode(io.BytesIO(cell))
+        return decode(self._source())
 
     def open_small(self, px: int) -> Image.Image:
         """Decode at a reduced scale, see ``pairs.EncodedImage``."""
-        cell = self._cell()
-        return cell.open_small(px) if isinstance(cell, FileImage) else decode(io.BytesIO(cell), px)
+        return decode(self._source(), px)
 
     def key(self) -> str:
         """Return a hash of the bytes, or the key of the ``FileImage``."""
-        cell = self._cell()
-        return cell.key() if isinstance(cell, FileImage) else hashlib.blake2b(cell, digest_size=16).hexdigest()
+        source = self._source()
+        if isinstance(source, Path):
+            return FileImage(source).key()
+        return hashlib.blake2b(source.getbuffer(), digest_size=16).hexdigest()
 
 
 def load(config: Config, lang: Lang, split: str) -> PairTable:
@@ -127,11 +127,7 @@ def _part(parts: dict[str, datasets.Dataset], config: Config, split: str) -> tup
 
     In the config, the shares of splits that the dataset provides are set to 0.
     """
-    own = {
-        "train": _named(parts, config, "train", config.train_split),
-        "dev": _named(parts, config, "dev", config.dev_split),
-        "test": _named(parts, config, "test", config.test_split),
-    }
+    own = {name: _named(parts, config, name) for name in _PART_NAMES}
     if len(parts) == 1:
         return next(iter(parts)), config, split
     if split not in own:
@@ -146,7 +142,8 @@ def _part(parts: dict[str, datasets.Dataset], config: Config, split: str) -> tup
     return own["train"], config.model_copy(update=missing), split
 
 
-def _named(parts: dict[str, datasets.Dataset], config: Config, split: str, wanted: str | None) -> str | None:
+def _named(parts: dict[str, datasets.Dataset], config: Config, split: str) -> str | None:
+    wanted: str | None = getattr(config, f"{split}_split")
     if wanted is not None and wanted not in parts:
         raise UserError(f'{config.dataset} has no split "{wanted}" (source.{split}_split): it has {", ".join(parts)}')
     return wanted or next((name for name in _PART_NAMES[split] if name in parts), None)
@@ -165,9 +162,7 @@ def _ids(sheet: Sheet, config: Config, refs: Sequence[HubImage], part: str) -> S
     if column is not None:
         return [str(value) for value in sheet.column(column)]
     names = _file_names(refs[0].cells) if refs else None
-    if names is None or not _are_ids(names, refs):
-        return [f"{part}/{row}" for row in range(sheet.rows)]
-    return names
+    return names if names and _are_ids(names, refs) else [f"{part}/{row}" for row in range(sheet.rows)]
 
 
 def _file_names(cells: datasets.Dataset) -> list[str] | None:
@@ -175,13 +170,10 @@ def _file_names(cells: datasets.Dataset) -> list[str] | None:
     values = cells.with_format("arrow")[:].column(0)
     if pa.types.is_struct(values.type):
         values = pc.struct_field(values, "path") if values.type.get_field_index("path") >= 0 else None
-    paths = values.to_pylist() if values is not None and _is_text(values.type) else []
+    is_text = values is not None and (pa.types.is_string(values.type) or pa.types.is_large_string(values.type))
+    paths = values.to_pylist() if is_text else []
     names = [PurePosixPath((path or "").replace("\\", "/")).name for path in paths]
     return names if names and all(names) else None
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _are_ids(names: list[str], refs: Sequence[HubImage]) -> bool:

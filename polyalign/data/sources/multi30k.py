@@ -8,31 +8,14 @@ from typing import Literal
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
 from polyalign.data.readers import benchmark
-from polyalign.data.readers.benchmark import Benchmark
 from polyalign.data.readers.files import existing, folder
-from polyalign.data.readers.info import FLICKR30K_PHOTOS, Info, coco_photos, github
+from polyalign.data.readers.info import PUBLISHED
 from polyalign.utils.errors import UserError, did_you_mean
 
-INFO = Info(
-    title="Multi30k",
-    folder="multi30k",
-    languages="task 1: en de fr cs (cs not in 2017); task 2: en de",
-    size="29,000 train, 1,014 dev; test 2016 1,000, 2017 1,000, 2017 mscoco 461, 2018 1,071 images; "
-    "one caption each (task 1) or five (task 2)",
-    origin="human",
-    licence="none stated; Flickr30k is for research and education, non-commercial",
-    home="https://github.com/multi30k/dataset",
-    captions="the repository's data/ (task1/raw, task1/image_splits, task2/raw), or the same without raw/",
-    images=f"{FLICKR30K_PHOTOS}; the 2017 and 2018 test images (the README of the repository links them); "
-    "COCO val2014 for mscoco",
-    note="Test 2016 has the images of Flickr30k-200 and of xFlickr&CO; mscoco shares 3 with XTD.",
-    checked="all in the repository's files and README.md at commit a3d2e0d",
-    downloads=github("multi30k/dataset/a3d2e0d26b56f3846f66a952536ffed4e401d05a/data"),
-    single=coco_photos(test="2017-mscoco"),
-)
+INFO = PUBLISHED["multi30k"]
 
 
-class Config(Benchmark):
+class Config(benchmark.Benchmark):
     """Task and test set; task 2 has only the test set of 2016."""
 
     task: Literal[1, 2] = 1

@@ -7,38 +7,16 @@ from pathlib import Path
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
 from polyalign.data.readers import benchmark
-from polyalign.data.readers.benchmark import Benchmark
 from polyalign.data.readers.files import existing, expecting, read_json
-from polyalign.data.readers.info import COCO_PHOTOS, COCO_ZIPS, Download, Info
+from polyalign.data.readers.info import PUBLISHED
 from polyalign.utils.errors import UserError
 
-INFO = Info(
-    title="STAIR Captions",
-    folder="stair",
-    languages="ja",
-    size="82,783 train2014 and 40,504 val2014 images, five captions each",
-    origin="human",
-    licence="CC BY 4.0; images under Flickr's terms",
-    home="https://github.com/STAIR-Lab-CIT/STAIR-captions",
-    captions="the folder with stair_captions_v1.2_{train,val}.json",
-    images=COCO_PHOTOS,
-    note="karpathy=dataset_coco.json gives Karpathy's splits, which its 5,000 test images are of.",
-    checked="licence in the repository's README.md at commit b888953; image counts are COCO 2014's own",
-    downloads=(
-        Download(
-            url="https://github.com/STAIR-Lab-CIT/STAIR-captions/raw/b888953f398cb058ab6e6244cf8ccbe4cceb47f4/"
-            "stair_captions_v1.2.tar.gz",
-            unpack=("stair_captions_v1.2_train.json", "stair_captions_v1.2_val.json"),
-            seen="public loaders name it, and the commit holds it; it is too large for its hash to be at hand",
-        ),
-    ),
-    photos=COCO_ZIPS,
-)
+INFO = PUBLISHED["stair"]
 
 _FILES = {"train": "train", "dev": "val"}
 
 
-class Config(Benchmark):
+class Config(benchmark.Benchmark):
     """``karpathy`` is the path of ``dataset_coco.json``; without it train and dev are COCO's train2014 and val2014."""
 
     karpathy: Path | None = None

@@ -10,34 +10,16 @@ from typing import Literal
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
 from polyalign.data.readers import benchmark
-from polyalign.data.readers.benchmark import Benchmark
 from polyalign.data.readers.files import existing, json_lines
-from polyalign.data.readers.info import FLICKR30K_PHOTOS, Info, coco_photos, github
+from polyalign.data.readers.info import PUBLISHED
 from polyalign.utils.errors import UserError
 
-INFO = Info(
-    title="xFlickr&CO",
-    folder="xflickrco",
-    languages="de en es id ja ru tr zh",
-    size="test 2,000 images (1,000 Flickr30k test, 1,000 COCO val2014), one caption each; few-shot training files "
-    "(not in English)",
-    origin="human",
-    licence="MIT (the IGLUE repository); Flickr30k's and COCO's terms for what comes from them",
-    home="https://github.com/e-bug/iglue (datasets/xFlickrCO/annotations)",
-    captions="the folder with <language>/test.jsonl",
-    images=f"{FLICKR30K_PHOTOS}; COCO val2014",
-    note="The Japanese Flickr captions carry entity digits: clean=true takes them out. One German and one Indonesian "
-    "caption were published empty and stay so. The Flickr half is Multi30k test 2016 and Flickr30k-200; the COCO half "
-    "shares 7 images with XTD.",
-    checked="all in the repository's files and LICENSE at commit 43cbac9",
-    downloads=github("e-bug/iglue/43cbac91513388d40b2c6d93925f00ca9fc08a98/datasets/xFlickrCO/annotations"),
-    single=coco_photos(part="coco"),
-)
+INFO = PUBLISHED["xflickrco"]
 
 _ENTITY_DIGITS = re.compile("[0-9]+")
 
 
-class Config(Benchmark):
+class Config(benchmark.Benchmark):
     """Part of the test set, number of training images, and removal of entity digits.
 
     ``clean`` removes ASCII digits from the Japanese Flickr captions, where they number entities ("1男が、3メガネ");

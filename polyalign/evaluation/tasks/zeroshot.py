@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 class Config(BaseModel):
     """What to classify, and how the classes are named.
 
-    ``images`` is a folder with a folder for each class, a known dataset (``labelled_sets``) or another Hugging Face
+    ``images`` is a folder with a folder for each class, a known dataset (`polyalign datasets`) or another Hugging Face
     dataset, of which ``split`` is used (default: its own test split). ``names`` is a file of class names (see
     ``class_names.read``); by default the data names them, in English. ``prompts`` are templates with ``{}`` for the
     name; default: the language's own; ``openai``: those of CLIP's authors.
