@@ -361,7 +361,7 @@ def test_what_the_user_sets_wins():
         ({"strategies": ("projection", "lillt")}, 'unknown strategy "lillt": did you mean "lilt"?'),
         ({"langs": ("en", "swx")}, 'unknown language "swx": did you mean "sw"?'),
         ({"budgets": ("20-pairs", "1k-pears")}, '"1k-pears" is not a budget'),
-        ({"budgets": ("20-pairs+60-pairs",)}, "two budgets of one kind"),
+        ({"budgets": ("20-pairs+60-pairs",)}, "two budgets of the same kind"),
         ({"overrides": {"optim": {"lrr": 1}}}, 'did you mean "lr"'),
         ({"recipes": ("starter", "strater")}, 'unknown recipe "strater": did you mean "starter"?'),
         ({"recipes": ("starter", "other/starter.toml")}, 'two recipes are called "starter"'),
