@@ -191,7 +191,7 @@ def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """Merge nested tables; values in ``over`` win, and a section with another ``name`` replaces the whole section."""
     merged = under | over
     for key, value in over.items():
-        below = under.get(key)
+        below: Any = under.get(key)
         both_tables = isinstance(value, dict) and isinstance(below, dict)
         if both_tables and value.get("name", below.get("name")) == below.get("name"):
             merged[key] = merge(below, value)
