@@ -17,7 +17,7 @@ TOWERS = {"vision": {"model": "vit_tiny_patch16_224"}, "text": {"model": "bert"}
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A user's folder of their own recipes, made the current one; gives the writer of a recipe."""
+    """Change to a folder with an empty ``./recipes``, and return a function that writes a recipe there."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").mkdir()
 
@@ -113,7 +113,7 @@ def test_the_languages_of_a_recipe_are_for_commands_that_are_given_none(own):
         recipe.recipe_languages("none")
 
 
-# What is refused
+# Invalid settings
 
 
 @pytest.mark.parametrize(
