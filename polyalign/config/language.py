@@ -64,7 +64,8 @@ def describe_error(error: ValidationError) -> str:
     return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'top level'}: {e['msg']}" for e in error.errors())
 
 
-def suggest_key(error: ValidationError, model: Any) -> str:
-    """Return the end of a message that suggests a key of ``model`` if the first error is an unknown key."""
+def unknown_key_hint(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return a hint at the keys of the model if the first error is an unknown key, else nothing."""
     first = error.errors()[0]
-    return f"; {did_you_mean(str(first['loc'][-1]), model.model_fields)}" if first["type"] == "extra_forbidden" else ""
+    unknown = first["type"] == "extra_forbidden"
+    return f"; {did_you_mean(str(first['loc'][-1]), model.model_fields)}" if unknown else ""
