@@ -12,7 +12,7 @@ STARTER = Path(__file__).parent.parent / "data" / "starter" / "weights"
 
 
 class VisionSpec(BaseModel):
-    """A timm model: a hub name, a local folder, or a timm name with a safetensors file (``weights``)."""
+    """A timm model: a hub name, a local folder, or a safetensors file together with the timm name and arguments."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -27,10 +27,10 @@ class VisionSpec(BaseModel):
 
 
 class TextSpec(BaseModel):
-    """A Hugging Face encoder: a hub name or a local folder.
+    """A Hugging Face encoder by hub name or local folder.
 
-    ``architecture`` has the keys of its ``config.json`` (``model_type``, sizes), so that parameters can be counted
-    without a download; weights that do not fit it are refused.
+    ``architecture`` states the facts of its ``config.json`` (``model_type``, sizes), so that its parameters can be
+    counted without a download; real weights that do not fit it are refused.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -43,7 +43,7 @@ class TextSpec(BaseModel):
 
 
 class Preprocessing(BaseModel):
-    """The preprocessing of a vision tower: resize to ``image_px / crop_pct``, crop, normalise by mean and std."""
+    """How the tower's makers prepared an image: resize to ``image_px / crop_pct``, crop, scale by mean and std."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
