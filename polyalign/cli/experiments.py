@@ -52,8 +52,8 @@ def compare(
     """Train several strategies on the same pairs, and compare them in tables and figures.
 
     Finished runs are not repeated: an interrupted comparison continues with the same command. Retention of the towers'
-    knowledge and recall in other languages are also measured, unless --set test.knowledge=false --set
-    "test.languages=[]" is given.
+    knowledge and recall in other languages are also measured; turn this off with --set test.knowledge=false --set
+    "test.languages=[]".
     """
     options.go_offline(offline)
     from polyalign.experiments.compare import Grid, run_grid

@@ -47,7 +47,7 @@ def memory(
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the peak memory of training with a resolved recipe, over two steps."""
+    """Train two steps with a resolved recipe, and measure the peak memory."""
     import json
 
     go_offline(offline)

@@ -37,7 +37,9 @@ TextTower = Annotated[str, typer.Option(help="A Hugging Face encoder: a hub name
 DataOption = Annotated[
     str | None, typer.Option("--data", help="A folder with captions and images, or the name of a source.")
 ]
-Images = Annotated[Path | None, typer.Option("--images", help="Folder with the photos of a benchmark.")]
+Images = Annotated[
+    Path | None, typer.Option("--images", help="Folder with the photos of a benchmark, under their published names.")
+]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Skip missing photos and their captions.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change any key of the recipe: --set optim.lr=3e-4.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]

@@ -32,9 +32,10 @@ class Data(_Section):
 
     ``budget`` (``10k-pairs``) is the size of a random subset, drawn with ``data_seed`` independently of the training
     seed. ``max_corrupt`` is the share of unreadable images above which training is refused. ``leakage`` says what to do
-    with images of train and dev that are also in a test set. ``keep_out`` lists further test sets, each as the ``name``
-    of a source with its options. ``views`` trains on this number of random crops of each image instead of the plain
-    image, one in each epoch. ``mirror`` flips half of the crops, which makes "left" and "right" in a caption wrong.
+    with images of train that are also in dev or test, and of dev that are in test. ``keep_out`` lists further test sets
+    to treat like test, each as the ``name`` of a source with its options. ``views`` trains on this number of random
+    crops of each image instead of the plain image, one per epoch in turn. ``mirror`` flips half of the crops, which
+    makes "left" and "right" in a caption wrong.
     """
 
     budget: str | None = None
