@@ -1,19 +1,19 @@
-# Two commands do everything: `make demo` trains and evaluates on the starter world, `make test` checks the project.
-# Each sets up a virtual environment in .venv the first time, and again only when pyproject.toml changes.
+# `make demo` trains and evaluates on the starter world, `make test` checks the project.
+# Both set up a virtual environment in .venv the first time, and again when pyproject.toml changes.
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
-# A Python of your choice: make demo PYTHON=/path/to/python3
+# To choose a Python: make demo PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bench clean
 
 help:
-	@echo "make demo    set up, then train and evaluate on the embedded starter world (Swahili, LilT)"
+	@echo "make demo    set up, then train and evaluate on the starter world (Swahili, LilT)"
 	@echo "make test    set up, then run every check: format, lint, types, imports, tests with coverage"
 	@echo "make lint    the checks without the tests"
-	@echo "make bench   measure speed and memory beside open_clip, and write benchmarks/README.md (20 minutes or so)"
-	@echo "make format  put the code into the project's format"
+	@echo "make bench   measure speed and memory beside open_clip, and write benchmarks/README.md (about 20 minutes)"
+	@echo "make format  format the code"
 	@echo "make clean   remove the virtual environment and caches (runs and results stay)"
 
 demo: $(VENV)/.installed
@@ -40,7 +40,7 @@ clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis .coverage .coverage.* dist build
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
-	@echo "Installing polyalign and what it needs (with PyTorch about 6 GB; some minutes the first time) ..."
+	@echo "Installing polyalign and its dependencies (with PyTorch about 6 GB; some minutes the first time) ..."
 	$(PY) -m pip install --disable-pip-version-check --editable .
 	@touch $@
 
@@ -49,8 +49,8 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/pip
 	$(PY) -m pip install --disable-pip-version-check --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
-# pip comes last when a virtual environment is made, so that one broken off half-way is made again.
-# A candidate is run, not only looked up: a version manager's stand-in may exist and yet refuse to start.
+# pip is the last thing that venv creates, so an incomplete environment is created again.
+# Each candidate is run, not only looked up, since a version manager may have a placeholder that does not start.
 $(VENV)/bin/pip:
 	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python); do \
 	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \

@@ -1,11 +1,11 @@
-"""Align two frozen towers on few image-text pairs, and measure which way of training is worth it.
+"""Align frozen vision and text towers on few image-caption pairs, and compare ways of training.
 
 >>> import polyalign
 >>> run = polyalign.train("starter", lang="sw", strategy="lilt")
 >>> model = polyalign.load(run.folder)
 >>> polyalign.evaluate(model, langs=["sw", "de"])
 >>> polyalign.compare(langs=["sw"], budgets=["1k-pairs"], seeds=3)
->>> polyalign.results("eval")  # a pandas.DataFrame, one row a run
+>>> polyalign.results("eval")  # a pandas.DataFrame, one row per run
 """
 
 from __future__ import annotations
@@ -22,17 +22,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "TrainedRun", "UserError", "compare", "evaluate", "load", "results", "train"]
 
-# Imported when first used: the libraries behind them take seconds, and the command line must start at once.
-_HOME = dict.fromkeys(("TrainedRun", "compare", "evaluate", "results", "train"), "polyalign.api")
-_HOME |= {"Model": "polyalign.evaluation.model", "load": "polyalign.evaluation.model"}
-_HOME |= {"UserError": "polyalign.utils.errors"}
+_OTHER_HOMES = {"Model": "evaluation.model", "load": "evaluation.model", "UserError": "utils.errors"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used."""
-    if name not in _HOME:
+    """Import a public name when it is first used, since the libraries behind it take seconds to import."""
+    if name not in __all__:
         raise AttributeError(f"module 'polyalign' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(f"polyalign.{_OTHER_HOMES.get(name, 'api')}"), name)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""The functions of ``import polyalign``: everything that the main commands do, from Python."""
+"""The Python interface, ``import polyalign``: the main commands as functions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from polyalign.config.resolve import gather_overrides, resolve
-from polyalign.config.schema import merge
+from polyalign.config.schema import merge, nest
 from polyalign.data.pairs import PairTable
 from polyalign.evaluation.evaluate import evaluate as evaluate_on
 from polyalign.evaluation.model import Model
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Overrides = Mapping[str, Any]
-"""Keys of the recipe: nested (``{"optim": {"lr": 1e-3}}``) or dotted (``{"optim.lr": 1e-3}``)."""
+"""Keys of the recipe, nested (``{"optim": {"lr": 1e-3}}``) or dotted (``{"optim.lr": 1e-3}``)."""
 
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A finished run: its folder, which ``polyalign.load`` opens, and its record."""
+    """A finished run: its folder, for ``polyalign.load``, and its results."""
 
     folder: Path
     record: Run
 
     @property
     def mean_recall(self) -> float:
-        """Mean of the six recalls on the test split, as a fraction."""
+        """Mean of R@1, R@5 and R@10 in both directions on the test split, as a fraction."""
         return self.record.test[0].mean_recall.value
 
 
@@ -51,28 +51,29 @@ def train(
     resume: bool = False,
     overwrite: bool = False,
 ) -> TrainedRun:
-    """Train one run, as ``polyalign train`` does. A finished run of the same settings is returned as it is.
+    """Train a model, like ``polyalign train``. A finished run with the same settings is not trained again.
 
     Args:
-        recipe: a shipped recipe, one of ``./recipes``, or the path of a TOML file.
+        recipe: a shipped recipe, one in ``./recipes``, or the path of a TOML file.
         lang: language code, such as ``sw``.
-        strategy: what to train, such as ``lilt``; default: the recipe's own.
-        data: a folder with images and captions, or the name of a source; default: the recipe's own.
-        budget: ``1k-pairs``, ``20min``, ``4GiB``, or several joined by ``+``.
+        strategy: what to train, such as ``lilt``; default: that of the recipe.
+        data: a folder with images and captions, or the name of a source; default: that of the recipe.
+        budget: ``1k-pairs``, ``20min``, ``4GiB``, or several joined by ``+``; default: that of the recipe for its own
+            data, everything for other data.
         out: folder of the run; default: a folder in ``./runs`` named after the settings.
         overrides: keys of the recipe to change.
         resume: continue an interrupted run.
         overwrite: delete an existing run in ``out`` and start over.
 
     Raises:
-        UserError: bad settings or data, or ``out`` holds another run.
+        UserError: invalid settings or data, or ``out`` contains another run.
     """
     changes = _changes(overrides, data=data, budget=budget)
     resolved = resolve(str(recipe), lang, strategy, changes)
     folder = default_folder(resolved, str(recipe)) if out is None else Path(out)
     record = train_into(folder, resolved, resume=resume, overwrite=overwrite)
     if record is None:
-        raise RuntimeError("polyalign.train was called in a process that is not the main one of several")
+        raise RuntimeError("polyalign.train must be called in the main process")
     return TrainedRun(folder, record)
 
 
@@ -86,22 +87,22 @@ def evaluate(
     overrides: Overrides | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> list[Any]:
-    """Evaluate a model on a task, as ``polyalign eval`` does.
+    """Evaluate a model on a task, like ``polyalign eval``.
 
     Args:
-        model: what ``polyalign.load`` returns or takes, or what ``polyalign.train`` returns.
-        data: a folder, the name of a source, or a ``PairTable``; default: the run's own data.
-        task: ``retrieval``, ``text-by-retrieval``, ``zeroshot``, ``retention``, or a task of your own.
-        langs: language codes; default: the run's own.
+        model: an argument or the result of ``polyalign.load``, or the result of ``polyalign.train``.
+        data: a folder, the name of a source, or a ``PairTable``; default: that of the run.
+        task: ``retrieval``, ``text-by-retrieval``, ``zeroshot``, ``retention``, or a task in ``./tasks``.
+        langs: language codes; default: that of the run.
         split: ``train``, ``dev`` or ``test``.
         overrides: keys of the run's recipe to change, such as ``{"source.root": "data/xtd10"}``.
         options: settings of the task.
 
     Returns:
-        One result for each gallery, usually one a language.
+        One result for each gallery, usually one per language.
 
     Raises:
-        UserError: no such model, task, data or setting.
+        UserError: the model, task, data or a setting does not exist or is invalid.
     """
     encoder = model.encoder if isinstance(model, Model) else model.folder if isinstance(model, TrainedRun) else model
     _check_list("langs", langs)
@@ -124,33 +125,31 @@ def compare(
     on: Literal["local", "ray"] = "local",
     overrides: Overrides | None = None,
 ) -> pd.DataFrame:
-    """Train every strategy on the same pairs and write tables and figures, as ``polyalign compare`` does.
+    """Train strategies on the same pairs and write tables and figures to ``out``, like ``polyalign compare``.
 
-    Runs that are finished are not trained again.
+    Finished runs are not trained again.
 
     Returns:
-        The results in ``out``, as ``polyalign.results(out)``.
+        The same as ``polyalign.results(out)``.
 
     Raises:
-        UserError: bad settings, or some runs failed.
+        UserError: invalid settings, or some runs failed.
     """
     for name, given in (("langs", langs), ("budgets", budgets), ("strategies", strategies), ("recipes", recipes)):
         _check_list(name, given)
     changes = _changes(overrides, data=data)
-    named = tuple(map(str, recipes))
-    grid = Grid(
-        named, tuple(langs), tuple(budgets), tuple(strategies), seeds, changes, Path(out), Path("runs") / "compare"
-    )
+    axes = (tuple(map(str, recipes)), tuple(langs), tuple(budgets), tuple(strategies))
+    grid = Grid(*axes, seeds, changes, Path(out), Path("runs") / "compare")
     with progress_bars():
         run_grid(grid, Pool(workers, on), tune=tune)
     return results(out)
 
 
 def results(folder: str | Path = "eval") -> pd.DataFrame:
-    """Return the results in a folder written by ``compare``: one row a run, every setting and every metric.
+    """Return the results in a folder written by ``compare``: a row for each run, with all settings and metrics.
 
     Raises:
-        UserError: the folder has no results, or one cannot be read.
+        UserError: there are no results, or one cannot be read.
     """
     from polyalign.experiments.results_frame import results as read
 
@@ -159,15 +158,12 @@ def results(folder: str | Path = "eval") -> pd.DataFrame:
 
 def _check_list(name: str, given: object) -> None:
     if isinstance(given, str):
-        raise UserError(f'{name} is a list: write {name}=["{given}"]')
+        raise UserError(f'{name} must be a list: write {name}=["{given}"]')
 
 
 def _changes(given: Overrides | None, *, data: str | Path | None = None, budget: str | None = None) -> dict[str, Any]:
-    """Lay the given keys of the recipe over those that ``data`` and ``budget`` stand for."""
+    """Return the keys of the recipe that ``data`` and ``budget`` set, updated with the given ones."""
     table = gather_overrides([], data=None if data is None else str(data), budget=budget)
     for key, value in (given or {}).items():
-        nested: Any = value
-        for part in reversed(key.split(".")):
-            nested = {part: nested}
-        table = merge(table, nested)
+        table = merge(table, nest(key.split("."), value))
     return table

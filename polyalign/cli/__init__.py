@@ -1,4 +1,4 @@
-"""The command line: parse, call, show. Heavy imports wait until a command needs them."""
+"""The command line. Heavy libraries are imported only when a command needs them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from polyalign.cli.options import app
 from polyalign.utils.errors import UserError
 
 # isort: off
-# In this order the commands stand in `polyalign --help`.
+# The order of the commands in `polyalign --help`.
 from polyalign.cli import training, pretraining, trimming, experiments, evaluation, data, serving, maintenance  # noqa: F401
 # isort: on
 
@@ -19,7 +19,7 @@ __all__ = ["app", "main"]
 
 
 class _StandardError(logging.Handler):
-    """Print messages on whatever standard error is now: progress bars put their own in its place."""
+    """Print messages to the current ``sys.stderr``, which progress bars replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr, flush=True)
@@ -29,7 +29,7 @@ _MESSAGES = _StandardError()
 
 
 def main() -> None:
-    """Run the command line; bad input is one line on standard error and exit code 2."""
+    """Run the command line; invalid input gives one line on standard error and exit code 2."""
     messages = logging.getLogger("polyalign")
     messages.addHandler(_MESSAGES)
     messages.setLevel(logging.INFO)
@@ -37,6 +37,6 @@ def main() -> None:
         sys.exit(app(prog_name="polyalign", standalone_mode=False))
     except (UserError, typer.TyperException) as error:
         message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        if message:  # a group of commands without one of them has shown its help
+        if message:  # empty if a group of commands has shown its help
             print(f"error: {' '.join(message.split())}", file=sys.stderr)
         sys.exit(2)

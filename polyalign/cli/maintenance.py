@@ -7,15 +7,15 @@ from typing import Annotated
 
 import typer
 
-from polyalign.cli.options import MAINTAIN, Json, Offline, app, go_offline, print_json
+from polyalign.cli.options import MAINTAIN, Json, Offline, RecipeFile, app, go_offline, print_json
 
-cache_app = typer.Typer(no_args_is_help=True, help="Cached output of frozen layers, which is computed once.")
+cache_app = typer.Typer(no_args_is_help=True, help="List or delete the cached outputs of frozen layers.")
 app.add_typer(cache_app, name="cache", rich_help_panel=MAINTAIN)
 
 
 @cache_app.command("list", epilog="Example: polyalign cache list")
 def cache_list(as_json: Json = False) -> None:
-    """List cached features, with size and the time it took to compute them."""
+    """List cached features, with their size and the time taken to compute them."""
     from dataclasses import asdict
 
     from polyalign.evaluation import tables
@@ -42,12 +42,12 @@ def cache_clear() -> None:
 
 @app.command(rich_help_panel=MAINTAIN, epilog="Example: polyalign memory runs/starter-sw-lilt-10k-pairs-s0/recipe.toml")
 def memory(
-    recipe: Annotated[Path, typer.Argument(help="A resolved recipe: the recipe.toml in the folder of a run.")],
+    recipe: RecipeFile,
     out: Annotated[Path | None, typer.Option(help="File to write the result to, as JSON.")] = None,
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Measure the peak memory of training with a resolved recipe, in two steps."""
+    """Train two steps with a resolved recipe, and measure the peak memory."""
     import json
 
     go_offline(offline)

@@ -1,8 +1,10 @@
-"""What the commands share: the app, common options, and output."""
+"""What all commands use: the app, common options, and output."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,37 +14,38 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="Align a vision tower with a multilingual text tower on few image-caption pairs, and measure which way of "
-    "training is worth it.",
+    help="Align frozen vision and text towers on few image-caption pairs, and compare ways of training.",
 )
 
 # Panels of `polyalign --help`.
 TRAIN, EVALUATE, DATA, USE, MAINTAIN = "Train", "Evaluate", "Data", "Use", "Maintain"
 
-Lang = Annotated[str, typer.Option(help="Language code, such as sw: a file of langs/.")]
-Recipe = Annotated[str, typer.Option(help="A shipped recipe, one of your ./recipes, or a path to a TOML file.")]
-Strategy = Annotated[str | None, typer.Option(help="What to train: see `polyalign strategies`.")]
+Lang = Annotated[str, typer.Option(help="Language code, such as sw; each language is a file in langs/.")]
+Recipe = Annotated[str, typer.Option(help="A shipped recipe, one in ./recipes, or the path of a TOML file.")]
+RecipeFile = Annotated[Path, typer.Argument(help="A resolved recipe: recipe.toml in the folder of a run.")]
+Strategy = Annotated[str | None, typer.Option(help="What to train; see `polyalign strategies`.")]
 Budget = Annotated[
     str | None,
     typer.Option(
-        help="Pairs to train on, or time: 1k-pairs, 20min, 10k-pairs+20min. Default: the recipe's; all of --data."
+        help="Pairs or time to train with: 1k-pairs, 20min, 10k-pairs+20min. Default: that of the recipe; with --data, "
+        "all pairs."
     ),
 ]
+Towers = Annotated[str | None, typer.Option(help="Towers to adapt: both, vision or text.")]
+Layers = Annotated[str | None, typer.Option(help="Layers to adapt: all, or last:k.")]
+TextTower = Annotated[str, typer.Option(help="A Hugging Face encoder: a hub name or a local folder.")]
 DataOption = Annotated[
-    str | None,
-    typer.Option(
-        "--data",
-        help="A folder with captions and images, or the name of a source.",
-    ),
+    str | None, typer.Option("--data", help="A folder with captions and images, or the name of a source.")
 ]
 Images = Annotated[
-    Path | None,
-    typer.Option("--images", help="Folder with the photos of a benchmark, under their published file names."),
+    Path | None, typer.Option("--images", help="Folder with the photos of a benchmark, under their published names.")
 ]
-AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Leave out missing photos, with their captions.")]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Skip missing photos and their captions.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change any key of the recipe: --set optim.lr=3e-4.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the existing run and start over.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Offline = Annotated[bool, typer.Option(help="Use no network: only local folders and files downloaded before.")]
+Offline = Annotated[bool, typer.Option(help="Use only local folders and files downloaded before.")]
 
 
 def resolve(recipe: str, lang: str, strategy: str | None, sets: list[str] | None, **options: Any) -> Any:
@@ -53,14 +56,14 @@ def resolve(recipe: str, lang: str, strategy: str | None, sets: list[str] | None
 
 
 def overrides(sets: list[str] | None, **options: Any) -> dict[str, Any]:
-    """Gather ``--set`` and the other options that change a recipe into one table."""
+    """Gather ``--set`` and other options that change a recipe into one table."""
     from polyalign.config.resolve import gather_overrides
 
     return gather_overrides(sets or [], **options)
 
 
 def source_table(text: str, sets: list[str] | None, lang: str, split: str) -> Any:
-    """Load the table of a source given as NAME or NAME:SPLIT, or of a folder, with options of its own."""
+    """Load the pairs of a source or a folder, given as NAME or NAME:SPLIT, with its options."""
     from polyalign.config import source_spec
     from polyalign.config.resolve import parse_set
     from polyalign.data.load import load_source
@@ -70,12 +73,12 @@ def source_table(text: str, sets: list[str] | None, lang: str, split: str) -> An
 
 
 def comma_separated(text: str | None) -> tuple[str, ...]:
-    """Split at commas; no text gives no parts."""
+    """Split at commas; None or an empty text gives no parts."""
     return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
 
 
 def go_offline(offline: bool) -> None:
-    """Switch the hub libraries to offline mode; they read this when they are imported."""
+    """Switch the hub libraries to offline mode; call this before they are imported."""
     if offline:
         import os
 
@@ -83,19 +86,29 @@ def go_offline(offline: bool) -> None:
 
 
 def say(line: str) -> None:
-    """Print a message on standard error, apart from the result."""
+    """Print a message on standard error."""
     print(line, file=sys.stderr, flush=True)
 
 
+@contextmanager
+def interruptible(advice: str) -> Iterator[None]:
+    """On Ctrl-C, print the advice and exit with code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"interrupted; {advice}")
+        raise typer.Exit(130) from None
+
+
 def print_json(value: Any) -> None:
-    """Print a result for another program."""
+    """Print a result as JSON."""
     import json
 
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
 def console() -> Any:
-    """Return a console for results; 120 columns wide in a log, so that tables are not cut."""
+    """Return a console for results, 120 columns wide if it is not a terminal, so that tables are not cut."""
     from rich.console import Console
 
     return Console() if sys.stdout.isatty() else Console(width=120)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from polyalign.cli.options import TRAIN, Offline, app, go_offline, say
+from polyalign.cli.options import TRAIN, Offline, Resume, TextTower, app, go_offline, interruptible
 from polyalign.utils.errors import UserError
 
 
@@ -16,18 +16,20 @@ from polyalign.utils.errors import UserError
     epilog="Example: polyalign pretrain --text-tower xlm-roberta-base --texts sw.txt --out ./xlmr-sw",
 )
 def pretrain(
-    text_tower: Annotated[str, typer.Option(help="A Hugging Face encoder by hub name, or a local folder.")],
-    texts: Annotated[list[Path], typer.Option(help="File of one sentence a line, UTF-8; may be given several times.")],
+    text_tower: TextTower,
+    texts: Annotated[
+        list[Path], typer.Option(help="UTF-8 file with one sentence per line; may be given several times.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder to write the tower into.")],
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change a setting: --set lr=1e-4, --set epochs=10, --set batch_size=64."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue an interrupted run from its checkpoint.")] = False,
+    resume: Resume = False,
     offline: Offline = False,
 ) -> None:
-    """Train a text tower further on text of your language, by masked language modelling; no images are needed."""
+    """Continue the pretraining of a text tower on text in your language (masked language modelling, no images)."""
     go_offline(offline)
     from pydantic import ValidationError
 
@@ -40,12 +42,8 @@ def pretrain(
         config = Config.model_validate({"model": text_tower, "texts": texts, "seed": seed, **parse_set(set_ or [])})
     except ValidationError as error:
         raise UserError(describe_error(error)) from error
-    try:
-        with progress_bars():
-            done = pretrain_text(config, out, resume=resume)
-    except KeyboardInterrupt:
-        say("interrupted; continue with the same command and --resume")
-        raise typer.Exit(130) from None
+    with interruptible("continue with the same command and --resume"), progress_bars():
+        done = pretrain_text(config, out, resume=resume)
     print(f"sentences   {done.sentences[0]:,} trained on, {done.sentences[1]:,} held out")
     print(f"dev loss    {done.loss[0]:.3f} -> {done.loss[1]:.3f}")
     print(f"perplexity  {done.perplexity[0]:.1f} -> {done.perplexity[1]:.1f}")

@@ -1,4 +1,4 @@
-"""``polyalign search``: use a trained run."""
+"""``polyalign search``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from polyalign.cli.options import USE, Json, Offline, app, go_offline, print_jso
 )
 def search(
     run: Annotated[str, typer.Argument(help="Folder of a finished run, or an external model.")],
-    query: Annotated[str, typer.Argument(help="What the photo should show, in the run's language.")],
+    query: Annotated[str, typer.Argument(help="What the photo should show, in the language of the run.")],
     images: Annotated[Path, typer.Option(help="Folder of photos.")],
     top: Annotated[int, typer.Option(min=1, help="Number of photos to show.")] = 10,
     offline: Offline = False,

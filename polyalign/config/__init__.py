@@ -1,1 +1,1 @@
-"""Validated settings: recipes, languages, budgets and plugins, resolved before anything is computed."""
+"""Validated settings: recipes, languages, budgets and plugins, checked before anything is computed."""

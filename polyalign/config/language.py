@@ -1,4 +1,4 @@
-"""A language is one TOML file: names, script, codes, overrides of a recipe, prompts, starter lexicon."""
+"""Languages, one TOML file each: names, script, codes, overrides of recipes, prompts, starter lexicon."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polyalign.config.shipped import find_shipped, read_toml, shipped_names
-from polyalign.utils.errors import UserError
+from polyalign.utils.errors import UserError, did_you_mean
 
 _WITHOUT_SPACES = ("Hani", "Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt")
 
 
 class Lang(BaseModel):
-    """What polyalign knows of one language.
+    """A language.
 
-    ``recipe`` overrides keys of whatever recipe is used (tokens, pooling, caption sources), so that all that is
-    particular to training in a language stands in its own file. ``starter`` is the lexicon and the rules with which
-    ``polyalign.data.starter.grammar`` says a scene; a language without it has no captions in the starter world.
+    ``recipe`` overrides keys of any recipe used with the language, such as ``text.max_tokens``. ``starter`` has the
+    lexicon and the rules with which ``polyalign.data.starter.grammar`` describes a scene; a language without it has no
+    captions in the starter world.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,12 +34,12 @@ class Lang(BaseModel):
 
     @property
     def has_spaces(self) -> bool:
-        """Whether the script separates words by spaces."""
+        """Whether the script separates words with spaces."""
         return self.script not in _WITHOUT_SPACES
 
 
 def language_codes() -> list[str]:
-    """List the codes of all languages, a user's own ``./langs`` among them."""
+    """List the codes of all languages, including those in ``./langs``."""
     return shipped_names("langs")
 
 
@@ -47,7 +47,7 @@ def load_language(code: str) -> Lang:
     """Load the language with this BCP-47 code.
 
     Raises:
-        UserError: there is no such file, or it does not fit the schema.
+        UserError: there is no file for the language, or it does not fit the schema.
     """
     path = find_shipped("langs", code)
     try:
@@ -60,5 +60,12 @@ def load_language(code: str) -> Lang:
 
 
 def describe_error(error: ValidationError) -> str:
-    """Describe a validation error in one line: where and what."""
+    """Describe a validation error in one line: the keys, and what is wrong with each."""
     return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'top level'}: {e['msg']}" for e in error.errors())
+
+
+def unknown_key_hint(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return a hint at the keys of the model if the first error is an unknown key, else nothing."""
+    first = error.errors()[0]
+    unknown = first["type"] == "extra_forbidden"
+    return f"; {did_you_mean(str(first['loc'][-1]), model.model_fields)}" if unknown else ""

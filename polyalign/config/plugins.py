@@ -1,8 +1,7 @@
-"""Plugins by file name: a module in ``strategies``, ``sources`` or ``tasks`` is known by its stem.
+"""Plugins: a module is known by its file name, so ``lilt_deep.py`` is the strategy ``lilt-deep``.
 
-Nothing registers itself. ``lilt_deep.py`` is the strategy ``lilt-deep``. A plugin is found in the package, in the
-user's own ``./strategies``, ``./sources`` or ``./tasks``, or through an entry point of an installed package in the
-group ``polyalign.strategies``, ``polyalign.sources`` or ``polyalign.tasks``.
+Plugins are found in the package, in ``./strategies``, ``./sources`` and ``./tasks`` of the working folder, and through
+entry points of installed packages (groups ``polyalign.strategies``, ``polyalign.sources``, ``polyalign.tasks``).
 """
 
 from __future__ import annotations
@@ -30,29 +29,27 @@ logger = logging.getLogger(__name__)
 
 
 def plugin_names(kind: Kind) -> list[str]:
-    """Return the names of all plugins of a kind, sorted, without importing any of them."""
+    """Return the sorted names of all plugins of a kind, without importing any of them."""
     return sorted({*_shipped(kind), *_own(kind), *_installed(kind)})
 
 
 def load_plugin(kind: Kind, name: str) -> ModuleType:
-    """Import the plugin called ``name``. A shipped plugin wins over an own or an installed one of the same name.
+    """Import the plugin called ``name``: a shipped one if there is one, else from the working folder or installed.
 
     Raises:
-        UserError: no plugin of that kind has this name, or the file is not such a plugin.
+        UserError: no plugin of this kind has this name, or the module is not a plugin.
     """
     own = _own(kind)
     if name in _shipped(kind):
         if name in own:
-            logger.warning("%s is ignored: polyalign has a %s of that name; rename it", own[name], _SINGULAR[kind])
+            logger.warning("%s is ignored: polyalign has a %s of the same name; rename it", own[name], _SINGULAR[kind])
         return importlib.import_module(f"polyalign.{_HOME[kind]}.{name.replace('-', '_')}")
     if name in own:
         return _checked(kind, _from_file(kind, own[name]), str(own[name]))
     installed = _installed(kind)
     if name not in installed:
         known = did_you_mean(name, plugin_names(kind))
-        raise UserError(
-            f'unknown {_SINGULAR[kind]} "{name}": {known}; your own must be a file in ./{kind} of the working folder'
-        )
+        raise UserError(f'unknown {_SINGULAR[kind]} "{name}": {known}; put a plugin of your own into ./{kind}')
     return _checked(kind, installed[name].load(), f"the entry point {installed[name].value}")
 
 
@@ -62,7 +59,7 @@ def _shipped(kind: Kind) -> list[str]:
 
 
 def _own(kind: Kind) -> dict[str, Path]:
-    """Return the plugin files of the working folder by name; shared code has a leading underscore."""
+    """Return the plugin files of the working folder by name; a leading underscore marks shared code."""
     files = sorted((Path.cwd() / kind).glob("*.py"))
     return {_name(file.stem): file for file in files if file.stem.isidentifier() and not file.stem.startswith("_")}
 

@@ -1,4 +1,4 @@
-"""Resolving recipes: recipe, language, strategy and ``--set`` become one validated record."""
+"""Resolve a recipe, a language, a strategy and ``--set`` into one validated ``Recipe``."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from pydantic import BaseModel, ValidationError
 
 from polyalign.config import source_spec
 from polyalign.config.budget import PairBudget, TimeBudget, parse_budgets
-from polyalign.config.language import describe_error, load_language
+from polyalign.config.language import describe_error, load_language, unknown_key_hint
 from polyalign.config.plugins import load_plugin, plugin_names
-from polyalign.config.schema import Recipe, merge
+from polyalign.config.schema import Recipe, merge, nest
 from polyalign.config.shipped import find_shipped, read_toml
 from polyalign.utils.errors import UserError, did_you_mean
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a resolved recipe, as it is written beside a checkpoint."""
+    """Read a resolved recipe, such as the ``recipe.toml`` of a run."""
     return validate(read_toml(path), str(path))
 
 
 def resolve(name: str, lang: str, strategy: str | None = None, overrides: dict[str, Any] | None = None) -> Recipe:
     """Resolve a recipe for a language and a strategy.
 
-    ``name`` is a shipped recipe, one of the user's ``./recipes``, or a path. Later wins: the recipe it ``extends``,
-    the recipe, its ``[strategies.<name>]``, the language's ``[recipe]``, ``overrides``.
+    ``name`` is a shipped recipe, one in ``./recipes``, or a path. Later layers override earlier ones: the recipe that
+    it ``extends``, the recipe, its ``[strategies.<name>]``, the ``[recipe]`` of the language, ``overrides``.
 
     Raises:
-        UserError: unknown recipe, language, strategy or key, or a value out of its range.
+        UserError: unknown recipe, language, strategy or key, or a value out of range.
     """
     raw = _read(name)
     where, overrides = f"recipe {name}", overrides or {}
@@ -38,15 +38,13 @@ def resolve(name: str, lang: str, strategy: str | None = None, overrides: dict[s
     chosen = asked.get("name") or strategy or own.get("name")
     if chosen is None:
         known = ", ".join(plugin_names("strategies"))
-        raise UserError(f"{where} names no strategy: say what trains with --strategy (known: {known})")
-    if chosen not in plugin_names("strategies"):
-        raise UserError(f'unknown strategy "{chosen}": {did_you_mean(str(chosen), plugin_names("strategies"))}')
+        raise UserError(f"{where} names no strategy: choose one with --strategy (known: {known})")
     raw = {key: value for key, value in raw.items() if key not in ("strategies", "languages", "transfer")}
     if chosen != own.get("name"):
         raw["strategy"] = {}
     layers = (
         {"strategy": {"name": chosen}},
-        _section(presets, chosen, f"{where}, strategies"),
+        _section(presets, str(chosen), f"{where}, strategies"),
         load_language(lang).recipe,
         overrides,
         {"lang": lang},
@@ -59,25 +57,25 @@ def resolve(name: str, lang: str, strategy: str | None = None, overrides: dict[s
 def _section(raw: dict[str, Any], key: str, where: str) -> dict[str, Any]:
     section = raw.get(key, {})
     if not isinstance(section, dict):
-        raise UserError(f'{where}: "{key}" is a section with keys of its own, not {section!r}')
+        raise UserError(f'{where}: "{key}" must be a section with keys, not {section!r}')
     return section
 
 
 def recipe_languages(name: str) -> list[str]:
-    """List the languages a recipe is meant for (its ``languages``), for commands that are given none."""
+    """List the ``languages`` of a recipe, the default of commands that take several."""
     found = _read(name).get("languages")
     if not isinstance(found, list) or not found:
-        raise UserError(f"recipe {name} names no list of languages: say which with --lang")
+        raise UserError(f"recipe {name} has no list of languages: give them with --lang")
     return list(found)
 
 
 def transfer_languages(name: str, lang: str) -> list[str]:
-    """List the languages in which a recipe's own data shows what carries over from ``lang`` (its ``transfer``)."""
+    """List the languages of a recipe's ``transfer`` other than ``lang``, in which zero-shot transfer is tested."""
     return [code for code in _read(name).get("transfer", []) if code != lang]
 
 
 def parse_set(items: list[str]) -> dict[str, Any]:
-    """Turn ``["optim.lr=3e-4", ...]`` into a nested table; a value is read as TOML, else taken as a string.
+    """Turn ``["optim.lr=3e-4", ...]`` into a nested table; a value that is not TOML is a string.
 
     Raises:
         UserError: an item is not ``key=value``.
@@ -85,15 +83,10 @@ def parse_set(items: list[str]) -> dict[str, Any]:
     table: dict[str, Any] = {}
     for item in items:
         key, equals, text = item.partition("=")
-        *path, leaf = (part.strip() for part in key.split("."))
-        if not equals or not all((*path, leaf)):
+        path = [part.strip() for part in key.split(".")]
+        if not equals or not all(path):
             raise UserError(f'--set takes key=value, as in --set optim.lr=3e-4; got "{item}"')
-        nested: dict[str, Any] = {}
-        inner = nested
-        for part in path:
-            inner = inner.setdefault(part, {})
-        inner[leaf] = _value(text)
-        table = merge(table, nested)
+        table = merge(table, nest(path, _value(text)))
     return table
 
 
@@ -102,7 +95,7 @@ def _value(text: str) -> Any:
         read = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text.strip()
-    return read["value"] if len(read) == 1 else text.strip()  # text of several lines may read as several keys
+    return read["value"] if len(read) == 1 else text.strip()  # several lines may be several keys
 
 
 def _read(name: str) -> dict[str, Any]:
@@ -112,7 +105,7 @@ def _read(name: str) -> dict[str, Any]:
     if base is not None:
         under = read_toml(find_shipped("recipes", base))
         if "extends" in under:
-            raise UserError(f"recipe {name} extends {base}, which itself extends another: one step is allowed")
+            raise UserError(f"recipe {name} extends {base}, which extends another: only one step is allowed")
         raw = merge(under, raw)
     return {**raw, "name": path.stem}
 
@@ -121,7 +114,7 @@ def validate(raw: dict[str, Any], where: str) -> Recipe:
     """Check a resolved table against the schema.
 
     Raises:
-        UserError: an unknown key or a value out of its range; the message names ``where`` it stands.
+        UserError: an unknown key or a value out of range; the message begins with ``where``.
     """
     try:
         return Recipe.model_validate(raw)
@@ -130,12 +123,10 @@ def validate(raw: dict[str, Any], where: str) -> Recipe:
 
 
 def _hint(error: ValidationError, raw: dict[str, Any]) -> str:
-    """Suggest the key that was meant, where one is unknown, and what to place where for a dataset without its root."""
+    """Suggest a key for an unknown one, or say which files a source without its root needs."""
     first = error.errors()[0]
     if first["type"] == "missing" and first["loc"] == ("source", "root"):
         return source_spec.place(str(raw["source"]["name"]), "--set source.")
-    if first["type"] != "extra_forbidden":
-        return ""
     model: Any = Recipe
     for part in map(str, first["loc"][:-1]):
         if model is Recipe and part in ("strategy", "source"):
@@ -145,7 +136,7 @@ def _hint(error: ValidationError, raw: dict[str, Any]) -> str:
         model = field.annotation if field is not None else None
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return ""
-    return f"; {did_you_mean(str(first['loc'][-1]), model.model_fields)}"
+    return unknown_key_hint(error, model)
 
 
 def gather_overrides(
@@ -159,14 +150,15 @@ def gather_overrides(
     images: Path | None = None,
     allow_missing: bool = False,
 ) -> dict[str, Any]:
-    """Gather the command line's options into one table of overrides; ``--set`` wins over the others.
+    """Gather the options of a command into one table of overrides; ``--set`` takes precedence.
 
-    ``data`` is the name of a source, or a folder, which the source ``folder`` reads; a recipe's budget is meant for the
-    recipe's own data, and other data is used whole unless ``budget`` says otherwise. ``images`` is a benchmark's folder
-    of photos, ``allow_missing`` leaves out those that are not there.
+    ``data`` is the name of a source, or a folder, which the source ``folder`` reads. The budget of a recipe applies to
+    the recipe's own data only: other data is used whole unless ``budget`` is given. ``images`` is the folder with the
+    photos of a benchmark; ``allow_missing`` leaves out missing ones.
 
     Raises:
-        UserError: ``data`` is neither, or has its photos elsewhere; ``budget`` is none; ``--set`` is not ``key=value``.
+        UserError: ``data`` is neither a source nor a folder, ``images`` is given for a source that has its photos in
+            its root, ``budget`` is not a budget, or an item of ``sets`` is not ``key=value``.
     """
     table: dict[str, Any] = {"train": {"seed": seed}, "strategy": {"towers": towers, "layers": layers}}
     if data is not None:
@@ -176,7 +168,7 @@ def gather_overrides(
         elif data in known:
             table["source"] = {"name": data}
         else:
-            raise UserError(f'--data "{data}" is no folder and no source: {did_you_mean(data, known)}')
+            raise UserError(f'--data "{data}" is neither a folder nor a source: {did_you_mean(data, known)}')
     source = table.get("source", {})
     table["source"] = source | source_spec.photos(source.get("name"), images, allow_missing=allow_missing)
     given = {
@@ -192,10 +184,10 @@ def gather_overrides(
 
 
 def budget_overrides(budget: str) -> dict[str, Any]:
-    """Turn a budget into the keys of a recipe that keep to it; one that names no pairs takes all there are.
+    """Turn a budget into keys of a recipe; without a number of pairs, all pairs are used.
 
     Raises:
-        UserError: it is no budget.
+        UserError: the text is not a budget.
     """
     pairs: str | None = None
     train: dict[str, float] = {}

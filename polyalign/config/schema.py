@@ -1,14 +1,15 @@
-"""The schema of a recipe: validated settings from which a run can be repeated."""
+"""The schema of a recipe: the validated settings of a run, from which it can be repeated."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from polyalign.config.budget import MemoryBudget, TimeBudget
-from polyalign.config.plugins import Kind, load_plugin, plugin_names
+from polyalign.config.plugins import load_plugin, plugin_names
 from polyalign.config.source_spec import SourceSpec
 from polyalign.config.tower import TextSpec, VisionSpec
 from polyalign.utils.precision import Precision
@@ -21,7 +22,7 @@ class _Section(BaseModel):
 
 
 class Projection(_Section):
-    """The width of the space in which images and captions meet."""
+    """The dimension of the shared embedding space."""
 
     dim: int = Field(256, gt=0)
 
@@ -29,12 +30,12 @@ class Projection(_Section):
 class Data(_Section):
     """How much of the source is used, and what is refused.
 
-    ``budget`` (``10k-pairs``) draws a seeded subset; ``data_seed`` chooses which, and stays the same over training
-    seeds. ``max_corrupt`` is the share of unreadable images above which training is refused.
-    ``keep_out`` are other test sets, each a source's ``name`` with its options: their images are treated as the
-    recipe's own test images are, refused in training or excluded from it; and from dev.
-    ``views`` trains on so many crops of each image, an epoch on each in turn, in place of the plain image. ``mirror``
-    flips half of them, which makes "left" and "right" in a caption wrong.
+    ``budget`` (``10k-pairs``) is the size of a random subset, drawn with ``data_seed`` independently of the training
+    seed. ``max_corrupt`` is the share of unreadable images above which training is refused. ``leakage`` says what to do
+    with images of train that are also in dev or test, and of dev that are in test. ``keep_out`` lists further test sets
+    to treat like test, each as the ``name`` of a source with its options. ``views`` trains on this number of random
+    crops of each image instead of the plain image, one per epoch in turn. ``mirror`` flips half of the crops, which
+    makes "left" and "right" in a caption wrong.
     """
 
     budget: str | None = None
@@ -56,10 +57,10 @@ class Data(_Section):
 
 
 class Optim(_Section):
-    """AdamW with linear warm-up and a cosine to ``lr * min_lr_ratio``.
+    """AdamW with linear warm-up and cosine decay to ``lr * min_lr_ratio``.
 
-    ``micro_batch`` bounds memory: the towers see so many pairs at a time, the loss still all of the batch (GradCache).
-    Training lasts ``epochs``, or ``min_steps`` where the epochs of a small budget would be fewer steps than that.
+    ``micro_batch`` limits memory: the towers process this number of pairs at a time, while the loss covers the whole
+    batch (GradCache). Training lasts for ``epochs``, but at least ``min_steps``.
     """
 
     loss: Literal["infonce", "sigmoid"] = "infonce"
@@ -76,12 +77,12 @@ class Optim(_Section):
 
 
 class Train(_Section):
-    """The loop: ``evals`` looks at the dev split, evenly spread; stop after ``patience`` of them without a gain.
+    """The training loop, with ``evals`` evaluations on dev; it stops after ``patience`` of them without improvement.
 
-    ``max_seconds`` ends training, and the learning rate's course with it, when so much time is spent; what it cost to
-    compute the frozen part once is time spent too. Training that holds more than ``max_memory_bytes`` is refused.
-    ``compile`` has torch compile the blocks that run, which takes a minute or more, and on a processor gains nothing.
-    ``recompute`` keeps no activations inside blocks and runs them again for their gradients: less memory, more time.
+    ``max_seconds`` limits the training time, including the computation of frozen features, and the learning rate decays
+    over that time. Training that needs more than ``max_memory_bytes`` is refused. ``compile`` compiles the trained
+    blocks with torch, which takes a minute or more and does not help on a CPU. ``recompute`` is activation
+    checkpointing: less memory, more time.
     """
 
     seed: int = Field(0, ge=0)
@@ -95,9 +96,10 @@ class Train(_Section):
 
 
 class Test(_Section):
-    """``languages`` never trained on in which the test gallery is measured too: what carries over to them.
+    """Further tests after training.
 
-    ``knowledge`` also asks the towers, before and after, what they knew when they were pretrained.
+    ``languages`` are tested on the test gallery without training on them (zero-shot transfer). ``knowledge`` measures
+    how much of the towers' knowledge from pretraining is retained.
     """
 
     languages: tuple[str, ...] = ()
@@ -105,10 +107,10 @@ class Test(_Section):
 
 
 class Cache(_Section):
-    """What is computed once: with ``prefix`` what the frozen layers give, kept in ``dtype``; without, only pixels.
+    """What is computed once and cached: the outputs of the frozen layers, in ``dtype``; only pixels without ``prefix``.
 
-    ``precision`` is that of what is computed without gradients: the frozen layers, and every evaluation. ``auto`` takes
-    bf16 on a GPU that has it, and on a processor where it is measured to be faster.
+    ``precision`` applies to computation without gradients: the frozen layers and evaluation. ``auto`` uses bf16 on a
+    GPU that supports it and on a CPU where it is measured to be faster.
     """
 
     prefix: bool = True
@@ -120,7 +122,7 @@ class Cache(_Section):
 class Recipe(_Section):
     """A resolved recipe.
 
-    ``strategy`` and ``source`` hold a plugin's ``name`` and its options, checked by that plugin's own ``Config``.
+    ``strategy`` and ``source`` contain the ``name`` of a plugin and its options, checked by its ``Config``.
     """
 
     name: str
@@ -140,64 +142,65 @@ class Recipe(_Section):
     @field_validator("strategy", "source")
     @classmethod
     def _options(cls, value: dict[str, Any], info: Any) -> dict[str, Any]:
-        kind: Kind = "strategies" if info.field_name == "strategy" else "sources"
         if "name" not in value:
-            raise ValueError(f"no name (known: {', '.join(plugin_names(kind))})")
-        options = {key: option for key, option in value.items() if key != "name"}
-        config = load_plugin(kind, str(value["name"])).Config(**options)
+            known = plugin_names("strategies" if info.field_name == "strategy" else "sources")
+            raise ValueError(f"no name (known: {', '.join(known)})")
+        _, config = _plugin(info.field_name, value)
         return {"name": value["name"], **config.model_dump(mode="json", exclude_none=True)}
 
     @property
     def budget(self) -> str:
-        """The budget as ``--budget`` takes it; ``all`` where training is not bounded."""
-        bounds = [self.data.budget] if self.data.budget is not None else []
-        if self.train.max_seconds is not None:
-            bounds.append(str(TimeBudget(seconds=self.train.max_seconds)))
-        if self.train.max_memory_bytes is not None:
-            bounds.append(str(MemoryBudget(bytes=self.train.max_memory_bytes)))
-        return "+".join(bounds) or "all"
+        """The budget in the form of ``--budget``; ``all`` if there is none."""
+        seconds, memory = self.train.max_seconds, self.train.max_memory_bytes
+        limits = (self.data.budget, seconds and TimeBudget(seconds), memory and MemoryBudget(memory))
+        return "+".join(str(limit) for limit in limits if limit is not None) or "all"
 
     def plugin(self, section: Literal["strategy", "source"]) -> tuple[Any, Any]:
         """Return the module and the ``Config`` of the strategy or the source."""
-        value = getattr(self, section)
-        module = load_plugin("strategies" if section == "strategy" else "sources", value["name"])
-        return module, module.Config(**{key: option for key, option in value.items() if key != "name"})
+        return _plugin(section, getattr(self, section))
 
     def to_toml(self) -> str:
-        """Write the recipe so that ``from_toml`` gives it back."""
+        """Return the recipe as TOML, which ``read_recipe`` reads."""
         return tomli_w.dumps(self.table())
 
     def table(self) -> dict[str, Any]:
-        """Return the recipe as a table, as results and TOML files contain it; ``validate`` is the inverse."""
+        """Return the recipe as a table, as in results and TOML files; ``validate`` is the inverse."""
         return self.model_dump(mode="json", exclude_none=True)
 
     def is_of(self, resolved: dict[str, Any]) -> bool:
-        """Whether a result's resolved recipe is this one, be it written before some setting was added."""
+        """Return whether the resolved recipe of a result is this one; older ones may lack settings."""
         return complete(resolved) == self.table()
 
 
+def _plugin(section: str, value: dict[str, Any]) -> tuple[Any, Any]:
+    """Return the module and the ``Config`` of a section of a recipe."""
+    module = load_plugin("strategies" if section == "strategy" else "sources", str(value["name"]))
+    return module, module.Config(**{key: option for key, option in value.items() if key != "name"})
+
+
 def complete(resolved: dict[str, Any]) -> dict[str, Any]:
-    """Add to a resolved recipe the settings that came after it was written; it was made with what is their default."""
-    sections = {name: field.default for name, field in Recipe.model_fields.items()}
+    """Add the defaults of settings that an older resolved recipe lacks."""
     defaults = {
-        name: section.model_dump(mode="json", exclude_none=True)
-        for name, section in sections.items()
-        if isinstance(section, _Section)
+        name: field.default.model_dump(mode="json", exclude_none=True)
+        for name, field in Recipe.model_fields.items()
+        if isinstance(field.default, _Section)
     }
     return merge(defaults, resolved)
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Lay one nested table over another; a source or strategy of another name replaces the whole section."""
-    merged = dict(under)
+    """Merge nested tables; values in ``over`` win, and a section with another ``name`` replaces the whole section."""
+    merged = under | over
     for key, value in over.items():
-        below = merged.get(key)
-        if (
-            isinstance(value, dict)
-            and isinstance(below, dict)
-            and below.get("name") == value.get("name", below.get("name"))
-        ):
+        below: Any = under.get(key)
+        both_tables = isinstance(value, dict) and isinstance(below, dict)
+        if both_tables and value.get("name", below.get("name")) == below.get("name"):
             merged[key] = merge(below, value)
-        else:
-            merged[key] = value
     return merged
+
+
+def nest(path: Sequence[str], value: Any) -> dict[str, Any]:
+    """Return the nested table that has ``value`` under the keys of a path."""
+    for key in reversed(path):
+        value = {key: value}
+    return dict(value)

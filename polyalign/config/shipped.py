@@ -1,4 +1,4 @@
-"""Where the shipped TOML files are, and the rule that a user's own file of the same name wins."""
+"""Find shipped TOML files; a file of the same name in the working folder takes precedence."""
 
 from __future__ import annotations
 
@@ -14,16 +14,14 @@ _PACKAGE = Path(__file__).parent.parent
 
 
 def folders(kind: Kind) -> list[Path]:
-    """List the folders to look in, the user's own ``./recipes``, ``./langs`` or ``./suites`` first.
-
-    In a wheel the shipped folder lies inside the package, in a checkout beside it.
-    """
+    """List the folders to look in, that of the working folder first."""
+    # A wheel has the shipped folder inside the package, a checkout beside it.
     candidates = [Path.cwd() / kind, _PACKAGE / kind, _PACKAGE.parent / kind]
     return [folder for folder in candidates if folder.is_dir()]
 
 
 def shipped_names(kind: Kind) -> list[str]:
-    """List the names that ``find`` would find, sorted."""
+    """List the sorted names that ``find_shipped`` finds."""
     return sorted({path.stem for folder in folders(kind) for path in folder.glob("*.toml")})
 
 
@@ -31,7 +29,7 @@ def find_shipped(kind: Kind, name: str) -> Path:
     """Find ``<name>.toml``.
 
     Raises:
-        UserError: there is none; the message suggests the nearest name.
+        UserError: there is no such file; the message suggests the closest name.
     """
     for folder in folders(kind):
         path = folder / f"{name}.toml"
@@ -45,7 +43,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """Read a TOML file.
 
     Raises:
-        UserError: the file is missing, is not UTF-8 or is not TOML; the message says where.
+        UserError: the file is missing, is not UTF-8 or is not TOML.
     """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))

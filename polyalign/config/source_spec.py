@@ -1,4 +1,4 @@
-"""A source and its options outside of a recipe: what it needs and what it has."""
+"""A source of pairs with its options, also outside of a recipe."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from polyalign.config.language import describe_error, language_codes
+from polyalign.config.language import describe_error, language_codes, unknown_key_hint
 from polyalign.config.plugins import load_plugin, plugin_names
 from polyalign.utils.errors import UserError, did_you_mean
 
 
 class SourceSpec(BaseModel):
-    """A source's ``name`` and its ``options``, checked by ``configure``."""
+    """The name of a source and its options, which ``configure`` checks."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -23,27 +23,26 @@ class SourceSpec(BaseModel):
 
     @classmethod
     def flat(cls, raw: Mapping[str, Any]) -> SourceSpec:
-        """Take the form of a recipe, where the options stand beside the name."""
+        """Read the form of a recipe, where the name and the options are in one table."""
         return cls(name=str(raw["name"]), options={key: value for key, value in raw.items() if key != "name"})
 
     def configure(self) -> tuple[Any, Any]:
-        """Return the source's module and its ``Config``.
+        """Return the module of the source and its ``Config``.
 
         Raises:
-            UserError: the source is unknown, or an option is unknown, missing or out of its range.
+            UserError: the source is unknown, or an option is unknown, missing or out of range.
         """
         module = load_plugin("sources", self.name)
         try:
             return module, module.Config(**self.options)
         except ValidationError as error:
             first = error.errors()[0]
-            hint = place(self.name) if first["type"] == "missing" and first["loc"] == ("root",) else ""
-            if first["type"] == "extra_forbidden":
-                hint = f"; {did_you_mean(str(first['loc'][-1]), module.Config.model_fields)}"
+            no_root = first["type"] == "missing" and first["loc"] == ("root",)
+            hint = place(self.name) if no_root else unknown_key_hint(error, module.Config)
             raise UserError(f"{self.name}: {describe_error(error)}{hint}") from error
 
     def languages(self) -> list[str] | None:
-        """List the known languages that the source has captions in, or None if it cannot list them.
+        """List the known languages in which the source has captions; None if it cannot list them.
 
         Raises:
             UserError: see ``configure``.
@@ -56,10 +55,10 @@ class SourceSpec(BaseModel):
 
 
 def parse(text: str, options: Mapping[str, Any]) -> tuple[SourceSpec, str | None]:
-    """Read ``NAME`` or ``NAME:SPLIT``, where the name is a source's or a folder for the source ``folder``.
+    """Read ``NAME`` or ``NAME:SPLIT``, where NAME is a source or a folder, which the source ``folder`` reads.
 
     Raises:
-        UserError: it names neither.
+        UserError: NAME is neither.
     """
     name, colon, split = text.rpartition(":")
     if not colon or Path(text).is_dir():
@@ -69,30 +68,30 @@ def parse(text: str, options: Mapping[str, Any]) -> tuple[SourceSpec, str | None
         return SourceSpec(name=name, options=dict(options)), split or None
     if Path(name).is_dir():
         return SourceSpec(name="folder", options={"root": name, **options}), split or None
-    raise UserError(f'"{name}" is no folder and no source: {did_you_mean(name, known)}')
+    raise UserError(f'"{name}" is neither a folder nor a source: {did_you_mean(name, known)}')
 
 
 def place(source: str, option: str = "") -> str:
-    """Describe the files that a source needs, for the end of a message; ``option`` is a prefix of option names."""
+    """Return the end of a message that says which files a source needs; ``option`` is a prefix of option names."""
     module = load_plugin("sources", source)
     images = f" {option}images=FOLDER" if takes_images(source) else ""
-    say = f"; tell where it is with {option}root=FOLDER{images}"
+    needed = f"; give its place with {option}root=FOLDER{images}"
     if not hasattr(module, "INFO"):
-        return say
+        return needed
     get = f"polyalign data get {source} downloads it, " if module.INFO.downloads else ""
-    return f"{say} ({module.INFO.place}; {get}polyalign datasets {source} says more)"
+    return f"{needed} ({module.INFO.place}; {get}polyalign datasets {source} has the details)"
 
 
 def takes_images(source: str) -> bool:
-    """Return whether the photos of a source are in a folder that the user names (``images``)."""
+    """Return whether the user gives the photos of a source as a folder of their own (``images``)."""
     return "allow_missing" in load_plugin("sources", source).Config.model_fields
 
 
 def photos(source: str | None, images: Path | None, *, allow_missing: bool) -> dict[str, Any]:
-    """Return the options of a benchmark for a folder of photos; empty if no folder is given.
+    """Return the options of a source for ``--images`` and ``--allow-missing``.
 
     Raises:
-        UserError: the source is known and has its photos elsewhere.
+        UserError: an option is given, but the photos of the source are in its root.
     """
     given: dict[str, Any] = {} if images is None else {"images": str(images)}
     if allow_missing:

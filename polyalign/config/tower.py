@@ -1,4 +1,4 @@
-"""Settings of a tower in a recipe, and the image preprocessing that belongs to its weights."""
+"""Settings of the towers in a recipe, and the image preprocessing that belongs to the weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 STARTER = Path(__file__).parent.parent / "data" / "starter" / "weights"
-"""Folder with the weights of the starter towers, which a recipe names with ``model = "starter"``."""
+"""Folder with the weights of the starter towers (``model = "starter"`` in a recipe)."""
 
 
 Pixels = Annotated[int, Field(gt=0)]
@@ -37,8 +37,9 @@ class TextSpec(BaseModel):
     """A Hugging Face encoder by hub name or local folder.
 
     ``pooling`` and ``prompt``, which is put before every caption, default to what a sentence-transformers folder says,
-    else to ``mean`` and no prompt. ``pooler`` is the model's own pooled output. ``architecture`` states the facts of its ``config.json`` (``model_type``, sizes), so that its parameters can be
-    counted without a download; real weights that do not fit it are refused.
+    else to ``mean`` and no prompt. ``pooler`` is the model's own pooled output. ``architecture`` states the facts of
+    its ``config.json`` (``model_type``, sizes), so that its parameters can be counted without a download; real weights
+    that do not fit it are refused.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,8 +55,8 @@ class TextSpec(BaseModel):
 class Preprocessing(BaseModel):
     """How the tower's makers prepared an image: resize to ``image_px / crop_pct``, crop, scale by mean and std.
 
-    ``crop_mode`` is timm's: ``center`` keeps the aspect and cuts the edges off, ``squash`` scales both edges, ``border``
-    keeps the aspect and pads.
+    ``crop_mode`` is timm's: ``center`` keeps the aspect and cuts the edges off, ``squash`` scales both edges, and
+    ``border`` keeps the aspect and pads.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)

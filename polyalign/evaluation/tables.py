@@ -181,7 +181,7 @@ def run_facts(run: Run) -> Table:
         "strategy": f"{run.strategy}, towers: {run.towers}, language: {run.lang}, seed {run.seed}",
         "trainable": f"{share(run.trainable, run.total)} of {run.total:,} parameters",
         "pairs": f"{run.pairs:,} on {run.images:,} images ({run.caption_origin}); {run.pairs_seen:,} seen"
-        f" in {run.steps:,} steps, {run.epochs:g} epochs{early}",
+        f" in {counted(run.steps, 'step')}, {run.epochs:g} epoch{'' if run.epochs == 1 else 's'}{early}",
         "time": f"{duration(run.seconds)} on {run.device}, {counted(run.threads, 'thread')}; "
         f"{duration(run.cpu_seconds)} of processor time",
         "peak memory": size(run.peak_memory_bytes),

@@ -94,7 +94,7 @@ class Aligner(nn.Module):
     def record_trainable(self, inserted_beside: Collection[str] | None = None) -> None:
         """Record the parameters that require grad now as the trainable ones, in place of an earlier record.
 
-        ``inserted_beside`` are the names of all parameters before the strategy: trainable ones beside them were inserted.
+        ``inserted_beside`` are the names of all parameters before the strategy: it inserted the other trainable ones.
         """
         self._recorded = frozenset(name for name, parameter in self.named_parameters() if parameter.requires_grad)
         self._exact = {}

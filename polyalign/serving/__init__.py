@@ -1,1 +1,1 @@
-"""What people use after training: image search."""
+"""Uses of a trained model: image search."""

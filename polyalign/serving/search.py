@@ -23,12 +23,12 @@ class Found:
 
 
 def search(model: str | Path, folder: Path, query: str, top: int = 10) -> list[Found]:
-    """Return the ``top`` photos under ``folder`` for a query, best first; unreadable files are left out.
+    """Return the ``top`` photos under ``folder`` for a query, best first; unreadable files are skipped.
 
-    The output of the frozen layers for the photos is cached, so that later queries are fast.
+    The outputs of the frozen layers are cached, so that later queries are fast.
 
     Raises:
-        UserError: no such model, no photos, or an empty query.
+        UserError: the model does not exist, there are no photos, or the query is empty.
     """
     if not query.strip():
         raise UserError("the query is empty: describe what the photo should show")

@@ -1,1 +1,1 @@
-"""Errors, files, processes and progress: tools that know nothing of images, captions or models."""
+"""Errors, files, processes and progress: tools that do not depend on images, captions or models."""

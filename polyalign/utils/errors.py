@@ -1,4 +1,4 @@
-"""The error for what a user can cause."""
+"""The exception for errors that a user can cause, and name suggestions."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from collections.abc import Iterable
 class UserError(Exception):
     """Bad input. The command line shows it as one line and exits with code 2.
 
-    The message says what is wrong and what to do about it; nothing below the command line catches it.
+    The message says what is wrong and how to fix it.
     """
 
 
 class AbsentError(UserError):
-    """Files that the user has to provide are missing; a suite can leave them out."""
+    """Files that the user has to provide are missing; a suite can skip them."""
 
 
 def first_line(error: BaseException) -> str:
@@ -23,7 +23,7 @@ def first_line(error: BaseException) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return ``did you mean "x"?`` with the nearest known name, and the list of all known names."""
+    """Return ``did you mean "x"?`` with the closest known name, followed by all known names."""
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     if near:

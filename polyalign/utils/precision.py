@@ -1,8 +1,8 @@
-"""Choice between float32 and bf16: read from a GPU's properties, measured on a CPU."""
+"""Choose between float32 and bf16: by the properties of a GPU, or by a measurement on a CPU."""
 
 from __future__ import annotations
 
-import time
+import timeit
 from functools import cache
 from typing import Literal
 
@@ -20,30 +20,24 @@ def trains_in_bf16(asked: Precision, device: torch.device) -> bool:
 
 
 def infers_in_bf16(asked: Precision, device: torch.device) -> bool:
-    """Return whether to infer in bf16; ``auto`` chooses it on a GPU with bf16 hardware and where a CPU gains by it."""
+    """Return whether to infer in bf16; ``auto`` chooses it on a GPU with bf16 hardware, or a CPU where it is faster."""
     if asked != "auto":
         return asked == "bf16"
     return _cpu_gains() if device.type == "cpu" else _is_gpu_with_bf16(device)
 
 
 def _is_gpu_with_bf16(device: torch.device) -> bool:
-    """Exclude emulated bf16, which PyTorch offers on older GPUs and which is slower than float32."""
+    # PyTorch emulates bf16 on older GPUs, which is slower than float32.
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 @cache
 def _cpu_gains() -> bool:
-    """Compare the time of matrix products in both types, once per process; takes some hundredths of a second."""
+    """Time matrix products in both types, once per process; this takes some hundredths of a second."""
     return seconds(torch.float32) > _GAIN * seconds(torch.bfloat16)
 
 
 def seconds(dtype: torch.dtype) -> float:
-    """Return the shortest time in seconds of a product ``(256, 768) @ (768, 768)`` on the CPU, of several runs."""
+    """Return the shortest of several times, in seconds, of a product ``(256, 768) @ (768, 768)`` on the CPU."""
     tokens, weights = torch.ones(_ROWS, _WIDTH, dtype=dtype), torch.ones(_WIDTH, _WIDTH, dtype=dtype)
-
-    def once() -> float:
-        began = time.perf_counter()
-        torch.mm(tokens, weights)
-        return time.perf_counter() - began
-
-    return min(once() for _ in range(_REPEATS))
+    return min(timeit.repeat(lambda: torch.mm(tokens, weights), number=1, repeat=_REPEATS))

@@ -1,4 +1,4 @@
-"""The process of a run: its place among several, delayed Ctrl-C, time and peak memory."""
+"""The process of a run: its rank among several processes, delayed Ctrl-C, time and peak memory."""
 
 from __future__ import annotations
 
@@ -20,20 +20,18 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast, parse_flag_from_env
 
-_TIMEOUT = timedelta(days=7)
-
 
 def processes() -> PartialState:
-    """Join the processes started by torchrun or accelerate, if any, and return this process's place among them.
+    """Join the processes started by torchrun or accelerate, if any, and return the state of this process.
 
     Without a GPU, Accelerate treats torchrun's processes as independent runs unless it is told to use the CPU, and it
-    reads the variable of ``accelerate launch --cpu`` too late. The timeout covers the time one process may take to
-    fill the cache: torch's default of half an hour would end a run on many photos.
+    reads the variable of ``accelerate launch --cpu`` too late. The timeout is long because the other processes wait
+    while one fills the cache: torch's default of half an hour would end a run on many photos.
     """
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1
     return PartialState(
         cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.accelerator.is_available()),
-        timeout=_TIMEOUT,
+        timeout=timedelta(days=7),
     )
 
 
@@ -41,15 +39,15 @@ def processes() -> PartialState:
 def one_first() -> Iterator[None]:
     """Run the body in the main process first, then in one process per machine, then in all others.
 
-    What the first computes into the cache the others find, whether machines share a folder or each have their own.
+    The others find in the cache what the first has computed, also if every machine has a cache of its own.
     """
-    every = PartialState()
-    with every.main_process_first(), every.local_main_process_first():
+    state = PartialState()
+    with state.main_process_first(), state.local_main_process_first():
         yield
 
 
 def from_main_process(value: float) -> float:
-    """Return the main process's number in every process, so that all of them decide alike."""
+    """Return the value of the main process in every process, so that all take the same decision."""
     state = PartialState()
     if state.num_processes == 1:
         return value
@@ -59,9 +57,9 @@ def from_main_process(value: float) -> float:
 
 @dataclass(frozen=True)
 class Spent:
-    """Wall-clock seconds, and processor seconds over all threads.
+    """Wall-clock seconds, and processor seconds summed over all threads.
 
-    Processor time measures the cost of a run on a CPU whatever else the machine does and however many cores it has.
+    On a CPU, processor time measures the cost of a run independently of other load and of the number of cores.
     """
 
     seconds: float = 0.0
@@ -73,19 +71,17 @@ class Spent:
         return Spent(time.monotonic(), time.process_time())
 
     def __add__(self, other: Spent) -> Spent:
-        """Return the sum of both."""
         return Spent(self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds)
 
     def __sub__(self, other: Spent) -> Spent:
-        """Return the difference of two readings."""
         return Spent(self.seconds - other.seconds, self.cpu_seconds - other.cpu_seconds)
 
 
 @contextmanager
 def ctrl_c_held_back() -> Iterator[list[int]]:
-    """Record Ctrl-C in the yielded list instead of interrupting, so that a state is only saved after a whole step.
+    """Record Ctrl-C in the yielded list instead of interrupting, so that the caller can finish its step and save.
 
-    A second Ctrl-C interrupts at once. Outside the main thread, where Ctrl-C does not interrupt, nothing changes.
+    A second Ctrl-C interrupts at once. Outside the main thread, which alone receives Ctrl-C, this does nothing.
     """
     pressed: list[int] = []
     before = signal.getsignal(signal.SIGINT)
@@ -105,13 +101,10 @@ def ctrl_c_held_back() -> Iterator[list[int]]:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak memory in bytes: of the GPU where one is used, else of this process.
-
-    On Linux ``getrusage`` inherits the parent's peak, which would make a small run started by a large process seem
-    large; the process's own high-water mark is in ``/proc``.
-    """
+    """Return the peak memory in bytes, of the GPU if ``device`` is one, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    # On Linux getrusage() includes the peak of the parent process; the high-water mark in /proc does not.
     status = Path("/proc/self/status")
     if status.is_file() and (mark := re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)):
         return int(mark[1]) * 1024

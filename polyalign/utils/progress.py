@@ -1,28 +1,25 @@
-"""Progress of long work: any function reports it, and one context shows it as bars on the terminal."""
+"""Progress of long work: functions report it, and a context manager shows it as bars on the terminal."""
 
 from __future__ import annotations
 
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Protocol
 
-
-class Display(Protocol):
-    """Shows how far each task is."""
-
-    def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
-        """Show that ``done`` of ``total`` items of a task are done; ``note`` is a word on how it goes."""
-
+Display = Callable[[str, int, int, str], object]
+"""Shows progress; it is called with the arguments of ``progress``."""
 
 _displays: list[Display] = []
 
 
 def progress(task: str, done: int, total: int, note: str = "") -> None:
-    """Report that ``done`` of ``total`` items of a task are done; outside of ``progress_bars`` nothing is shown."""
+    """Report that ``done`` of ``total`` items of a task are done, with a short ``note`` such as the current loss.
+
+    It is shown only inside ``progress_bars`` or ``shown_by``.
+    """
     if _displays:
         _displays[-1](task, done, total, note)
 
@@ -41,8 +38,8 @@ def shown_by(display: Display) -> Iterator[None]:
 def progress_bars(*, enabled: bool = True) -> Iterator[None]:
     """Show progress reported inside the context on standard error.
 
-    On a terminal each task has a bar with the time left; elsewhere, as in a log, a line at each tenth. Inside another
-    such context nothing new is opened. ``enabled=False`` shows nothing, as in all but the main process of several.
+    On a terminal each task has a bar with the remaining time; otherwise, as in a log, a line is printed at each tenth.
+    A nested context does nothing. ``enabled=False`` shows nothing, for all but the main of several processes.
     """
     if not enabled or _displays:
         yield
@@ -51,39 +48,35 @@ def progress_bars(*, enabled: bool = True) -> Iterator[None]:
         with shown_by(_Lines()):
             yield
         return
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
 
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    note_column = TextColumn("{task.fields[note]}")
-    # A run of a comparison takes minutes: the time left is estimated from a day's speed, not the last half-minute's.
-    with Progress(*columns, note_column, console=Console(stderr=True), speed_estimate_period=86_400) as bars:
-        tasks: dict[str, int] = {}
+    columns = (rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeElapsedColumn(), rich.TimeRemainingColumn())
+    # The runs of a comparison take minutes: estimate the remaining time from the speed of a day, not of 30 seconds.
+    with rich.Progress(
+        *("{task.description}", *columns, "{task.fields[note]}"),
+        console=Console(stderr=True),
+        speed_estimate_period=86_400,
+    ) as bars:
+        tasks: dict[str, rich.TaskID] = {}
 
-        def show(task: str, done: int, total: int, note: str = "") -> None:
+        def show(task: str, done: int, total: int, note: str) -> None:
             if task not in tasks:
                 tasks[task] = bars.add_task(task, total=total, note=note)
-            bars.update(tasks[task], completed=done, total=total, note=note)  # type: ignore[arg-type]
+            bars.update(tasks[task], completed=done, total=total, note=note)
 
         with shown_by(show):
             yield
 
 
 class _Lines:
-    """A line at each tenth, at most one a second, with the time left if the rest goes at the same speed; for logs."""
+    """Print a line at each tenth, at most one per second, with an estimate of the remaining time; for logs."""
 
     def __init__(self) -> None:
         self._told: dict[str, tuple[int, float]] = {}
         self._first: dict[str, tuple[float, int]] = {}
 
-    def __call__(self, task: str, done: int, total: int, note: str = "") -> None:
+    def __call__(self, task: str, done: int, total: int, note: str) -> None:
         now = time.monotonic()
         began, before = self._first.setdefault(task, (now, done))
         tenth = 10 * done // max(total, 1)

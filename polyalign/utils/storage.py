@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees the old one or the new one, never half of one."""
+"""Atomic writing of files, so that a reader sees the old or the new file, never a partial one."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def cache_folder() -> Path:
 
 
 def check_writable(folder: Path) -> None:
-    """Check that a folder is writable, or can be created, before anything is computed for it.
+    """Check that a folder is writable or can be created, before anything is computed for it.
 
     Raises:
-        UserError: it cannot.
+        UserError: it is not writable.
     """
     try:
         with tempfile.TemporaryFile(dir=_nearest(folder)):
@@ -37,10 +37,10 @@ def check_writable(folder: Path) -> None:
 
 
 def check_room(folder: Path, size: int, what: str) -> None:
-    """Check that ``size`` bytes fit on the disk of ``folder``; a memory map on a full disk kills the process.
+    """Check that ``size`` bytes fit on the disk of ``folder``; writing a memory map to a full disk kills the process.
 
     Raises:
-        UserError: they do not.
+        UserError: they do not fit.
     """
     free = shutil.disk_usage(_nearest(folder)).free
     if size > free:
@@ -49,7 +49,7 @@ def check_room(folder: Path, size: int, what: str) -> None:
         )
 
 
-def write(path: Path, fill: Callable[[Path], None]) -> None:
+def write(path: Path, fill: Callable[[Path], object]) -> None:
     """Let ``fill`` write a temporary file next to ``path``, then move it into place atomically.
 
     Raises:
@@ -79,22 +79,18 @@ def _nearest(folder: Path) -> Path:
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write {path}: {error.strerror}; make room or name another place")
+    return UserError(f"cannot write {path}: {error.strerror}; make room or choose another folder")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text, its line ends as they are, atomically."""
-
-    def fill(partial: Path) -> None:
-        partial.write_bytes(text.encode())
-
-    write(path, fill)
+    """Write UTF-8 text atomically, with its line ends unchanged."""
+    write(path, lambda partial: partial.write_bytes(text.encode()))
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file, atomically.
+    """Write a safetensors file atomically.
 
-    Nothing is copied but what would share memory, which safetensors refuses: a training state is several times a model.
+    Only tensors that share memory, which safetensors refuses, are copied, since a training state is large.
 
     Raises:
         UserError: the folder cannot be written to, or the disk is full.
@@ -116,7 +112,7 @@ def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Read a safetensors file and its metadata.
 
     Raises:
-        UserError: the file is missing or is no safetensors file.
+        UserError: the file is missing or is not a safetensors file.
     """
     try:
         with safe_open(path, framework="pt") as file:

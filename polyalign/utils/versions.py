@@ -1,4 +1,4 @@
-"""The versions that a result depends on."""
+"""The versions of the software that a result depends on."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ import polyalign
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of polyalign, Python and the libraries that compute."""
-    libraries = ("torch", "timm", "transformers", "peft", "numpy")
-    return {"polyalign": polyalign.__version__, "python": platform.python_version()} | {
-        name: version(name) for name in libraries
-    }
+    """Return the versions of polyalign, Python and the numerical libraries."""
+    libraries = {name: version(name) for name in ("torch", "timm", "transformers", "peft", "numpy")}
+    return {"polyalign": polyalign.__version__, "python": platform.python_version(), **libraries}

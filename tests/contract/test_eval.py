@@ -1,4 +1,4 @@
-"""Every committed table is what its committed JSON gives, and no table is there that no JSON gives."""
+"""The committed tables are exactly those that the committed JSON files give."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every language file: its codes and prompts; and of those with a lexicon, that it can say the whole starter world."""
+"""Test every language file: codes and prompts, and that a lexicon covers the whole starter world."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_sentence_tells_which_facts_it_says(code: str) -> None:
 
 
 def neighbours(plan: Plan) -> Iterator[Plan]:
-    """The plan, and plans that differ from it in one fact, chosen at random: the likeliest to be confused with it."""
+    """Return the plan and random plans that differ from it in one fact, which are most easily confused with it."""
     rng = np.random.default_rng(zlib.crc32(canonical(plan).encode()))
     first, second = plan.parts
     yield plan

@@ -1,4 +1,4 @@
-"""Every shipped recipe resolves and builds, without network; and what it trains is what was published."""
+"""Every shipped recipe resolves and builds without network, and trains the published share of parameters."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from polyalign.models.build import build_aligner
 RECIPES = shipped.shipped_names("recipes")
 STRATEGIES = plugins.plugin_names("strategies")
 PAPER = ("lilt-bert", "lilt-mbert", "xlmr-deit")
-# Percent of all parameters that train: DeiT-B/16 at 256 px with BERT-base, multilingual BERT and XLM-R-base.
+# Trainable parameters in percent: DeiT-B/16 at 256 px with BERT-base, multilingual BERT and XLM-R-base.
 PUBLISHED = {
     "full": ("100.00", "100.00", "100.00"),
     "lit": ("56.01", "67.42", "76.40"),

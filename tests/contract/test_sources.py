@@ -1,4 +1,4 @@
-"""What every source keeps: one small dataset each, built here, so that a new source without one fails."""
+"""Test every source on a small dataset built here; a source without one fails."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FLICKR = ["1007129816.jpg", "1009434119.jpg", "101362133.jpg"]
 
 @dataclass(frozen=True)
 class Sample:
-    """Options of a small dataset, a language that it has, and its splits."""
+    """The options of a small dataset, one of its languages, and its splits."""
 
     options: dict[str, Any]
     lang: str = "de"
@@ -184,7 +184,7 @@ def _load(module: ModuleType, sample: Sample, split: str) -> PairTable:
 
 @pytest.fixture(params=NAMES)
 def source(request, tmp_path):
-    """A source's module, its small dataset, and that one's tables by split."""
+    """Return the module of a source, its small dataset, and the tables of the dataset by split."""
     module = plugins.load_plugin("sources", request.param)
     sample = BUILD[request.param](tmp_path)
     return module, sample, {split: _load(module, sample, split) for split in sample.splits}

@@ -1,4 +1,4 @@
-"""What every strategy keeps to, whichever are in the folder: what trains moves, and nothing else does."""
+"""Test every strategy in the folder: trainable parameters change in training, and no others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CASES = [
     if (name, towers) != ("lit", "both")
 ]
 INSERTING = ("lilt", "lilt-deep", "lora")
-# What lies behind a map that starts at zero has no gradient until that map has moved.
+# Parameters before a map that starts at zero have no gradient until the map has changed.
 STILL_AT_FIRST = {"lilt": r"\.down\.", "lora": r"\.lora_A\.", "lilt-deep": r"(blocks|layer)\.3\."}
 
 every_case = pytest.mark.parametrize(("name", "towers", "family"), CASES, ids=map("-".join, CASES))
@@ -57,7 +57,7 @@ def images() -> list[Image.Image]:
 
 
 def encode(aligner: Aligner) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embed images and captions with whole towers, so that whatever is frozen runs too."""
+    """Embed images and captions with the whole towers, frozen parts included."""
     pixels = torch.stack([aligner.vision.transform(image) for image in images()])
     tokens = aligner.text.collate(aligner.text.tokenize(list(tiny.table().captions[:PAIRS])))
     return aligner.encode_image(pixels), aligner.encode_text(tokens)
@@ -80,13 +80,13 @@ class Trained:
 
     @property
     def names(self) -> set[str]:
-        """What trains."""
+        """The trainable parameters."""
         return set(self.aligner.trainable())
 
 
 def train(aligner: Aligner) -> Trained:
     start, before, gradients = encode(aligner), snapshot(aligner), []
-    # Without decay, so that a parameter that moves was moved by its gradient.
+    # Without weight decay, so that only gradients change parameters.
     optimiser = adamw(aligner.trainable(), Optim(lr=1e-2, weight_decay=0))
     for step in range(3):
         torch.manual_seed(step)
@@ -146,7 +146,7 @@ def test_an_aligner_starts_as_the_frozen_towers_with_the_same_projections(name, 
     plain_image, plain_text = trained("projection", "both", family).start
     fresh = name == "scratch"
     assert torch.equal(image, plain_image) != (fresh and towers != "text")
-    # BERT's norms stand on the residual path, so that a new block of closed branches still normalises twice.
+    # BERT normalises after the residual connection, so a new block with zero branches still normalises twice.
     assert torch.equal(text, plain_text) != ((fresh or name == "lilt-deep") and towers != "vision")
 
 
@@ -268,7 +268,7 @@ def test_batch_statistics_are_as_they_were_after_a_checkpoint(name, towers, tmp_
     assert tiny.same(snapshot(loaded), run.after)
 
 
-# Which of the text tower's dropouts are on in training.
+# The dropouts of the text tower that are active in training.
 DROPS_OUT = {
     **dict.fromkeys(("projection", "layernorm", "bitfit", "lilt", "lora"), r"$^"),
     **dict.fromkeys(("full", "scratch", "lit"), r"."),
@@ -277,7 +277,7 @@ DROPS_OUT = {
 
 
 def trains_whole(aligner: Aligner, path: str) -> bool:
-    """Tell whether the module lies in one whose parameters all train."""
+    """Return whether the module is part of one whose parameters are all trainable."""
     parts = path.split(".")
     around = [".".join(parts[:depth]) + "." for depth in range(1, len(parts) + 1)]
     everything, trainable = dict(aligner.named_parameters()), aligner.trainable()
@@ -305,7 +305,7 @@ def test_in_training_mode_only_what_trains_is_in_it(name, towers, family):
 def test_frozen_layers_drop_nothing_out(name):
     aligner = build(name, "text").train()
     (_, first), (_, second) = encode(aligner), encode(aligner)
-    # The new block of lilt-deep drops out, but nothing comes through it before its branches open.
+    # The new block of lilt-deep has dropout, but its branches output zero at the start.
     active = any(isinstance(module, nn.Dropout) and module.training for module in aligner.text.modules())
     assert active or torch.equal(first, second)
     if name in DROPS_OUT:
@@ -326,7 +326,7 @@ def test_adapters_start_as_the_published_ones_or_as_the_identity(identity):
     for weights in (down, up):
         assert weights.std().item() == pytest.approx(0.02, rel=0.05)
         assert weights.mean().item() == pytest.approx(0, abs=0.001)
-        assert weights.abs().max() > 0.05  # a normal distribution's tail: a uniform one of this std ends at 0.035
+        assert weights.abs().max() > 0.05  # normal, not uniform: a uniform distribution of this std ends at 0.035
     assert not biases.any()
 
 

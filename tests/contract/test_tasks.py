@@ -1,4 +1,4 @@
-"""Every task: a configuration that takes no unknown key, and a function of three arguments."""
+"""Every task has a configuration that refuses unknown keys, and a function of three arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every published file at hand is read: counts, alignment, line ends, odd codes, entity digits, shared ids."""
+"""Read every published file that is available: counts, alignment, line ends, odd codes, entity digits, shared ids."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SETS = [
     ("xflickrco", "xflickrco", {"part": "coco"}, 1000, 1000),
 ]
 FILES_READ = {"xtd": 11, "xtd200": 12, "flickr30k-200": 13, "multi30k": 4, "xflickrco": 6}
-# As published: the German and the Indonesian of one xFlickr&CO image each were left blank.
+# xFlickr&CO as published has one blank caption in German and one in Indonesian.
 EMPTY = {("xflickrco", "de"): "COCO_val2014_000000122239.jpg", ("xflickrco", "id"): "6312211170.jpg"}
 
 

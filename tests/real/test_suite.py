@@ -1,4 +1,4 @@
-"""Suites on published files: Flickr30k-200 with a model trained without its photos, and every file at hand."""
+"""Suites on published files: Flickr30k-200 with a model trained without its photos, and all available files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from polyalign.experiments import run_folders as runs
 
 @pytest.mark.slow
 def test_flickr30k_200_in_swahili_is_measured_by_a_model_trained_without_its_photos(repo, real_data, tmp_path, caplog):
-    """There are no Swahili captions to train on: it is trained on English, and Swahili is zero-shot."""
+    """Without Swahili captions to train on, the model is trained on English, and Swahili is zero-shot."""
     towers, photos = real_data / "towers", real_data / "data" / "flickr8k" / "images"
     captions = real_data / "data" / "benchmarks" / "flickr30k-200"
     benchmark = {"name": "flickr30k-200", "root": str(captions), "images": str(photos), "allow_missing": True}
@@ -58,7 +58,7 @@ def test_flickr30k_200_in_swahili_is_measured_by_a_model_trained_without_its_pho
 
 
 class Blind:
-    """A model that has seen nothing: every photo and caption has a random vector of its own."""
+    """An untrained model: every photo and caption has a random vector."""
 
     name = "blind"
 
@@ -76,7 +76,7 @@ def _random(names):
 
 @pytest.fixture(scope="module")
 def photos(real_data, tmp_path_factory):
-    """Stand for the photos of the benchmarks, under their names."""
+    """Create placeholders for the photos of the benchmarks, under their names."""
     root, folder = real_data / "data" / "benchmarks", tmp_path_factory.mktemp("photos")
     names = set((root / "xtd10" / "XTD10" / "test_image_names.txt").read_text().split())
     for part in ("2017_mscoco", "2016_flickr"):

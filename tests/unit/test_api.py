@@ -97,7 +97,7 @@ def test_one_string_is_not_taken_for_a_list(model):
     for wrong in (None, [1, 2]):
         with pytest.raises(polyalign.UserError, match="a list of sentences"):
             model.encode_text(wrong)
-    with pytest.raises(polyalign.UserError, match=r'langs is a list: write langs=\["en"\]'):
+    with pytest.raises(polyalign.UserError, match=r'langs must be a list: write langs=\["en"\]'):
         polyalign.evaluate(model, langs="en")
     with pytest.raises(polyalign.UserError, match="load takes the folder of a run"):
         polyalign.load(None)

@@ -34,7 +34,7 @@ def check(captions: list[tuple[int, str]], code: str = "en") -> DataReport:
 
 
 class Words:
-    """A tokenizer of letters: one subword a letter, q unknown, two special tokens."""
+    """A tokenizer with one subword per letter, q unknown, and two special tokens."""
 
     unk_token_id = 0
 

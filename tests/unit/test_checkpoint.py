@@ -16,7 +16,7 @@ from tests import tiny
 
 
 def saved(folder, name: str = "lilt", **sections) -> Aligner:
-    """Save an aligner that is not as it was built."""
+    """Save an aligner whose parameters differ from their initialisation."""
     recipe = tiny.resolved(name, **sections)
     aligner = tiny.build_aligner(recipe)
     generator = torch.Generator().manual_seed(3)

@@ -22,7 +22,7 @@ from tests import tiny
 
 
 def commands(group: Any = None, path: tuple[str, ...] = ()) -> list[tuple[tuple[str, ...], Any]]:
-    """Find every command, at whatever depth."""
+    """Find every command, including those in groups."""
     found = []
     for name, command in (group or typer.main.get_command(cli.app)).commands.items():
         if hasattr(command, "commands"):
@@ -93,7 +93,7 @@ def test_help_is_quick_and_imports_nothing_heavy(repo):
         spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.stderr == "[]\n"
         assert "Usage: polyalign" in " ".join(done.stdout.split())
-    # Of the processor's time, since other work on the machine takes none of it; 0.2 s on an idle laptop.
+    # CPU time, which does not depend on other load; 0.2 s on an idle laptop.
     assert sorted(spent)[1] < 1.5
 
 
@@ -101,7 +101,7 @@ def test_offline_is_told_before_the_hub_libraries_are_imported(repo):
     examples = [
         shlex.split(command.epilog.removeprefix("Example: "))[1:] for _, command in COMMANDS if takes_offline(command)
     ]
-    # They come with the first module that a command imports, so that is where the environment is looked at.
+    # The first polyalign module that a command imports may import the hub libraries: check the environment there.
     script = (
         "import json, os, sys\nfrom polyalign import cli\n"
         "class Spy:\n"
@@ -127,7 +127,7 @@ def takes_offline(command: Any) -> bool:
     return any(option.name == "offline" for option in command.params)
 
 
-# What works
+# Valid input
 
 
 def test_training_shows_the_table_what_it_cost_and_what_to_try_next(run, recipe, tmp_path):
@@ -206,11 +206,11 @@ def test_the_cache_is_listed_and_cleared(run, trained, tmp_path, monkeypatch):
     assert json.loads(run("cache", "list", "--json")[1]) == []
 
 
-# What is wrong
+# Invalid input
 
 
 def wrong(run, *arguments: object) -> str:
-    """Run what must fail, and give its one line."""
+    """Run a command that must fail, and return its error message."""
     code, out, err = run(*arguments)
     lines = err.splitlines()
     assert code == 2, err
@@ -227,20 +227,20 @@ BAD = {
     "language": (("train", "--lang", "swx", "--strategy", "lilt"), 'unknown language "swx": did you mean "sw"?'),
     "recipe": (("train", "--lang", "sw", "--recipe", "startr"), 'unknown recipe "startr": did you mean "starter"?'),
     "recipe file": (("train", "--lang", "sw", "--recipe", "{tmp}/no.toml"), "cannot read {tmp}/no.toml"),
-    "no strategy": (("train", "--lang", "sw", "--recipe", "{bare}"), "names no strategy: say what trains with --str"),
+    "no strategy": (("train", "--lang", "sw", "--recipe", "{bare}"), "names no strategy: choose one with --strategy"),
     "key": ((*TRAIN, "--set", "optim.lrr=1"), 'optim.lrr: Extra inputs are not permitted; did you mean "lr"?'),
     "option of a strategy": ((*TRAIN, "--set", "strategy.rank=1"), "strategy.rank: Extra inputs are not permitted"),
     "value": ((*TRAIN, "--set", "optim.lr=fast"), "optim.lr: Input should be a valid number"),
     "set": ((*TRAIN, "--set", "optim.lr"), "--set takes key=value"),
-    "section": ((*TRAIN, "--set", "strategy=lilt"), '"strategy" is a section'),
+    "section": ((*TRAIN, "--set", "strategy=lilt"), '"strategy" must be a section'),
     "towers": ((*TRAIN, "--towers", "txt"), "strategy.towers: Input should be"),
     "layers": ((*TRAIN, "--layers", "top:1"), "strategy.layers: String should match"),
     "too many layers": ((*TRAIN, "--strategy", "lilt", "--layers", "last:7"), "has 3 blocks"),
     "lit on both": ((*TRAIN, "--strategy", "lit", "--towers", "both"), "lit locks one tower"),
-    "folder": ((*TRAIN, "--data", "{tmp}/nowhere"), "is no folder and no source"),
+    "folder": ((*TRAIN, "--data", "{tmp}/nowhere"), "is neither a folder nor a source"),
     "empty folder": ((*TRAIN, "--data", "{empty}"), "has no captions file"),
     "budget": ((*TRAIN, "--budget", "many"), '"many" is not a budget'),
-    "budget of none": ((*TRAIN, "--budget", "0-pairs"), "leaves nothing"),
+    "budget of none": ((*TRAIN, "--budget", "0-pairs"), "must be larger than 0"),
     "budget of more": ((*TRAIN, "--budget", "1m-pairs"), "has 128 pairs for en, fewer than 1000k-pairs"),
     "tower": ((*TRAIN, "--set", "vision.model=./gone"), "no such folder: ./gone"),
     "text tower": ((*TRAIN, "--set", "text.model=./gone"), "no such folder: ./gone"),
@@ -275,7 +275,7 @@ BAD = {
 
 @pytest.fixture(scope="module")
 def places(tmp_path_factory, recipe, trained) -> dict[str, str]:
-    """What stands for the words in braces."""
+    """The values of the placeholders in braces."""
     root = tmp_path_factory.mktemp("places")
     (root / "empty").mkdir()
     bare = {key: value for key, value in tiny.settings().items() if key in ("vision", "text", "source")}

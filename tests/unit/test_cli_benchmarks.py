@@ -69,7 +69,7 @@ def test_zeroshot_classifies_a_folder_in_the_language_of_its_names(run, tmp_path
 def test_zeroshot_measures_several_languages_and_leaves_out_what_cannot_be_read(run, tmp_path, monkeypatch):
     folder, photos = tmp_path / "run", tmp_path / "v2"
     runs.train_into(folder, tiny.resolved(), resume=False, overwrite=False)
-    for number in range(1000):  # as ImageNetV2 is laid out
+    for number in range(1000):  # the layout of ImageNetV2
         (photos / str(number)).mkdir(parents=True)
     for number, name in enumerate(tiny.COLORS):
         for copy in range(20):

@@ -1,4 +1,4 @@
-"""Retrieval numbers against CLIP_benchmark's protocol, written down again from its definition, and where we differ."""
+"""Compare retrieval metrics with CLIP_benchmark's, reimplemented from their definition, and show the differences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polyalign.evaluation.tasks import retrieval
 
 
 def clip_benchmark(images, captions, image_of, k):
-    """Give (image_retrieval_recall@k, text_retrieval_recall@k) as CLIP_benchmark's zeroshot_retrieval defines them.
+    """Return (image_retrieval_recall@k, text_retrieval_recall@k) as CLIP_benchmark's zeroshot_retrieval defines them.
 
     Scores are texts times images; a positive is a caption with its own image. A query scores 1 if ``topk`` of its
     scores holds any positive, which is recall clipped to a hit, and the mean over queries is a fraction. Its
@@ -58,7 +58,7 @@ def world(seed, images, each, noise=1.0):
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("each", [1, 2, 5])
 def test_without_ties_every_number_is_clip_benchmarks(seed, each):
-    """With one caption an image or five, in any order: its recall is clipped to a hit, which is what ours is."""
+    """With one or five captions per image, in any order: their recall is clipped to a hit, like ours."""
     images, captions, image_of = world(seed, 60, each)
     found = ours(images, captions, image_of)
     for k in ranking.RECALL_AT:
@@ -76,11 +76,11 @@ def test_images_with_different_numbers_of_captions_agree_too():
 
 
 def test_ties_are_where_it_differs_topk_may_place_the_right_one_first_and_ours_places_it_last():
-    """A collapsed model, every score equal: ``topk`` fills up with whatever comes, ours finds nothing."""
+    """With a collapsed model all scores are equal: ``topk`` returns arbitrary items, ours finds nothing."""
     image_of = np.arange(20)
     same = np.tile(unit(np.ones((1, 8))), (20, 1))
     theirs = clip_benchmark(same, same, image_of, 10)
-    assert theirs == (0.5, 0.5)  # ten of twenty, by the order of the rows alone
+    assert theirs == (0.5, 0.5)  # ten of twenty, only because of the order of the rows
     assert ours(same, same, image_of)[10] == (0, 0)
 
 
@@ -89,13 +89,13 @@ def test_a_tie_between_two_images_costs_us_the_hit_and_leaves_it_to_chance_there
     images[1] = images[0]
     found = ours(images, captions, image_of)[1]
     theirs = clip_benchmark(images, captions, image_of, 1)
-    # Captions 0 and 1 differ, but both images score alike for each: ours counts neither.
+    # Both images have equal scores for captions 0 and 1: ours counts neither.
     assert found[0] == pytest.approx(28 / 30)
     assert found[0] <= theirs[0]
 
 
 def test_recall_as_a_share_of_the_captions_is_not_what_either_reports():
-    """With five captions an image a perfect model's true recall@1 is 0.2; its hit rate, here and there, is 1."""
+    """With five captions per image, the true recall@1 of a perfect model is 0.2; its hit rate is 1 in both."""
     images, captions, image_of = world(0, 12, 5, noise=0.0)
     assert ours(images, captions, image_of)[1][1] == 1
     assert clip_benchmark(images, captions, image_of, 1)[1] == 1

@@ -1,4 +1,4 @@
-"""A grid of tiny towers: once in processes of their own as a user would, else in this process."""
+"""A grid of tiny towers, once in separate processes as in real use, otherwise in this process."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from tests.unit.test_results import a_retrieval, a_run
 
 
 class Here:
-    """A pool that does its jobs in this process, one after the other, and remembers them."""
+    """A pool that runs jobs one after the other in this process, and records them."""
 
     def __init__(self) -> None:
         self.made: list[Any] = []
@@ -60,7 +60,7 @@ class Here:
 
 
 class Told(Here):
-    """Trains nothing: ``dev`` and ``noise`` of the test say by the recipe what came of it; ``cannot`` fail."""
+    """A fake pool: ``dev`` and ``noise`` give the results by recipe; the runs in ``cannot`` fail."""
 
     def __init__(
         self, dev: Any = lambda recipe: 0.5, noise: Any = lambda recipe: 2.0, cannot: Sequence[str] = ()
@@ -93,7 +93,7 @@ def recipe(tmp_path, monkeypatch) -> Path:
 
 
 def grid(recipe: Path | str, *strategies: str, **changes: Any) -> Grid:
-    """Compare in English with one seed, unless it is said otherwise."""
+    """Compare in English with one seed by default."""
     fields: dict[str, Any] = {
         "recipes": (str(recipe),),
         "langs": ("en",),
@@ -121,12 +121,12 @@ def page() -> str:
     return Path("eval", "en.md").read_text(encoding="utf-8")
 
 
-# Once, as a user would: in processes of their own, of which one is killed and one cannot be made
+# Once in separate processes, of which one is killed and one cannot be started
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, repo) -> Iterator[tuple[int, str]]:
-    """Three strategies by two seeds on a convolutional tower, one worker killed in the middle: exit code and words."""
+    """Three strategies and two seeds on a convolutional tower, with one worker killed: exit code and output."""
     folder = tmp_path_factory.mktemp("grid")
     path = tiny.write(folder / "tiny.toml", vision={"model": str(tiny.conv())})
     python = folder / "python"
@@ -213,7 +213,7 @@ def test_ctrl_c_then_the_same_command_goes_on(tmp_path, monkeypatch, repo, caplo
     assert (run.steps, run.retries) == (800, 0)
 
 
-# What is made, and what is made again
+# Runs that are trained, and trained again
 
 
 def names(workers: Here) -> list[str]:
@@ -248,7 +248,7 @@ def test_a_result_from_before_an_option_was_added_is_still_of_the_same_recipe(re
     run.model_copy(update={"recipe": older}).save_json(path)
     assert compared(grid(recipe)).made == []
     run.model_copy(update={"recipe": {**older, "cache": {"max_gib": 1.5}}}).save_json(path)
-    assert compared(grid(recipe)).tasks == []  # its own folder still has the right one
+    assert compared(grid(recipe)).tasks == []  # its folder still has the right result
     assert results()[path.stem].recipe["cache"]["max_gib"] != 1.5
 
 
@@ -277,7 +277,7 @@ def test_a_reason_is_forgotten_when_the_run_is_made_after_all(recipe):
     assert "Failed" not in page()
 
 
-# What is in the grid
+# The runs of a grid
 
 
 def test_pairs_are_the_same_for_every_strategy_and_seed_and_nested_over_budgets(recipe):
@@ -361,7 +361,7 @@ def test_what_the_user_sets_wins():
         ({"strategies": ("projection", "lillt")}, 'unknown strategy "lillt": did you mean "lilt"?'),
         ({"langs": ("en", "swx")}, 'unknown language "swx": did you mean "sw"?'),
         ({"budgets": ("20-pairs", "1k-pears")}, '"1k-pears" is not a budget'),
-        ({"budgets": ("20-pairs+60-pairs",)}, "two budgets of one kind"),
+        ({"budgets": ("20-pairs+60-pairs",)}, "two budgets of the same kind"),
         ({"overrides": {"optim": {"lrr": 1}}}, 'did you mean "lr"'),
         ({"recipes": ("starter", "strater")}, 'unknown recipe "strater": did you mean "starter"?'),
         ({"recipes": ("starter", "other/starter.toml")}, 'two recipes are called "starter"'),
@@ -428,7 +428,7 @@ def test_recipes_compete_where_time_is_what_all_are_given(recipe):
 
 
 class Measured(Told):
-    """Holds so many bytes for every pair in the towers at a time, on top of what the libraries do."""
+    """Simulates memory per pair of a micro-batch, on top of that of the libraries."""
 
     def __init__(self, each: dict[str, int], base: int = 100, **more: Any) -> None:
         super().__init__(**more)

@@ -1,4 +1,4 @@
-"""The same runs on a Ray cluster of two machines, both of them here."""
+"""The same runs on a Ray cluster of two nodes on this machine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ finally:
 
 def test_two_workers_of_a_cluster_make_the_runs_that_one_process_makes(tmp_path):
     recipe = tiny.write(tmp_path / "tiny.toml", optim={"epochs": 1}, train={"evals": 1}, source={"root": "quarters"})
-    (tmp_path / "quarters").symlink_to(tiny.data())  # a path that is relative to where the user is
+    (tmp_path / "quarters").symlink_to(tiny.data())  # a path relative to the working folder
     arguments = ["compare", "--recipe", str(recipe), "--lang", "en", "--strategies", "projection,lilt"]
     options = ["--on", "ray", "--set", "test.knowledge=false"]
     environment = {**os.environ, "POLYALIGN_CACHE": str(tmp_path / "cache"), "RAY_USAGE_STATS_ENABLED": "0"}

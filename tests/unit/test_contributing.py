@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md and README.md are true: they are cut out of the text and run."""
+"""Run the examples of CONTRIBUTING.md and README.md."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VISION = {"img_size": 32, "patch_size": 16, "embed_dim": 16, "depth": 2, "num_he
 
 @pytest.fixture(scope="session")
 def examples(repo):
-    """Every example that begins with the path of the file it is, by that path."""
+    """The examples that begin with their file path, by that path."""
     blocks = [block for _, block in FENCE.findall((repo / "CONTRIBUTING.md").read_text(encoding="utf-8"))]
     found = {block.partition("\n")[0].removeprefix("# "): block for block in blocks}
     assert len(found) == 5
@@ -36,7 +36,7 @@ def examples(repo):
 
 @pytest.fixture
 def module(examples, tmp_path, monkeypatch):
-    """Put an example into the working folder, where its path says, and load it by its name."""
+    """Write an example to its path in the working folder, and load it by name."""
     monkeypatch.chdir(tmp_path)
 
     def load(path):
@@ -104,7 +104,7 @@ def test_the_task_is_the_mean_over_all_pairs(module):
 
 @pytest.mark.slow
 def test_the_python_lines_of_the_readme_run(repo, tmp_path, monkeypatch):
-    """As they stand, with fewer pairs."""
+    """Unchanged except for fewer pairs."""
     page = (repo / "README.md").read_text(encoding="utf-8")
     (block,) = [block for kind, block in FENCE.findall(page) if kind == "python"]
     monkeypatch.chdir(tmp_path)

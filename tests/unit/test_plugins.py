@@ -50,7 +50,7 @@ def test_an_own_plugin_is_loaded_and_the_terminal_says_so(own, caplog):
 
 def test_a_shipped_plugin_wins_over_an_own_file(own, caplog):
     assert plugins.load_plugin("strategies", "lilt").__name__ == "polyalign.models.strategies.lilt"
-    assert caplog.messages == [f"{own / 'lilt.py'} is ignored: polyalign has a strategy of that name; rename it"]
+    assert caplog.messages == [f"{own / 'lilt.py'} is ignored: polyalign has a strategy of the same name; rename it"]
 
 
 def test_a_file_that_is_no_plugin_is_a_user_error(own):

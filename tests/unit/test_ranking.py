@@ -21,19 +21,19 @@ def unit(rng: np.random.Generator, rows: int, width: int = 16) -> np.ndarray:
 
 
 def rank_captions(scores: list[list[float]], image_of: list[int]) -> ranking.Ranked:
-    """Rank a matrix of captions by images: the identity as images makes a caption's scores its own coordinates."""
+    """Rank captions by images; with the identity as images, the coordinates of a caption are its scores."""
     matrix = np.array(scores, dtype=np.float32)
     return ranking.both_directions(np.eye(matrix.shape[1]), matrix, np.array(image_of))[0]
 
 
 def rank_images(scores: list[list[float]], image_of: list[int]) -> ranking.Ranked:
-    """Rank a matrix of images by captions."""
+    """Rank images by captions, in the same way."""
     matrix = np.array(scores, dtype=np.float32)
     return ranking.both_directions(matrix, np.eye(matrix.shape[1]), np.array(image_of))[1]
 
 
 def naive_ranks(queries: np.ndarray, keys: np.ndarray, query_image: np.ndarray, key_image: np.ndarray) -> list[int]:
-    """The definition, one query at a time: sort by score, wrong keys before right ones on a tie."""
+    """Rank one query at a time, by definition: sort by score, with wrong keys before right ones on ties."""
     out = []
     for query, image in zip(queries, query_image, strict=True):
         scores = [np.float32(sum(float(a) * float(b) for a, b in zip(query, key, strict=True))) for key in keys]
@@ -89,7 +89,7 @@ def test_a_collapsed_model_is_last_in_both_directions() -> None:
 
 
 def test_equal_keys_tie_wherever_they_stand() -> None:
-    # Plain float32 products give equal columns different last bits, depending on where in a block they lie.
+    # In float32 products, equal columns can differ in the last bits, depending on their position in a block.
     rng = np.random.default_rng(3)
     images = np.repeat(unit(rng, 1, 257), 1031, axis=0)
     by_text, by_image = ranking.both_directions(images, unit(rng, 1031, 257), np.arange(1031))
@@ -121,7 +121,7 @@ def test_matches_the_naive_twin(seed: int, images: int, extra: int, grid: bool) 
         image_emb, caption_emb = np.round(image_emb * 2) / 2, np.round(caption_emb * 2) / 2
     by_text, by_image = ranking.both_directions(image_emb, caption_emb, image_of)
     own = np.arange(images)
-    # Coordinates on the grid before comparing, since the twin scores in float64.
+    # Round the coordinates to the grid first, since the naive version uses float64.
     image_emb, caption_emb = (np.round(x.astype(np.float64) * 2**25) / 2**25 for x in (image_emb, caption_emb))
     assert by_text.rank.tolist() == naive_ranks(caption_emb, image_emb, image_of, own)
     assert by_image.rank.tolist() == naive_ranks(image_emb, caption_emb, own, image_of)
@@ -310,7 +310,7 @@ def test_a_gallery_of_which_no_photo_is_drawn_keeps_its_recalls():
 
 
 def test_hits_of_folds_give_the_mean_of_the_folds():
-    """By hand: a fold of one image with three captions, all found; one of two images, of whose captions one is."""
+    """By hand: a fold of one image with three found captions, and a fold of two images with one found caption."""
     image_of, fold_of = np.array([0, 0, 0, 1, 2]), np.array([7, 2, 2])
     hits = ranking.gather_hits(np.array([1, 1, 1, 1, 2]), np.array([1, 1, 6]), image_of, fold_of)
     # text to image at 1: (3/3 + 1/2) / 2, not 4/5; image to text at 1 and at 5: (1/1 + 1/2) / 2, not 2/3
@@ -318,7 +318,7 @@ def test_hits_of_folds_give_the_mean_of_the_folds():
 
 
 def test_memory_does_not_grow_with_the_square_of_the_gallery():
-    """30,000 captions by 3,000 images: the whole matrix of scores alone would be 343 MiB in float32."""
+    """30,000 captions and 3,000 images: the matrix of all scores would take 343 MiB in float32."""
     rng = np.random.default_rng(0)
     images, captions = (rng.standard_normal((n, 4)) for n in (3_000, 30_000))
     images, captions = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (images, captions))

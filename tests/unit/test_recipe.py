@@ -17,7 +17,7 @@ TOWERS = {"vision": {"model": "vit_tiny_patch16_224"}, "text": {"model": "bert"}
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A user's folder of their own recipes, made the current one; gives the writer of a recipe."""
+    """Change to a folder with an empty ``./recipes``, and return a function that writes a recipe there."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "recipes").mkdir()
 
@@ -76,7 +76,7 @@ def test_extending_is_one_step(own):
     own("b", extends="a", optim={"epochs": 3})
     own("c", extends="b")
     assert recipe.resolve("b", "sw", "lilt").optim.epochs == 3
-    assert "recipe c extends b, which itself extends another: one step is allowed" in complaint("c", "sw", "lilt")
+    assert "recipe c extends b, which extends another: only one step is allowed" in complaint("c", "sw", "lilt")
 
 
 def test_another_strategy_than_the_recipes_takes_none_of_its_options(own):
@@ -109,11 +109,11 @@ def test_the_languages_of_a_recipe_are_for_commands_that_are_given_none(own):
     own("mine", languages=["sw", "de"], **TOWERS)
     own("none", **TOWERS, languages="sw")
     assert recipe.recipe_languages("mine") == ["sw", "de"]
-    with pytest.raises(UserError, match="recipe none names no list of languages: say which with --lang"):
+    with pytest.raises(UserError, match="recipe none has no list of languages: give them with --lang"):
         recipe.recipe_languages("none")
 
 
-# What is refused
+# Invalid settings
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_the_languages_of_a_recipe_are_for_commands_that_are_given_none(own):
         ({"optim": 3}, "optim: Input should be a valid dictionary"),
         ({"source": {"name": "startr"}}, 'unknown source "startr": did you mean "starter"?'),
         ({"strategy": {"name": "lillt"}}, 'unknown strategy "lillt": did you mean "lilt"?'),
-        ({"strategy": "bitfit"}, """--set: "strategy" is a section with keys of its own, not 'bitfit'"""),
+        ({"strategy": "bitfit"}, """--set: "strategy" must be a section with keys, not 'bitfit'"""),
         ({"source": "folder"}, "source: Input should be a valid dictionary"),
         ({"source": {"name": 3}}, 'unknown source "3"'),
         ({"strategy": {"name": 3}}, 'unknown strategy "3"'),
@@ -282,5 +282,5 @@ def test_data_is_a_folder_or_a_source(tmp_path, monkeypatch):
     assert recipe.gather_overrides([], data="starter")["source"] == {"name": "starter"}
     Path("starter").mkdir()
     assert recipe.gather_overrides([], data="starter")["source"]["name"] == "folder"
-    with pytest.raises(UserError, match='--data "flickr8" is no folder and no source: did you mean "flickr8k"'):
+    with pytest.raises(UserError, match='--data "flickr8" is neither a folder nor a source: did you mean "flickr8k"'):
         recipe.gather_overrides([], data="flickr8")

@@ -43,7 +43,7 @@ def test_nothing_is_compiled_unless_asked():
 
 
 def kept_bytes(loop, pairs) -> int:
-    """Count what autograd keeps from the forward pass for the backward pass, weights left out."""
+    """Count the bytes, without weights, that autograd keeps for the backward pass."""
     weights = {parameter.untyped_storage().data_ptr() for parameter in loop.aligner.parameters()}
     kept = {}
 
@@ -82,7 +82,7 @@ def test_a_tower_without_blocks_cannot_be_recomputed():
 
 @pytest.mark.slow
 def test_a_compiled_run_is_the_same_run(tmp_path):
-    # The last BERT layer drops out while it trains, and parts of the batch are run twice: both must draw alike.
+    # The last BERT layer has dropout, and parts of the batch run twice: both must draw the same masks.
     runs = []
     for number, asked in enumerate((True, False)):
         strategy = {"towers": "text", "layers": "last:1"}
@@ -97,5 +97,5 @@ def test_a_compiled_run_is_the_same_run(tmp_path):
     np.testing.assert_allclose(losses, plain_losses, rtol=1e-4)
     assert best.keys() == plain_best.keys()
     for name, tensor in best.items():
-        if not name.endswith("key.bias"):  # its gradient is rounding alone
+        if not name.endswith("key.bias"):  # its gradient is only rounding error
             torch.testing.assert_close(tensor, plain_best[name], rtol=1e-2, atol=1e-3, msg=name)

@@ -56,7 +56,7 @@ def test_page_says_what_was_measured() -> None:
     page = report.texts(comparisons(some_runs()))["sw.md"]
     row = next(line for line in page.splitlines() if line.startswith("| **full**"))
     assert "211,204 (6.93 %)" in row
-    assert "3 min 01 s" in row  # of processor time: the run was on a processor
+    assert "3 min 01 s" in row  # CPU time: the run was on a CPU
     assert "Time (processor time over all threads)" in page
     chance = next(line for line in page.splitlines() if line.startswith("| chance"))
     assert chance.split(" | ")[3] == "2.5"

@@ -31,12 +31,12 @@ def trained(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def finished(trained, tmp_path) -> Path:
-    """A finished run of the test's own."""
+    """A finished run."""
     return shutil.copytree(trained, tmp_path / "run")
 
 
 def named(tmp_path: Path, name: str, sections: dict[str, Any]) -> str:
-    """The name of a run of the tiny recipe with these settings."""
+    """Return the name of a run of the tiny recipe with these settings."""
     path = str(tiny.write(tmp_path / "tiny.toml"))
     return runs.default_folder(recipe.resolve(path, "en", name, sections), path).as_posix()
 

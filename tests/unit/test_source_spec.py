@@ -16,14 +16,14 @@ def test_a_name_may_carry_a_split_and_a_folder_is_read_by_the_source_folder(tmp_
     here = SourceSpec(name="folder", options={"root": str(tmp_path)})
     assert source_spec.parse(str(tmp_path), {}) == (here, None)
     assert source_spec.parse(f"{tmp_path}:dev", {}) == (here, "dev")
-    with pytest.raises(UserError, match='"xdt" is no folder and no source: did you mean "xtd"'):
+    with pytest.raises(UserError, match='"xdt" is neither a folder nor a source: did you mean "xtd"'):
         source_spec.parse("xdt", {})
 
 
 def test_a_mistyped_option_and_a_missing_root_say_what_to_do():
     with pytest.raises(UserError, match=r'protcol.*did you mean "protocol"'):
         SourceSpec(name="xtd", options={"root": "x", "protcol": "1k"}).configure()
-    with pytest.raises(UserError, match=r"tell where it is with root=FOLDER images=FOLDER.*COCO train2014"):
+    with pytest.raises(UserError, match=r"give its place with root=FOLDER images=FOLDER.*COCO train2014"):
         SourceSpec(name="xtd").configure()
 
 

@@ -88,7 +88,7 @@ def test_width_is_what_the_pooling_gives_where_a_head_widens_it(pooling):
 
 
 def test_a_network_without_a_class_token_says_so():
-    with pytest.raises(UserError, match="has no class token: choose vision.pooling tower, mean or max"):
+    with pytest.raises(UserError, match=r"has no class token: choose vision\.pooling tower, mean or max"):
         build_vision(VisionSpec(model=str(tiny.conv()), pooling="cls"))
 
 

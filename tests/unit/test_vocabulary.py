@@ -269,7 +269,7 @@ def test_the_command_reads_captions_or_files_and_tells_the_sizes(tmp_path, monke
     assert (code, json.loads(out)["pieces"]) == (0, [16, 16])
     code, out, _ = run("--lang", "en", "--corpus", tmp_path / "corpus.txt", "--out", tmp_path / "red")
     assert code == 0
-    assert "1 of 1 sentences are cut and embedded as before" in out
+    assert "1 of 1 sentences are tokenized and embedded as before" in out
     assert "pieces      16 ->" in out
     code, _, err = run("--lang", "xx", "--out", tmp_path / "none")
     assert (code, "xx" in err) == (2, True)
