@@ -8,7 +8,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from polyalign.models.towers.base import Tower
-from polyalign.models.towers.staging import is_inside
+from polyalign.models.towers.staging import is_inside, is_norm
 
 
 class Branch(NamedTuple):
@@ -31,7 +31,7 @@ def branches(tower: Tower, block: nn.Module) -> list[Branch]:
     for name in _calls(tower.trace.calls, path):
         module = block.get_submodule(name)
         in_attention = "att" in name.lower()
-        if "Norm" in type(module).__name__ and not in_attention:
+        if is_norm(module) and not in_attention:
             found.append([])
             attention.append(False)
         elif is_map(module):

@@ -20,29 +20,25 @@ def without_gradient(aligner: Aligner) -> list[str]:
 def check_gradients(aligner: Aligner) -> None:
     """Check after a backward pass that nothing is trained in vain.
 
-    Pretrained parameters that the network does not use, as under ``full``, are named in a message.
-
     Raises:
-        UserError: a parameter that the strategy inserted has no gradient, or none of those of a tower has.
+        UserError: a parameter that the strategy inserted has no gradient, or no trainable parameter of a tower has one.
     """
     missing = without_gradient(aligner)
-    trainable = aligner.trainable()
     idle = [name for name in missing if name in aligner.inserted]
     for tower in (aligner.vision, aligner.text):
-        own = [name for name in trainable if name.startswith(f"{tower.kind}.")]
-        if own and set(own) <= set(missing):
-            idle += own
+        own = {name for name in aligner.trainable() if name.startswith(f"{tower.kind}.")}
+        idle += sorted(own) if own and own <= set(missing) else []
     if idle:
         raise UserError(
-            f"{len(idle)} trainable tensors would never train, such as {idle[0]}: the network does not use them. "
-            "Choose another strategy, such as layernorm, or adapt the other tower only (--towers)"
+            f"{len(idle)} trainable tensors would never train, such as {idle[0]}: the network does not use them; "
+            "choose another strategy, such as layernorm, or adapt the other tower only (--towers)"
         )
-    if missing:
-        logger.info(f"{len(missing)} pretrained tensors are not used by the network, such as {missing[0]}")
 
 
 def rehearse(aligner: Aligner) -> None:
     """Run one backward pass on made-up input, before any data is read, and check that nothing is trained in vain.
+
+    Pretrained parameters that the network does not use, as some do not under ``full``, are named in a message.
 
     Raises:
         UserError: as ``check_gradients``.
@@ -51,7 +47,9 @@ def rehearse(aligner: Aligner) -> None:
         image = aligner.encode_image(aligner.vision.probe())
         text = aligner.encode_text(aligner.text.probe())
         logits = aligner.scale * image @ text.T + (0 if aligner.logit_bias is None else aligner.logit_bias)
-        logits.diagonal().sum().backward()
+        torch.autograd.backward(logits.diagonal().sum())
     check_gradients(aligner)
+    if unused := without_gradient(aligner):
+        logger.info(f"the network does not use {len(unused)} of its pretrained tensors, such as {unused[0]}")
     for parameter in aligner.trainable().values():
         parameter.grad = None

@@ -19,6 +19,7 @@ from polyalign.evaluation.results import DevEvaluation
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
 from polyalign.models.embed import PairFeatures, embed_features, encode_captions
+from polyalign.training.guards import check_gradients
 from polyalign.training.loss import gather, info_nce, sigmoid
 from polyalign.training.optim import adamw, learning_rate, warmup_steps
 from polyalign.training.recompute import compile_blocks, recompute_blocks
@@ -77,6 +78,7 @@ class Loop:
         self.plan = Plan.of(recipe, len(features.captions))
         self._order: tuple[int, npt.NDArray[np.int64]] | None = None
         self._unread: list[torch.Tensor] = []
+        self._checked = False
         check_divisible(recipe, len(features.captions), accelerator.num_processes)
         shortened = warmup_steps(recipe.optim, self.plan.steps)
         if shortened < recipe.optim.warmup_steps:
@@ -206,6 +208,9 @@ class Loop:
         rng = np.random.default_rng((self.recipe.train.seed, step, self.accelerator.process_index))
         epoch = step // self.plan.steps_per_epoch
         loss = self.backward(self.batch(step), int(rng.integers(2**62)), epoch)
+        if not self._checked:
+            check_gradients(self.aligner)
+            self._checked = True
         average_gradients(self.aligner, self.accelerator)
         nn.utils.clip_grad_norm_(self.aligner.trainable().values(), self.recipe.optim.grad_clip)
         self.optimiser.step()

@@ -19,6 +19,7 @@ from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
 from polyalign.models.embed import PairFeatures, embed_features, prepare
+from polyalign.training.guards import rehearse
 from polyalign.training.loop import Loop, check_divisible, rows_at_a_time
 from polyalign.training.state import State
 from polyalign.utils.process import one_first, peak_memory, processes
@@ -81,9 +82,10 @@ def set_up(recipe: Recipe) -> Start:
     """
     processes()
     accelerator = Accelerator(mixed_precision="no")
+    aligner = build_aligner(recipe).to(accelerator.device)
+    rehearse(aligner)
     tables = load_tables(recipe)
     check_divisible(recipe, len(tables["train"]), accelerator.num_processes)
-    aligner = build_aligner(recipe).to(accelerator.device)
     with one_first():
         own = {"train": recipe.data}  # dev and test are always of plain images
         features = {split: prepare(aligner, table, recipe.cache, own.get(split)) for split, table in tables.items()}

@@ -44,10 +44,10 @@ def _reset(tower: Tower, model: nn.Module, block: nn.Module) -> None:
     ends = {branch.end for branch in branches(tower, model)}
     for path, module in block.named_modules():
         if is_map(module):
-            nn.init.trunc_normal_(module.weight, std=0.02)  # type: ignore[arg-type]
+            nn.init.trunc_normal_(module.weight, std=0.02)
             if path in ends:
-                nn.init.zeros_(module.weight)  # type: ignore[arg-type]
+                nn.init.zeros_(module.weight)
             if getattr(module, "bias", None) is not None:
-                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             module.reset_parameters()

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
-from transformers.utils import cached_file
+from transformers.utils.hub import cached_file
 
 from polyalign.config.tower import TextSpec
 from polyalign.utils.errors import UserError, first_line
@@ -62,7 +62,8 @@ def read(source: str, revision: str | None) -> Modules:
     listed = _json(source, "modules.json", revision)
     if listed is None:
         return Modules()
-    pooling, parts = None, []
+    pooling: str | None = None
+    parts: list[nn.Module] = []
     for module in listed[1:]:
         kind, folder = str(module["type"]).rpartition(".")[2], str(module["path"])
         config = _json(source, f"{folder}/config.json", revision) or {}

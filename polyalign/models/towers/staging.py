@@ -90,12 +90,17 @@ def find_blocks(model: nn.Module) -> list[str]:
 
 def _is_block(module: nn.Module) -> bool:
     names = [name.lower() for name, part in module.named_modules() if any(True for _ in part.parameters())]
-    norms = any("Norm" in type(part).__name__ for part in module.modules())
+    norms = any(is_norm(part) for part in module.modules())
     is_stack = any(
         isinstance(part, nn.ModuleList | nn.Sequential) and len(part) and all(_is_block(inner) for inner in part)
         for part in module.modules()
     )
     return norms and any("att" in name for name in names) and not is_stack
+
+
+def is_norm(module: nn.Module) -> bool:
+    """Whether a module is a normalisation layer, by the name of its class."""
+    return "Norm" in type(module).__name__ and not any(True for _ in module.children())
 
 
 class _StandIn(nn.Module):

@@ -11,7 +11,14 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, AutoTokenizer, PretrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForTextEncoding,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging
 
 from polyalign.config.tower import STARTER, TextSpec
@@ -50,7 +57,7 @@ def build_text(spec: TextSpec, *, pretrained: bool = True, tokenizer: Path | Non
     return tower
 
 
-def load_encoder(spec: TextSpec) -> nn.Module:
+def load_encoder(spec: TextSpec) -> PreTrainedModel:
     """Load the model alone, quietly; without its pooler unless that is the pooling.
 
     Raises:
@@ -99,7 +106,7 @@ def _auto_class(config: PretrainedConfig) -> Any:
     return AutoModelForTextEncoding if encoder_decoder and in_mapping else AutoModel
 
 
-def _encoder(model: Any, pooling: str | None) -> nn.Module:
+def _encoder(model: Any, pooling: str | None) -> PreTrainedModel:
     """Return the network that encodes text: the text side of a dual model, the encoder of an encoder-decoder model."""
     if hasattr(model.config, "text_config") and hasattr(model, "text_model"):
         model = model.text_model
@@ -107,7 +114,7 @@ def _encoder(model: Any, pooling: str | None) -> nn.Module:
         model = model.get_encoder()
     if pooling != "pooler" and isinstance(getattr(model, "pooler", None), nn.Module):
         model.pooler = nn.Identity()  # not part of the tower, and never counted
-    return cast(nn.Module, model)
+    return cast(PreTrainedModel, model)
 
 
 def _random(config: PretrainedConfig, pooling: str | None) -> nn.Module:
