@@ -93,7 +93,7 @@ VISION: dict[str, tuple[int, dict[str, Any]]] = {
     "beit_base_patch16_224": (32, _VIT),
     "beitv2_base_patch16_224": (32, _VIT),
     "cait_xxs24_224": (32, _VIT),
-    "coat_lite_tiny": (64, {"img_size": 64, "embed_dims": (8, 16, 16, 16), "serial_depths": (1, 1, 1, 1)}),
+    "coat_lite_tiny": (128, {"img_size": 128, "embed_dims": (8, 16, 16, 16), "serial_depths": (1, 1, 1, 1)}),
     "convit_tiny": (32, {**_VIT, "local_up_to_layer": 2}),
     "convnext_atto": (64, _CONVNEXT),
     "convnextv2_atto": (64, _CONVNEXT),
@@ -103,10 +103,9 @@ VISION: dict[str, tuple[int, dict[str, Any]]] = {
     "edgenext_xx_small": (64, {"depths": (1, 1, 2, 2), "dims": (8, 16, 16, 32)}),
     "eva02_tiny_patch14_224": (32, _VIT),
     "fastvit_t8": (64, {"layers": (1, 1, 1, 1), "embed_dims": (8, 8, 16, 16)}),
-    "focalnet_tiny_srf": (64, {"depths": (1, 1), "embed_dim": 16}),
-    "hiera_tiny_224": (64, {"img_size": (64, 64), "embed_dim": 16, "stages": (1, 1, 1)}),
-    "levit_128s": (64, {"img_size": 64, "embed_dim": (16, 32, 32), "depth": (1, 1, 1)}),
-    "mixer_s16_224": (32, {"img_size": 32, "embed_dim": 32, "num_blocks": 3, "patch_size": 8}),
+    "hiera_tiny_224": (64, {"img_size": (64, 64)}),
+    "levit_128s": (128, {"img_size": 128, "embed_dim": (16, 32, 32), "depth": (1, 1, 1)}),
+    "mixer_s16_224": (32, {"img_size": 32}),
     "mobilenetv2_050": (64, {}),
     "mobilenetv3_small_050": (64, {}),
     "mobilevit_xxs": (64, {}),
@@ -118,7 +117,6 @@ VISION: dict[str, tuple[int, dict[str, Any]]] = {
     "resnet10t": (64, {"layers": (1, 1, 1, 1), "channels": (8, 16, 16, 32)}),
     "swin_tiny_patch4_window7_224": (64, _SWIN),
     "swinv2_tiny_window8_256": (64, _SWIN),
-    "twins_svt_small": (64, {"img_size": 64, "depths": (1, 1, 1, 1), "embed_dims": (8, 16, 16, 32)}),
     "visformer_tiny": (64, {"img_size": 64, "embed_dim": 32, "depth": (1, 1, 2)}),
     "vit_base_patch16_siglip_224": (32, _VIT),
     "vit_base_patch32_clip_224": (32, _VIT),
@@ -226,7 +224,9 @@ def outcome(kind: str, name: str, strategy: str, layers: str) -> str:
 
 
 def _tensors(aligner: Aligner) -> dict[str, torch.Tensor]:
-    return {**dict(aligner.named_parameters()), **dict(aligner.named_buffers())}
+    saved = aligner.state_dict()
+    buffers = {name: buffer for name, buffer in aligner.named_buffers() if name in saved}
+    return {**dict(aligner.named_parameters()), **buffers}
 
 
 def features(tower: Tower) -> torch.Tensor:
