@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polyalign.config.shipped import find_shipped, read_toml, shipped_names
-from polyalign.utils.errors import UserError
+from polyalign.utils.errors import UserError, did_you_mean
 
 _WITHOUT_SPACES = ("Hani", "Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt")
 
@@ -62,3 +62,10 @@ def load_language(code: str) -> Lang:
 def describe_error(error: ValidationError) -> str:
     """Describe a validation error in one line: where and what."""
     return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'top level'}: {e['msg']}" for e in error.errors())
+
+
+def unknown_key_hint(error: ValidationError, model: type[BaseModel]) -> str:
+    """Return a hint at the keys of the model if the first error is an unknown key, else nothing."""
+    first = error.errors()[0]
+    unknown = first["type"] == "extra_forbidden"
+    return f"; {did_you_mean(str(first['loc'][-1]), model.model_fields)}" if unknown else ""

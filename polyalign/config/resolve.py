@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from polyalign.config import source_spec
 from polyalign.config.budget import PairBudget, TimeBudget, parse_budgets
-from polyalign.config.language import describe_error, load_language
+from polyalign.config.language import describe_error, load_language, unknown_key_hint
 from polyalign.config.plugins import load_plugin, plugin_names
 from polyalign.config.schema import Recipe, merge
 from polyalign.config.shipped import find_shipped, read_toml
@@ -145,7 +145,7 @@ def _hint(error: ValidationError, raw: dict[str, Any]) -> str:
         model = field.annotation if field is not None else None
         if not (isinstance(model, type) and issubclass(model, BaseModel)):
             return ""
-    return f"; {did_you_mean(str(first['loc'][-1]), model.model_fields)}"
+    return unknown_key_hint(error, model)
 
 
 def gather_overrides(

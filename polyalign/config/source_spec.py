@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from polyalign.config.language import describe_error, language_codes
+from polyalign.config.language import describe_error, language_codes, unknown_key_hint
 from polyalign.config.plugins import load_plugin, plugin_names
 from polyalign.utils.errors import UserError, did_you_mean
 
@@ -37,9 +37,8 @@ class SourceSpec(BaseModel):
             return module, module.Config(**self.options)
         except ValidationError as error:
             first = error.errors()[0]
-            hint = place(self.name) if first["type"] == "missing" and first["loc"] == ("root",) else ""
-            if first["type"] == "extra_forbidden":
-                hint = f"; {did_you_mean(str(first['loc'][-1]), module.Config.model_fields)}"
+            no_root = first["type"] == "missing" and first["loc"] == ("root",)
+            hint = place(self.name) if no_root else unknown_key_hint(error, module.Config)
             raise UserError(f"{self.name}: {describe_error(error)}{hint}") from error
 
     def languages(self) -> list[str] | None:

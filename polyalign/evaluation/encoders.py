@@ -1,4 +1,4 @@
-"""What can be evaluated: anything that turns images and captions into unit vectors of one space."""
+"""Encoders: models that embed images and captions as unit vectors in one space."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from polyalign.config.schema import Cache, Recipe
 from polyalign.data.pairs import ImageRef
@@ -39,7 +40,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Aligned:
-    """A finished run as an encoder; the output of its frozen layers is cached on disk."""
+    """A finished run as an encoder; the outputs of its frozen layers are cached on disk."""
 
     name: str
     aligner: Aligner
@@ -48,27 +49,19 @@ class Aligned:
     folder: Path
 
     def encode_image(self, images: Sequence[ImageRef]) -> Vectors:
-        """Return unit vectors ``(N, D)``.
-
-        Raises:
-            UserError: the cache would exceed its limit.
-        """
+        """Return unit vectors ``(N, D)``; a cache that would exceed its limit is a ``UserError``."""
         cut, _ = self.aligner.cuts()
         return embed_images(self.aligner, feature_cache.image_features(self.aligner.vision, images, cut, self.cache))
 
     def encode_text(self, texts: Sequence[str]) -> Vectors:
-        """Return unit vectors ``(N, D)``.
-
-        Raises:
-            UserError: the cache would exceed its limit.
-        """
+        """Return unit vectors ``(N, D)``; a cache that would exceed its limit is a ``UserError``."""
         _, cut = self.aligner.cuts()
         return embed_captions(self.aligner, feature_cache.caption_features(self.aligner.text, texts, cut, self.cache))
 
 
 @dataclass
 class ImageMemory:
-    """An encoder that embeds each image once, however many languages and benchmarks describe it."""
+    """An encoder that embeds each image once for all languages and benchmarks."""
 
     encoder: Encoder
     _known: dict[str, Vectors] = field(default_factory=dict)
@@ -92,12 +85,18 @@ class ImageMemory:
 
 
 def aligner_of(encoder: Encoder) -> Aligner:
-    """Return the aligner inside an encoder, for tasks that look into its towers.
+    """Return the aligner of a run, for tasks that use its towers.
 
     Raises:
-        UserError: the encoder is an external model, whose towers are not at hand.
+        UserError: the encoder is an external model.
     """
     inner = encoder.encoder if isinstance(encoder, ImageMemory) else encoder
     if not isinstance(inner, Aligned):
         raise UserError(f"{encoder.name} is not a run of polyalign: this task compares the towers of a run")
     return inner.aligner
+
+
+def device() -> torch.device:
+    """Return the accelerator if there is one, else the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")
