@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,12 @@ from polyalign.models import feature_cache
 from polyalign.models.aligner import Aligner
 from polyalign.models.embed import embed_captions, embed_images
 from polyalign.utils.errors import UserError
+from polyalign.utils.progress import progress
 
+T = TypeVar("T")
 Vectors = npt.NDArray[np.float32]
+
+_BATCH = 64
 
 
 class Encoder(Protocol):
@@ -94,6 +98,16 @@ def aligner_of(encoder: Encoder) -> Aligner:
     if not isinstance(inner, Aligned):
         raise UserError(f"{encoder.name} is not a run of polyalign: this task compares the towers of a run")
     return inner.aligner
+
+
+@torch.no_grad()
+def in_batches(items: Sequence[T], encode: Callable[[Sequence[T]], torch.Tensor], task: str) -> Vectors:
+    """Return the vectors ``(N, D)`` of N items, encoded in batches; ``task`` names the progress bar."""
+    parts = []
+    for start in range(0, len(items), _BATCH):
+        parts.append(encode(items[start : start + _BATCH]).float().cpu().numpy())
+        progress(task, min(start + _BATCH, len(items)), len(items))
+    return np.concatenate(parts)
 
 
 def device() -> torch.device:

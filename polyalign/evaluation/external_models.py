@@ -13,19 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
 from polyalign.data.pairs import ImageRef
-from polyalign.evaluation.encoders import Vectors, device
+from polyalign.evaluation.encoders import Vectors, device, in_batches
 from polyalign.models.towers.common import masked_pool
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError, did_you_mean
-from polyalign.utils.progress import progress
 
-_BATCH = 64
 # The vision towers that M-CLIP's text towers were trained to match (see its model card), by open_clip name.
 _MCLIP_VISION = {
     "XLM-Roberta-Large-Vit-B-32": "ViT-B-32/openai",
@@ -45,11 +42,11 @@ class ExternalModel:
 
     def encode_image(self, images: Sequence[ImageRef]) -> Vectors:
         """Return unit vectors ``(I, D)``."""
-        return _embed(images, lambda batch: self.images([one.open() for one in batch]), "images")
+        return in_batches(images, lambda batch: _unit(self.images([one.open() for one in batch])), "embedding images")
 
     def encode_text(self, captions: Sequence[str]) -> Vectors:
         """Return unit vectors ``(C, D)``."""
-        return _embed(captions, lambda batch: self.captions(list(batch)), "captions")
+        return in_batches(captions, lambda batch: _unit(self.captions(list(batch))), "embedding captions")
 
 
 def is_external(model: str) -> bool:
@@ -75,14 +72,8 @@ def load(model: str) -> ExternalModel:
         raise UserError(f"{model} cannot be loaded: {reason}") from error
 
 
-@torch.no_grad()
-def _embed(items: Sequence[Any], run: Callable[[Sequence[Any]], torch.Tensor], what: str) -> Vectors:
-    parts = []
-    for start in range(0, len(items), _BATCH):
-        features = run(items[start : start + _BATCH]).float()
-        parts.append(F.normalize(features, dim=-1).cpu().numpy())
-        progress(f"embedding {what}", min(start + _BATCH, len(items)), len(items))
-    return np.concatenate(parts)
+def _unit(features: torch.Tensor) -> torch.Tensor:
+    return F.normalize(features.float(), dim=-1)
 
 
 def _open_clip(name: str) -> ExternalModel:

@@ -303,7 +303,7 @@ def _tables(found: Found) -> Iterator[PairTable]:
             if report.bad:
                 logger.info(f"{table.name}: left out {report.describe()}")
             tried.update(new.image_ids)
-            bad.update(one.image_id for one in report.bad)
+            bad.update(image.image_id for image in report.bad)
         table = table.without_images(bad) if bad else table
         spoken = table.without_empty_captions()
         if len(spoken) < len(table):
