@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from rich.table import Table
 
 from polyalign.config import source_spec
@@ -64,7 +64,13 @@ class Suite(BaseModel):
 
     name: str
     description: str = ""
-    benchmarks: tuple[Benchmark, ...] = Field(min_length=1)
+    benchmarks: tuple[Benchmark, ...]
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Suite:
+        if not self.benchmarks:
+            raise ValueError("it names no [[benchmarks]]")
+        return self
 
     def within(self, root: Path, images: Path | None, *, allow_missing: bool) -> Suite:
         """Return the suite with relative paths below ``root``, and ``images`` as the default folder of photos."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from polyalign.evaluation import tables
 from polyalign.evaluation.results import LeftOut, Run
 from polyalign.experiments import report
 from polyalign.experiments.micro_batch import fit
-from polyalign.experiments.run_folders import run_name
+from polyalign.experiments.run_folders import run_name, versioned_digest
 from polyalign.experiments.workers import RECIPE, Outcome, Pool, restarts
 from polyalign.training import train
 from polyalign.utils import storage
@@ -34,14 +33,10 @@ LR_FACTORS = (0.3, 1.0, 3.0)
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One run of the grid.
+    """One run of the grid, trained in ``folder``.
 
-    Attributes:
-        recipe: the resolved recipe.
-        folder: where it trains.
-        result: file of the result.
-        left_out: file with the reason if the run failed.
-        tuned: the values tried on dev, by key of the recipe.
+    ``result`` is the file of the result, ``left_out`` the file with the reason if the run failed. ``tuned`` are the
+    values tried on dev, by key of the recipe.
     """
 
     recipe: Recipe
@@ -92,17 +87,14 @@ class Job:
 
     def dev(self) -> float:
         """Return the best mean recall on dev; -1 if the run failed."""
-        return (
-            max(look.dev_mean_recall for look in Run.load_json(self.result).dev_evaluations) if self.is_done() else -1.0
-        )
+        if not self.is_done():
+            return -1.0
+        return max(one.dev_mean_recall for one in Run.load_json(self.result).dev_evaluations)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the grid: the runs that differ only in their seed.
-
-    ``micro_batch`` is the size that fits the memory budget; None keeps that of the recipe.
-    """
+    """Runs of the grid that differ only in their seed; ``micro_batch`` is the size that fits a memory budget."""
 
     recipe: str
     lang: str
@@ -113,17 +105,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """The product of recipes, languages, budgets, strategies and seeds, trained on the same pairs.
+    """The product of recipes (names or paths), languages, budgets, strategies and seeds, trained on the same pairs.
 
-    Attributes:
-        recipes: names or paths.
-        langs: default: the languages of each recipe.
-        budgets: default: the budget of the recipe.
-        strategies: default: ``STRATEGIES``.
-        seeds: number of seeds.
-        overrides: keys of the recipe to change in all runs.
-        out: folder of the results.
-        work: folder of the trained runs.
+    By default, languages and budgets are those of each recipe, and strategies are ``STRATEGIES``. ``overrides`` are
+    keys of the recipe to change in all runs, ``out`` is the folder of the results, ``work`` that of the trained runs.
     """
 
     recipes: tuple[str, ...]
@@ -158,7 +143,10 @@ class Grid:
         Raises:
             UserError: an unknown name, or an invalid setting.
         """
-        usual: dict[str, Any] = {"test": self._test(cell)}
+        test: dict[str, Any] = {"knowledge": True}
+        if "source" not in self.overrides:
+            test["languages"] = transfer_languages(cell.recipe, cell.lang)
+        usual: dict[str, Any] = {"test": test}
         own: dict[str, Any] = {"train": {"seed": seed}}
         if cell.budget is not None:
             own = merge(own, budget_overrides(cell.budget))
@@ -166,26 +154,17 @@ class Grid:
             usual["optim"] = own["optim"] = {"micro_batch": cell.micro_batch}
         if lr is not None:
             own = merge(own, {"optim": {"lr": lr}})
-        table = merge(merge({"test": usual["test"]}, self.overrides), own)
-        recipe = resolve(cell.recipe, cell.lang, cell.strategy, table)
-        name = "-".join([run_name(recipe, cell.recipe, usual), *self._source()])
+        recipe = resolve(cell.recipe, cell.lang, cell.strategy, merge(merge({"test": test}, self.overrides), own))
+        name = run_name(recipe, cell.recipe, usual)
+        source = self.overrides.get("source", {})
+        if "name" in source:  # other data than the recipe's
+            name += f"-{Path(source['root']).resolve().stem if 'root' in source else source['name']}"
         return Job(
             recipe,
-            (self.work / f"{name}-{_digest(recipe)}").resolve(),
+            (self.work / f"{name}-{versioned_digest(recipe)}").resolve(),
             self.out / report.RUNS / f"{name}.json",
             self.out / report.LEFT_OUT / f"{name}.json",
         )
-
-    def _test(self, cell: Cell) -> dict[str, Any]:
-        """Return what is measured: retention, and other languages if the data is the recipe's own."""
-        own_data = "source" not in self.overrides
-        return {"knowledge": True} | ({"languages": transfer_languages(cell.recipe, cell.lang)} if own_data else {})
-
-    def _source(self) -> Iterator[str]:
-        """Yield the name of the data if it is not the recipe's own."""
-        source = self.overrides.get("source", {})
-        if "name" in source:
-            yield Path(source["root"]).resolve().stem if "root" in source else source["name"]
 
 
 def run_grid(grid: Grid, workers: Pool, *, tune: bool) -> list[Path]:
@@ -260,8 +239,3 @@ def _run(jobs: Sequence[Job], task: str, workers: Pool) -> dict[Job, Outcome]:
             job.collect()
     open_jobs = [job for job in jobs if not job.is_done()]
     return workers.run(open_jobs, task, already=len(jobs) - len(open_jobs), done=Job.collect)
-
-
-def _digest(recipe: Recipe) -> str:
-    """Hash the recipe and the version of polyalign, so that each folder holds one run."""
-    return hashlib.sha256(f"{polyalign.__version__}\n{recipe.to_toml()}".encode()).hexdigest()[:8]

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import polyalign
 from polyalign.config.resolve import budget_overrides, resolve
 from polyalign.config.schema import Recipe, merge
 from polyalign.evaluation.results import Run
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def default_folder(recipe: Recipe, recipe_file: str) -> Path:
-    """Return the folder in ``./runs`` that a run is trained into by default (see ``run_name``)."""
+    """Return the default folder of a run, in ``./runs`` (see ``run_name``)."""
     return Path("runs") / run_name(recipe, recipe_file)
 
 
@@ -50,7 +51,7 @@ def run_name(recipe: Recipe, recipe_file: str, usual: dict[str, Any] | None = No
 
 
 def _plain(recipe: Recipe, recipe_file: str, usual: dict[str, Any]) -> Recipe | None:
-    """Resolve the recipe file with no settings but those in the name of a run; None if it needs others."""
+    """Resolve the recipe file with only the settings in the name of a run; None if it needs others."""
     named: dict[str, Any] = {
         "strategy": {key: recipe.strategy[key] for key in ("towers", "layers")},
         "data": {"budget": None},
@@ -60,8 +61,13 @@ def _plain(recipe: Recipe, recipe_file: str, usual: dict[str, Any]) -> Recipe | 
         named = merge(named, budget_overrides(recipe.budget))
     try:
         return resolve(recipe_file, recipe.lang, recipe.strategy["name"], merge(named, usual))
-    except UserError:  # such as a source without its root: every run of the recipe has a digest
+    except UserError:  # e.g. a source without its root: the names of all runs have a digest
         return None
+
+
+def versioned_digest(recipe: Recipe) -> str:
+    """Return a hash of the recipe and the version of polyalign, for the name of a folder that only this run uses."""
+    return hashlib.sha256(f"{polyalign.__version__}\n{recipe.to_toml()}".encode()).hexdigest()[:8]
 
 
 def _digest(recipe: Recipe) -> str:
@@ -87,7 +93,7 @@ def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -
         _delete_run(folder)
     if not main:
         logging.getLogger("polyalign").setLevel(logging.ERROR)
-    # The main process looks into the folder for all: on another machine it may not be visible.
+    # Only the main process reads the folder, which other machines may not share.
     finished = from_main_process((folder / train.RESULT).exists())
     begun = from_main_process((folder / train.STATE).exists())
     if finished:

@@ -254,7 +254,7 @@ def test_resampling_is_seeded_and_blocks_do_not_change_it(monkeypatch: pytest.Mo
     whole = resampled(hits, seed=3)
     assert np.array_equal(whole, resampled(hits, seed=3))
     assert not np.array_equal(whole, resampled(hits, seed=4))
-    monkeypatch.setattr(ranking, "_SCORES_PER_BLOCK", 50 * 64)
+    monkeypatch.setattr(bootstrap, "_SCORES_PER_BLOCK", 50 * 64)
     assert np.array_equal(whole, resampled(hits, seed=3))
 
 
