@@ -1,12 +1,12 @@
-"""The results of a folder as a pandas DataFrame, one row a run."""
+"""The results of a folder as a pandas DataFrame, one row per run."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyalign.evaluation.results import Retrieval, Run, Score, recall_scores
-from polyalign.experiments.report import COLUMNS, load_runs
+from polyalign.evaluation.results import Retrieval, Run, recall_scores
+from polyalign.experiments.report import by_column, load_runs
 from polyalign.experiments.significance import flatten
 
 if TYPE_CHECKING:
@@ -52,15 +52,5 @@ def _row(run: Run) -> dict[str, Any]:
 
 
 def _recalls(result: Retrieval) -> dict[str, float]:
-    return {
-        f"{name}{end}": value
-        for name, score in zip(COLUMNS, _scores(result), strict=True)
-        for end, value in (("", score.value), ("_low", score.low), ("_high", score.high))
-    }
-
-
-def _scores(result: Retrieval) -> tuple[Score, ...]:
-    """Return the seven scores; intervals come from the ranks, if saved, as older files have bootstrap intervals."""
-    if result.text_to_image.ranks:
-        return recall_scores([result.hits()])
-    return (*result.text_to_image.recall.values(), *result.image_to_text.recall.values(), result.mean_recall)
+    """Return the recalls by column; intervals are computed from the ranks if saved, as those of older files differ."""
+    return by_column(recall_scores([result.hits()]) if result.text_to_image.ranks else result.scores)

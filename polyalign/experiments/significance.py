@@ -10,7 +10,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -109,9 +109,14 @@ class Comparison:
         return ", ".join(self.recipes)
 
     @property
+    def runs(self) -> list[Run]:
+        """The runs of all methods."""
+        return [run for method in self.methods for run in method.runs]
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """The seeds of all methods."""
-        return tuple(sorted({run.seed for method in self.methods for run in method.runs}))
+        return tuple(sorted({run.seed for run in self.runs}))
 
 
 def comparisons(runs: Iterable[Run], left_out: Iterable[LeftOut] = ()) -> list[Comparison]:
@@ -151,7 +156,12 @@ def _rival_recipe(run: Run | LeftOut) -> str | None:
 def _comparison(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Comparison:
     groups = [sorted(group, key=lambda run: run.seed) for group in _group(runs, _settings).values()]
     groups.sort(key=lambda group: str(_settings(group[0])))
-    _refuse_twins(groups)
+    for one, other in chain.from_iterable(map(pairwise, groups)):
+        if one.seed == other.seed:
+            raise UserError(
+                f"there are two results of {one.strategy}, {one.lang}, {one.budget}, seed {one.seed} "
+                f"(recipe {one.recipe.get('name')}): remove one"
+            )
     hits = [[run.test[0].hits() for run in group] for group in groups]
     scores = [recall_scores(seeds) for seeds in hits]
     leader = max(range(len(groups)), key=lambda i: scores[i][_MEAN_RECALL].value)
@@ -181,16 +191,6 @@ def _comparison(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Comparison:
     )
 
 
-def _refuse_twins(groups: Sequence[Sequence[Run]]) -> None:
-    for group in groups:
-        for one, other in pairwise(group):
-            if one.seed == other.seed:
-                raise UserError(
-                    f"there are two results of {one.strategy}, {one.lang}, {one.budget}, seed {one.seed} "
-                    f"(recipe {one.recipe.get('name')}): remove one"
-                )
-
-
 def _tested(hits: Sequence[Sequence[Hits]], leader: int) -> Sequence[AgainstBest | None]:
     """Test each method against the best of the others; None for all if the leader cannot be tested."""
     untested = [None] * len(hits)
@@ -212,19 +212,17 @@ def _standing(tested: AgainstBest | None) -> Standing:
 
 def _settings(run: Run) -> Hashable:
     """Return all settings except the seed."""
-    return run.strategy, run.towers, json.dumps(_without_seed(run.recipe), sort_keys=True)
+    return run.strategy, run.towers, json.dumps(_without_seed(run), sort_keys=True)
 
 
-def _without_seed(recipe: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: {k: v for k, v in value.items() if k != "seed"} if key == "train" and isinstance(value, dict) else value
-        for key, value in recipe.items()
-    }
+def _without_seed(run: Run) -> dict[str, Any]:
+    """Return the recipe by dotted keys, without the seed."""
+    return {key: value for key, value in flatten(run.recipe) if key != "train.seed"}
 
 
 def _options(groups: Sequence[Sequence[Run]]) -> list[str]:
     """Return the settings in which groups of the same strategy and towers differ, with the recipe if it varies."""
-    flat = [dict(flatten(_without_seed(group[0].recipe))) for group in groups]
+    flat = [_without_seed(group[0]) for group in groups]
     kinds = [(group[0].strategy, group[0].towers, _recipe_name(group[0])) for group in groups]
     several = len({recipe for _, _, recipe in kinds}) > 1
     labels = []
