@@ -27,7 +27,7 @@ SetTask = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
-        help="Change any key of the recipe, or an option of the task: --set cache.precision=bf16, --set task.NAME=VALUE.",
+        help="Change any key of the recipe, such as cache.precision=bf16, or an option of the task: task.NAME=VALUE.",
     ),
 ]
 Model = Annotated[str, typer.Argument(help="Folder of a run; or open_clip:NAME/PRETRAINED, hf:NAME, mclip:NAME.")]

@@ -41,6 +41,17 @@ class Request:
     split: str = "test"
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, model: str | Path | Encoder, *request: Any) -> Request:
+        """Make the request for a model, without loading its towers."""
+        if not isinstance(model, str | Path):
+            return cls(model.name, model.recipe if isinstance(model, Aligned) else None, *request)
+        recipe = None
+        if not external_models.is_external(str(model)):
+            checkpoint.check_finished(Path(model))
+            recipe = read_recipe(Path(model) / checkpoint.RECIPE)
+        return cls(str(model), recipe, *request)
+
     def codes(self) -> list[str]:
         """Return the languages, by default that of the run.
 
@@ -52,10 +63,6 @@ class Request:
         if self.recipe is None:
             raise UserError(f"{self.model} has no default language: name one with --lang")
         return [self.recipe.lang]
-
-    def is_other_data(self) -> bool:
-        """Return whether the data may contain training images: the run's dev and test were checked in training."""
-        return self.split == "train" or "source" in self.overrides
 
     def recipe_for(self, lang: str) -> Recipe:
         """Return the recipe that loads the data in a language.
@@ -114,15 +121,16 @@ def evaluate(
     """
     module = load_plugin("tasks", task)
     config = configure(module, task, options or {})
-    request = Request(_name(model), _recipe(model), tuple(langs), split, overrides or {})
+    request = Request.of(model, tuple(langs), split, overrides or {})
+    checked_in_training = gallery is None and split != "train" and "source" not in request.overrides
     with progress_bars():
-        own = getattr(module, "galleries", _pair_tables)
+        own = getattr(module, "galleries", lambda request, _: request.tables())
         galleries: Iterator[Any] = own(request, config) if gallery is None else iter([gallery])
         first = next(galleries)  # reports wrong data before a large model is loaded
         encoder = ImageMemory(open_model(model, request.overrides.get("cache")))
         results = []
         for one in itertools.chain([first], galleries):
-            if gallery is not None or request.is_other_data():
+            if not checked_in_training:
                 _check_training_images(encoder.encoder, one)
             results.append(module.score(encoder, one, config))
         return results
@@ -136,7 +144,7 @@ def evaluate_suite(
     Raises:
         UserError: no such model, or benchmarks of the suite are missing and ``allow_absent`` is false.
     """
-    codes = Request(_name(model), _recipe(model), tuple(langs)).codes()
+    codes = Request.of(model, tuple(langs)).codes()
     ready = suites.find(suite, codes, allow_absent=allow_absent)
     with progress_bars():
         encoder = open_model(model)
@@ -188,24 +196,5 @@ def renderer(task: str) -> Callable[[Sequence[Any]], Any]:
     return getattr(load_plugin("tasks", task), "render", _as_json)
 
 
-def _pair_tables(request: Request, config: Any) -> Iterator[PairTable]:
-    return request.tables()
-
-
 def _as_json(results: Sequence[Record]) -> str:
     return "[" + ",\n".join(result.model_dump_json(indent=2) for result in results) + "]"
-
-
-def _name(model: str | Path | Encoder) -> str:
-    return str(model) if isinstance(model, str | Path) else model.name
-
-
-def _recipe(model: str | Path | Encoder) -> Recipe | None:
-    """Read the recipe of a run without loading its towers."""
-    if not isinstance(model, str | Path):
-        return model.recipe if isinstance(model, Aligned) else None
-    if external_models.is_external(str(model)):
-        return None
-    folder = Path(model)
-    checkpoint.check_finished(folder)
-    return read_recipe(folder / checkpoint.RECIPE)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,11 +16,14 @@ from polyalign.config.language import language_codes, load_language
 from polyalign.config.schema import complete
 from polyalign.evaluation import tables
 from polyalign.evaluation.ranking import RECALL_AT, with_mean
-from polyalign.evaluation.results import LeftOut, Run, Score
+from polyalign.evaluation.results import LeftOut, Retrieval, Run, Score, recall_scores
 from polyalign.experiments import figures, quotes
 from polyalign.experiments.significance import SIGNIFICANCE, Comparison, Method, comparisons, flatten
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 RUNS, LEFT_OUT = "runs", "left-out"
 INDEX = "README.md"
@@ -84,7 +87,7 @@ def texts(found: Sequence[Comparison]) -> dict[str, str]:
     return files
 
 
-def by_column(scores: Sequence[Score]) -> dict[str, float]:
+def _by_column(scores: Sequence[Score]) -> dict[str, float]:
     """Return the six recalls and the mean recall, with their limits, by column of CSV files and data frames."""
     return {
         f"{name}{end}": value
@@ -286,6 +289,47 @@ def _transfer(comparison: Comparison) -> str:
     return f"Mean recall in languages not trained on:\n\n{tables.markdown(['strategy', *langs], rows)}"
 
 
+def results(folder: Path) -> DataFrame:
+    """Return all runs in ``folder/runs`` as rows, in the order of the file names.
+
+    Columns: the facts of each run (``lang``, ``strategy``, ``seed``, ``trainable``, ``seconds``, ...); its recalls as
+    fractions (``text_to_image_r1`` to ``mean_recall``), each with ``_low`` and ``_high`` over test images only; those
+    of the untrained projection (``untrained_mean_recall``, ...); ``retention``; the best ``dev_mean_recall``; the mean
+    recall in other languages (``mean_recall.de``); all settings (``recipe.optim.lr``); ``versions.torch`` and the like;
+    and the values tried for a tuned setting (``tuned.optim.lr``). A value that a run does not have is missing.
+
+    Raises:
+        UserError: there are no runs, or a file cannot be read.
+    """
+    from pandas import DataFrame
+
+    return DataFrame([_run_row(run) for run in load_runs(folder)])
+
+
+def _run_row(run: Run) -> dict[str, Any]:
+    test, *others = run.test
+    return {
+        **run.model_dump(exclude={"recipe", "versions", "tuned", "untrained", "test", "dev_evaluations", "retention"}),
+        "cost_seconds": run.cost_seconds,
+        "gallery": test.gallery,
+        "gallery_images": test.images,
+        "gallery_captions": test.captions,
+        **_recalls(test),
+        **{f"untrained_{name}": value for name, value in _recalls(run.untrained).items()},
+        "retention": None if run.retention is None else run.retention.kept,
+        "dev_mean_recall": max((one.dev_mean_recall for one in run.dev_evaluations), default=None),
+        **{f"mean_recall.{other.lang}": other.mean_recall.value for other in others},
+        **dict(flatten(run.recipe, "recipe.")),
+        **dict(flatten(run.versions, "versions.")),
+        **{f"tuned.{key}": values for key, values in run.tuned.items()},
+    }
+
+
+def _recalls(result: Retrieval) -> dict[str, float]:
+    """Return the recalls by column; intervals are computed from the ranks if saved, as those of older files differ."""
+    return _by_column(recall_scores([result.hits()]) if result.text_to_image.ranks else result.scores)
+
+
 def _csv(found: Sequence[Comparison]) -> str:
     from pandas import DataFrame
 
@@ -317,7 +361,7 @@ def _csv_row(comparison: Comparison, method: Method) -> dict[str, object]:
         "seeds": " ".join(str(run.seed) for run in method.runs),
         "trainable": first.trainable,
         "total": first.total,
-        **{name: f"{value:.4f}" for name, value in by_column(method.scores).items()},
+        **{name: f"{value:.4f}" for name, value in _by_column(method.scores).items()},
         "intervals_over": method.covers,
         "seconds": round(method.mean(lambda run: run.seconds), 1),
         "cpu_seconds": round(method.mean(lambda run: run.cpu_seconds), 1),
