@@ -59,10 +59,6 @@ class Job:
         told = not self.tuned or run.tuned == self.tuned
         return same and told and run.versions.get("polyalign") == polyalign.__version__
 
-    def is_trained(self) -> bool:
-        """Return whether the run is finished in its folder, whose name identifies recipe and version."""
-        return (self.folder / train.RESULT).is_file()
-
     def collect(self) -> str:
         """Copy the result to the report, with its restarts and tuning, and return it as a line of text."""
         run = Run.load_json(self.folder / train.RESULT)
@@ -213,9 +209,13 @@ def _fitted(grid: Grid, cells: Sequence[Cell], workers: Pool) -> list[Cell]:
 
 def _tuned(grid: Grid, cells: Sequence[Cell], workers: Pool) -> list[Job]:
     """Choose the learning rate of each cell on dev with the first seed, and return the jobs that use it."""
-    trials = {cell: _trials(grid, cell) for cell in cells}
-    every = [trial for tried in trials.values() for trial in tried]
-    _run(every, "tuning on dev", workers)
+    trials: dict[Cell, list[Job]] = {}
+    for cell in cells:
+        preset = grid.job(cell, seed=0).recipe.optim.lr
+        jobs = [grid.job(cell, seed=0, lr=float(f"{preset * factor:.2g}")) for factor in LR_FACTORS]
+        # Results of tuning are kept out of the tables.
+        trials[cell] = [replace(job, result=grid.work / "tuning" / f"{job.folder.name}.json") for job in jobs]
+    _run([trial for tried in trials.values() for trial in tried], "tuning on dev", workers)
     best = {cell: max(tried, key=Job.dev).recipe.optim.lr for cell, tried in trials.items()}
     values = {cell: {"optim.lr": tuple(trial.recipe.optim.lr for trial in tried)} for cell, tried in trials.items()}
     return [
@@ -223,19 +223,10 @@ def _tuned(grid: Grid, cells: Sequence[Cell], workers: Pool) -> list[Job]:
     ]
 
 
-def _trials(grid: Grid, cell: Cell) -> list[Job]:
-    """Return the runs from which the learning rate of a cell is chosen; the tables do not include them."""
-    preset = grid.job(cell, seed=0).recipe.optim.lr
-    rates = [float(f"{preset * factor:.2g}") for factor in LR_FACTORS]
-    jobs = [grid.job(cell, seed=0, lr=rate) for rate in rates]
-    tuning = grid.work / "tuning"
-    return [replace(job, result=tuning / f"{job.folder.name}.json") for job in jobs]
-
-
 def _run(jobs: Sequence[Job], task: str, workers: Pool) -> dict[Job, Outcome]:
     """Run the jobs that have no result; finished runs are collected without a process. Return the failed jobs."""
     for job in jobs:
-        if not job.is_done() and job.is_trained():
+        if not job.is_done() and (job.folder / train.RESULT).is_file():  # the folder's name has recipe and version
             job.collect()
     open_jobs = [job for job in jobs if not job.is_done()]
     return workers.run(open_jobs, task, already=len(jobs) - len(open_jobs), done=Job.collect)

@@ -1,7 +1,7 @@
 """Comparisons of methods: which has the highest mean recall, and which are significantly worse.
 
 Runs that differ only in the seed are one method. Methods are compared if language, gallery, recipe and budget are the
-same; under a budget of time or memory, recipes are compared as well. Pure functions of the records.
+same; under a budget of time or memory, recipes are compared as well.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from polyalign.utils.errors import UserError
 SIGNIFICANCE = 0.05
 _MEAN_RECALL = -1
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 Standing = Literal["best", "level", "worse", "untested"]
 
@@ -33,13 +34,13 @@ class Method:
     """One way of training, over its seeds.
 
     Attributes:
-        strategy: the strategy's name.
+        strategy: name of the strategy.
         towers: which towers it adapts.
         options: the settings that differ from those of other methods with the same strategy and towers.
-        runs: one run a seed, in the order of the seeds.
-        scores: the six recalls and the mean recall, averaged over the seeds; their intervals cover ``covers``.
+        runs: one run per seed, in the order of the seeds.
+        scores: the six recalls and the mean recall, averaged over the seeds, with intervals over ``covers``.
         standing: ``best`` has the highest mean recall; ``level`` is not significantly different from it, ``worse`` is
-            significantly worse; ``untested`` cannot be tested against it, as one of the two has one seed.
+            significantly worse; ``untested`` is not tested, since one of the two has one seed.
         against_best: the difference in mean recall to the best of the other methods; None if it is not tested.
     """
 
@@ -68,7 +69,7 @@ class Method:
 
     @property
     def name(self) -> str:
-        """The strategy with all that sets the method apart."""
+        """The strategy, with the towers and options that distinguish the method."""
         towers = "" if self.towers == "both" else f", {self.towers} tower"
         return self.strategy + towers + (f", {self.options}" if self.options else "")
 
@@ -127,7 +128,7 @@ def comparisons(runs: Iterable[Run], left_out: Iterable[LeftOut] = ()) -> list[C
     """
     missing = list(left_out)
     found = []
-    for group in _group(runs, _terms).values():
+    for group in grouped(runs, _terms).values():
         conditions = {_conditions(run) for run in group}
         found.append(_comparison(group, [one for one in missing if _conditions(one) in conditions]))
     return sorted(found, key=lambda c: (c.lang, c.gallery.gallery, c.recipe, c.methods[0].runs[0].pairs, c.budget))
@@ -154,7 +155,7 @@ def _rival_recipe(run: Run | LeftOut) -> str | None:
 
 
 def _comparison(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Comparison:
-    groups = [sorted(group, key=lambda run: run.seed) for group in _group(runs, _settings).values()]
+    groups = [sorted(group, key=lambda run: run.seed) for group in grouped(runs, _settings).values()]
     groups.sort(key=lambda group: str(_settings(group[0])))
     for one, other in chain.from_iterable(map(pairwise, groups)):
         if one.seed == other.seed:
@@ -252,8 +253,9 @@ def _average(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _group(items: Iterable[T], key: Callable[[T], Hashable]) -> dict[Hashable, list[T]]:
-    groups: dict[Hashable, list[T]] = defaultdict(list)
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Return the items by key, in the order of their first occurrence."""
+    groups: dict[K, list[T]] = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
     return groups
