@@ -56,8 +56,8 @@ class Job:
             return False
         run = Run.load_json(self.result)
         same = self.recipe.is_of(run.recipe)
-        told = not self.tuned or run.tuned == self.tuned
-        return same and told and run.versions.get("polyalign") == polyalign.__version__
+        same_tuning = not self.tuned or run.tuned == self.tuned
+        return same and same_tuning and run.versions.get("polyalign") == polyalign.__version__
 
     def collect(self) -> str:
         """Copy the result to the report, with its restarts and tuning, and return it as a line of text."""

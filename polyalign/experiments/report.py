@@ -121,7 +121,7 @@ def _index(found: Sequence[Comparison]) -> str:
         f"{_MADE_BY}\n{tables.markdown(header, rows)}\n"
         "Mean recall is the mean of R@1, R@5 and R@10 in both directions, in percent, with its 95 % interval: over "
         "test images and seeds, or over test images only where there is one seed. Methods are tested against the one "
-        f"with the highest mean recall; {_NO_TEST}.\n"
+        f"with the highest mean recall; {_NO_TEST}. `polyalign strategies` describes the strategies.\n"
     )
 
 
@@ -172,29 +172,29 @@ def _rules(comparison: Comparison) -> str:
     seeds = f"mean over seeds, with 95 % intervals over {methods[0].covers}"
     others = [method.name for method in methods if method.covers != methods[0].covers]
     covers = next(method.covers for method in methods if method.name == others[0]) if others else ""
-    said = [f"Percent found, {seeds}" + (f" ({', '.join(others)}: over {covers})." if others else ".")]
-    said.append("**Bold** is the highest mean recall.")
+    sentences = [f"Percent found, {seeds}" + (f" ({', '.join(others)}: over {covers})." if others else ".")]
+    sentences.append("**Bold** is the highest mean recall.")
     if found & {"level", "worse"}:
-        said.append(
+        sentences.append(
             "No mark is significantly worse, = is not significantly different from it (simultaneous tests of all pairs "
             f"over test images and seeds, family-wise level {100 * SIGNIFICANCE:.0f} %)."
         )
     if "untested" in found:
-        said.append(f"? is not tested against it: {_NO_TEST}.")
-    return " ".join(said)
+        sentences.append(f"? is not tested against it: {_NO_TEST}.")
+    return " ".join(sentences)
 
 
 def _measures(comparison: Comparison) -> str:
     """Explain the last two columns, if they have values."""
-    said = []
+    sentences = []
     if any(method.retention is not None for method in comparison.methods):
-        said.append(
+        sentences.append(
             "Retention: performance of the towers after training in percent of that before, averaged over sentence "
             "retrieval across languages and the vision probe."
         )
     if any(method.carried_over is not None for method in comparison.methods):
-        said.append("Other languages: mean recall in languages not trained on, averaged; each is listed below.")
-    return " ".join(said)
+        sentences.append("Other languages: mean recall in languages not trained on, averaged; each is listed below.")
+    return " ".join(sentences)
 
 
 def _footer(comparison: Comparison) -> str:
@@ -224,11 +224,11 @@ def _compute(comparison: Comparison) -> str:
     if not comparison.of_compute:
         return ""
     models = _each(comparison, lambda run: f"{_setting(run, 'vision.model')} and {_setting(run, 'text.model')}")
-    said = [f"Towers: {models}."]
+    sentences = [f"Towers: {models}."]
     if any(_setting(run, "train.max_memory_bytes") for run in comparison.runs):
         sizes = _each(comparison, lambda run: _setting(run, "optim.micro_batch") or _setting(run, "optim.batch_size"))
-        said.append(f"Micro-batch: {sizes}; the loss is that of the whole batch.")
-    return " ".join(said)
+        sentences.append(f"Micro-batch: {sizes}; the loss is that of the whole batch.")
+    return " ".join(sentences)
 
 
 def _left_out(comparison: Comparison) -> str:
@@ -254,11 +254,11 @@ def _tuning(comparison: Comparison) -> str:
     if not tuned:
         rates = _each(comparison, lambda run: _setting(run, "optim.lr"))
         return f"Nothing was tuned for this table; learning rates of the recipe: {rates}."
-    said = []
+    sentences = []
     for key, values in tuned.items():
         chosen = _each(comparison, partial(_setting, key=key))
-        said.append(f"Tuned on dev: `{key}` from {', '.join(map(str, values))}; chosen: {chosen}.")
-    return " ".join(said)
+        sentences.append(f"Tuned on dev: `{key}` from {', '.join(map(str, values))}; chosen: {chosen}.")
+    return " ".join(sentences)
 
 
 def _setting(run: Run, key: str) -> Any:

@@ -122,7 +122,13 @@ def prompts(gallery: Labelled, config: Config) -> tuple[tuple[str, ...], list[st
     Raises:
         UserError: a template has no ``{}``.
     """
-    templates = _templates(gallery.lang, config)
+    templates = class_names.openai_templates() if config.prompts == (class_names.OPENAI,) else config.prompts
+    if not templates and gallery.lang in language_codes():
+        templates = load_language(gallery.lang).prompts
+    templates = templates or ("{}",)
+    for template in templates:
+        if "{}" not in template:
+            raise UserError(f'the prompt "{template}" has no {{}} for the name of the class')
     texts = [template.replace("{}", name) for names in gallery.names for name in names for template in templates]
     counts = [len(names) * len(templates) for names in gallery.names]
     return templates, texts, np.repeat(np.arange(len(gallery.names)), counts)
@@ -147,11 +153,7 @@ def _named(found: Labelled, config: Config, langs: Sequence[str]) -> Iterator[La
 
 
 def _unreadable(found: Labelled) -> frozenset[str]:
-    """Return the keys of images that cannot be opened.
-
-    Raises:
-        UserError: they are more than one in a hundred.
-    """
+    """Return the keys of images that cannot be opened; more than one in a hundred are a ``UserError``."""
     ids = tuple(map(str, range(len(found.images))))
     table = PairTable(found.name, found.lang, "human", ids, found.images, ids, np.arange(len(ids)))
     _, checked = check_images(table, max_corrupt=0.01)
@@ -160,21 +162,11 @@ def _unreadable(found: Labelled) -> frozenset[str]:
     return frozenset(found.images[int(one.image_id)].key() for one in checked.bad)
 
 
-def _templates(lang: str, config: Config) -> tuple[str, ...]:
-    given = class_names.openai_templates() if config.prompts == (class_names.OPENAI,) else config.prompts
-    own = load_language(lang).prompts if lang in language_codes() else ()
-    templates = given or own or ("{}",)
-    for template in templates:
-        if "{}" not in template:
-            raise UserError(f'the prompt "{template}" has no {{}} for the name of the class')
-    return templates
-
-
 def centres(prompts: npt.NDArray[np.float32], class_of: ranking.Ints) -> ranking.Floats:
     """Return the means (C, D) of unit vectors (P, D) by class, scaled to unit length."""
     starts = np.flatnonzero(np.diff(class_of, prepend=-1))
-    centres = np.add.reduceat(prompts.astype(np.float64), starts, axis=0)
-    unit: ranking.Floats = centres / np.linalg.norm(centres, axis=1, keepdims=True).clip(1e-12)
+    sums = np.add.reduceat(prompts.astype(np.float64), starts, axis=0)
+    unit: ranking.Floats = sums / np.linalg.norm(sums, axis=1, keepdims=True).clip(1e-12)
     return unit
 
 
