@@ -31,15 +31,12 @@ class Encoder(Protocol):
     @property
     def name(self) -> str:
         """The name of the model in results."""
-        ...
 
     def encode_image(self, images: Sequence[ImageRef], /) -> Vectors:
         """Return unit vectors ``(N, D)``."""
-        ...
 
     def encode_text(self, texts: Sequence[str], /) -> Vectors:
         """Return unit vectors ``(N, D)``."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -244,6 +244,7 @@ def render(result: SuiteResult) -> Table:
     ]
     columns = ["captions by", "images", "captions", *(name.replace(" ", "\n") for name in tables.RECALL_NAMES)]
     table = tables.table(f"{result.suite}: {result.model}", "gallery", columns, "\n".join(notes))
+    table.columns[1].justify = "left"
     for _, same_gallery in itertools.groupby(result.results, key=lambda one: one.gallery):
         for one in same_gallery:
             sizes = (tables.searched(one), f"{one.captions:,}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.artist import Artist
@@ -65,7 +65,11 @@ def draw(found: Sequence[Comparison], folder: Path) -> list[Path]:
     A method has the same colour and marker in all of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    styles = _styles(method.name for comparison in found for method in comparison.methods)
+    methods = sorted({method.name for comparison in found for method in comparison.methods})
+    styles = {
+        name: {"color": _COLOURS[i % len(_COLOURS)], "marker": _SHAPES[i % len(_SHAPES)]}
+        for i, name in enumerate(methods)
+    }
     written = []
     for own in together(found):
         drawn = [
@@ -77,13 +81,6 @@ def draw(found: Sequence[Comparison], folder: Path) -> list[Path]:
             figure.savefig(folder / name, dpi=110)
             written.append(folder / name)
     return written
-
-
-def _styles(methods: Iterable[str]) -> dict[str, Style]:
-    return {
-        name: {"color": _COLOURS[i % len(_COLOURS)], "marker": _SHAPES[i % len(_SHAPES)]}
-        for i, name in enumerate(sorted(set(methods)))
-    }
 
 
 def _scatter(found: Sequence[Comparison], styles: dict[str, Style], of: Callable[[Run], float], what: str) -> Figure:

@@ -39,8 +39,7 @@ class Method:
         options: the settings that differ from those of other methods with the same strategy and towers.
         runs: one run per seed, in the order of the seeds.
         scores: the six recalls and the mean recall, averaged over the seeds, with intervals over ``covers``.
-        standing: ``best`` has the highest mean recall; ``level`` is not significantly different from it, ``worse`` is
-            significantly worse; ``untested`` is not tested, since one of the two has one seed.
+        best: whether it has the highest mean recall.
         against_best: the difference in mean recall to the best of the other methods; None if it is not tested.
     """
 
@@ -49,13 +48,17 @@ class Method:
     options: str
     runs: tuple[Run, ...]
     scores: tuple[Score, ...]
-    standing: Standing
+    best: bool
     against_best: AgainstBest | None
 
     @property
-    def best(self) -> bool:
-        """Whether it has the highest mean recall."""
-        return self.standing == "best"
+    def standing(self) -> Standing:
+        """Whether it is the best, level with it, significantly worse, or untested, as one of the two has one seed."""
+        if self.best:
+            return "best"
+        if self.p_value is None:
+            return "untested"
+        return "worse" if self.p_value < SIGNIFICANCE else "level"
 
     @property
     def p_value(self) -> float | None:
@@ -174,7 +177,7 @@ def _comparison(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Comparison:
             options=labels[i],
             runs=tuple(group),
             scores=scores[i],
-            standing="best" if i == leader else _standing(tested[i]),
+            best=i == leader,
             against_best=tested[i],
         )
         for i, group in enumerate(groups)
@@ -203,12 +206,6 @@ def _tested(hits: Sequence[Sequence[Hits]], leader: int) -> Sequence[AgainstBest
     if found[leader].p_value is None:
         return untested
     return [None if one.p_value is None else one for one in found]
-
-
-def _standing(tested: AgainstBest | None) -> Standing:
-    if tested is None or tested.p_value is None:
-        return "untested"
-    return "worse" if tested.p_value < SIGNIFICANCE else "level"
 
 
 def _settings(run: Run) -> Hashable:

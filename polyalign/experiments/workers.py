@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,16 +84,15 @@ class Pool:
             return {}
         failed: dict[J, Outcome] = {}
         with (_on_ray if self.on == "ray" else _here)(self.workers) as submit:
-            waiting = {submit(job): job for job in jobs}
-            while waiting:
-                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    job, outcome = waiting.pop(future), future.result()
-                    if outcome.problem:
-                        failed[job] = outcome
-                        logger.info(f"{job.folder.name}: {outcome.problem} (log: {job.folder / LOG})")
-                    else:
-                        logger.info(done(job))
-                    progress(task, total - len(waiting), total, job.folder.name)
+            submitted = {submit(job): job for job in jobs}
+            for count, future in enumerate(as_completed(submitted), already + 1):
+                job, outcome = submitted[future], future.result()
+                if outcome.problem:
+                    failed[job] = outcome
+                    logger.info(f"{job.folder.name}: {outcome.problem} (log: {job.folder / LOG})")
+                else:
+                    logger.info(done(job))
+                progress(task, count, total, job.folder.name)
         return failed
 
 
