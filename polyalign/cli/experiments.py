@@ -57,7 +57,6 @@ def compare(
     go_offline(offline)
     from polyalign.experiments.compare import Grid, run_grid
     from polyalign.experiments.workers import Pool
-    from polyalign.utils.progress import progress_bars
 
     changes = overrides(set_, towers=towers, layers=layers, data=data)
     grid = Grid(
@@ -70,9 +69,12 @@ def compare(
         out,
         Path("runs") / "compare",
     )
+    from polyalign.utils.progress import progress_bars
+
     try:
         with progress_bars():
-            written = run_grid(grid, Pool(workers, on), tune=tune)
+            workshop = Pool(workers, on)
+            written = run_grid(grid, workshop, tune=tune)
     except KeyboardInterrupt:
         say("interrupted; continue with the same command")
         raise typer.Exit(130) from None
