@@ -151,7 +151,7 @@ def results(folder: str | Path = "eval") -> pd.DataFrame:
     Raises:
         UserError: there are no results, or one cannot be read.
     """
-    from polyalign.experiments.results_frame import results as read
+    from polyalign.experiments.report import results as read
 
     return read(Path(folder))
 

@@ -1,4 +1,4 @@
-"""``polyalign eval``, ``zeroshot`` and ``retention``: what a trained run can do."""
+"""``polyalign eval``, ``zeroshot`` and ``retention``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from polyalign.cli.options import (
     Images,
     Json,
     Offline,
-    Set,
     app,
     comma_separated,
     console,
@@ -24,6 +23,13 @@ from polyalign.cli.options import (
 )
 from polyalign.utils.errors import UserError
 
+SetTask = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="Change any key of the recipe, such as cache.precision=bf16, or an option of the task: task.NAME=VALUE.",
+    ),
+]
 Model = Annotated[str, typer.Argument(help="Folder of a run; or open_clip:NAME/PRETRAINED, hf:NAME, mclip:NAME.")]
 
 
@@ -36,13 +42,13 @@ def evaluate(
     run: Model,
     lang: Annotated[
         str | None,
-        typer.Option(help="Languages, separated by commas; all in a suite. Default: the run's own."),
+        typer.Option(help="Languages, separated by commas; all: every language of a suite. Default: that of the run."),
     ] = None,
     task: Annotated[
         str,
         typer.Option(
             help="What to measure: retrieval, text-by-retrieval (chrF of the retrieved caption), zeroshot, retention, "
-            "or one of your ./tasks. Settings of the task: --set task.NAME=VALUE."
+            "or one of your ./tasks. Set options of the task with --set task.NAME=VALUE."
         ),
     ] = "retrieval",
     suite: Annotated[
@@ -60,7 +66,7 @@ def evaluate(
     images: Images = None,
     allow_missing: AllowMissing = False,
     split: Annotated[str, typer.Option(help="Split to measure: test, dev or train.")] = "test",
-    set_: Set = None,
+    set_: SetTask = None,
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
@@ -101,21 +107,22 @@ def zeroshot(
         str | None,
         typer.Option(
             help="Languages of the prompts, separated by commas; all: every language that --names has. "
-            "Default: the run's own."
+            "Default: that of the run."
         ),
     ] = None,
     names: Annotated[
         str | None,
         typer.Option(
-            help="Class names: a .tsv or .json file, or Babel-ImageNet's file; openai: CLIP's own for ImageNet."
+            help="Class names: a .tsv or .json file, or Babel-ImageNet's file; openai: those of CLIP for ImageNet."
         ),
     ] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option(help="A template with {} for the class; openai: CLIP's 80. Default: those of the language."),
+        typer.Option(help="A template with {} for the class; openai: the 80 of CLIP. Default: those of the language."),
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="Split of a Hugging Face dataset. Default: test, or its name for it.")
+        str | None,
+        typer.Option(help="Split of a Hugging Face dataset. Default: test, or the dataset's own name for that split."),
     ] = None,
     offline: Offline = False,
     as_json: Json = False,
@@ -136,11 +143,11 @@ def retention(
     data: DataOption = None,
     images: Images = None,
     allow_missing: AllowMissing = False,
-    set_: Set = None,
+    set_: SetTask = None,
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
-    """Measure what the towers of a run could do before training and still can: translations, a probe, distances."""
+    """Measure how much of the towers' original ability is left after training."""
     go_offline(offline)
     changes = overrides(set_, data=data, images=images, allow_missing=allow_missing)
     _measure(run, "retention", comma_separated(lang), "test", changes, as_json=as_json)

@@ -1,14 +1,15 @@
-"""What can be evaluated: anything that turns images and captions into unit vectors of one space."""
+"""Encoders: models that embed images and captions as unit vectors in one space."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from polyalign.config.schema import Cache, Recipe
 from polyalign.data.pairs import ImageRef
@@ -16,8 +17,12 @@ from polyalign.models import feature_cache
 from polyalign.models.aligner import Aligner
 from polyalign.models.embed import embed_captions, embed_images
 from polyalign.utils.errors import UserError
+from polyalign.utils.progress import progress
 
+T = TypeVar("T")
 Vectors = npt.NDArray[np.float32]
+
+_BATCH = 64
 
 
 class Encoder(Protocol):
@@ -26,20 +31,17 @@ class Encoder(Protocol):
     @property
     def name(self) -> str:
         """The name of the model in results."""
-        ...
 
     def encode_image(self, images: Sequence[ImageRef], /) -> Vectors:
         """Return unit vectors ``(N, D)``."""
-        ...
 
     def encode_text(self, texts: Sequence[str], /) -> Vectors:
         """Return unit vectors ``(N, D)``."""
-        ...
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """A finished run as an encoder; the output of its frozen layers is cached on disk."""
+    """A finished run as an encoder; the outputs of its frozen layers are cached on disk."""
 
     name: str
     aligner: Aligner
@@ -48,27 +50,19 @@ class Aligned:
     folder: Path
 
     def encode_image(self, images: Sequence[ImageRef]) -> Vectors:
-        """Return unit vectors ``(N, D)``.
-
-        Raises:
-            UserError: the cache would exceed its limit.
-        """
+        """Return unit vectors ``(N, D)``; a cache that would exceed its limit is a ``UserError``."""
         cut, _ = self.aligner.cuts()
         return embed_images(self.aligner, feature_cache.image_features(self.aligner.vision, images, cut, self.cache))
 
     def encode_text(self, texts: Sequence[str]) -> Vectors:
-        """Return unit vectors ``(N, D)``.
-
-        Raises:
-            UserError: the cache would exceed its limit.
-        """
+        """Return unit vectors ``(N, D)``; a cache that would exceed its limit is a ``UserError``."""
         _, cut = self.aligner.cuts()
         return embed_captions(self.aligner, feature_cache.caption_features(self.aligner.text, texts, cut, self.cache))
 
 
 @dataclass
 class ImageMemory:
-    """An encoder that embeds each image once, however many languages and benchmarks describe it."""
+    """An encoder that embeds each image once for all languages and benchmarks."""
 
     encoder: Encoder
     _known: dict[str, Vectors] = field(default_factory=dict)
@@ -92,12 +86,28 @@ class ImageMemory:
 
 
 def aligner_of(encoder: Encoder) -> Aligner:
-    """Return the aligner inside an encoder, for tasks that look into its towers.
+    """Return the aligner of a run, for tasks that use its towers.
 
     Raises:
-        UserError: the encoder is an external model, whose towers are not at hand.
+        UserError: the encoder is an external model.
     """
     inner = encoder.encoder if isinstance(encoder, ImageMemory) else encoder
     if not isinstance(inner, Aligned):
         raise UserError(f"{encoder.name} is not a run of polyalign: this task compares the towers of a run")
     return inner.aligner
+
+
+@torch.no_grad()
+def in_batches(items: Sequence[T], encode: Callable[[Sequence[T]], torch.Tensor], task: str) -> Vectors:
+    """Return the vectors ``(N, D)`` of N items, encoded in batches; ``task`` names the progress bar."""
+    parts = []
+    for start in range(0, len(items), _BATCH):
+        parts.append(encode(items[start : start + _BATCH]).float().cpu().numpy())
+        progress(task, min(start + _BATCH, len(items)), len(items))
+    return np.concatenate(parts)
+
+
+def device() -> torch.device:
+    """Return the accelerator if there is one, else the CPU."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return found or torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Evaluating a finished run or an external model: on a task, in several languages, or on a suite of benchmarks."""
+"""Evaluation of a finished run or an external model, on a task or on a suite of benchmarks."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
 from pydantic import ValidationError
 
-from polyalign.config.language import describe_error, load_language
+from polyalign.config.language import describe_error, load_language, unknown_key_hint
 from polyalign.config.plugins import load_plugin
 from polyalign.config.resolve import read_recipe, resolve, validate
 from polyalign.config.schema import Recipe, merge
-from polyalign.data.load import load_source, load_split, load_table
+from polyalign.data.load import load_split, load_table
 from polyalign.data.pairs import PairTable
 from polyalign.data.trained_images import warn_if_trained_on
 from polyalign.evaluation import external_models, suites
-from polyalign.evaluation.encoders import Aligned, Encoder, ImageMemory
+from polyalign.evaluation.encoders import Aligned, Encoder, ImageMemory, device
 from polyalign.evaluation.results import Record
 from polyalign.evaluation.suites import Suite, SuiteResult
 from polyalign.models import checkpoint
-from polyalign.utils.errors import UserError, did_you_mean
+from polyalign.utils.errors import UserError
 from polyalign.utils.progress import progress_bars
 
 
@@ -32,8 +31,8 @@ from polyalign.utils.progress import progress_bars
 class Request:
     """What to evaluate a model on.
 
-    ``recipe`` is the run's own, None for an external model. ``langs`` are language codes; none stands for the run's
-    own. ``overrides`` are keys of the recipe, such as another ``source``.
+    ``recipe`` is that of the run, None for an external model. ``langs`` are language codes (default: that of the run).
+    ``overrides`` are keys of the recipe to change, such as ``source``.
     """
 
     model: str
@@ -42,24 +41,31 @@ class Request:
     split: str = "test"
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, model: str | Path | Encoder, *request: Any) -> Request:
+        """Make the request for a model, without loading its towers."""
+        if not isinstance(model, str | Path):
+            return cls(model.name, model.recipe if isinstance(model, Aligned) else None, *request)
+        recipe = None
+        if not external_models.is_external(str(model)):
+            checkpoint.check_finished(Path(model))
+            recipe = read_recipe(Path(model) / checkpoint.RECIPE)
+        return cls(str(model), recipe, *request)
+
     def codes(self) -> list[str]:
-        """Return the languages asked for, or the run's own.
+        """Return the languages, by default that of the run.
 
         Raises:
-            UserError: an external model has no language of its own.
+            UserError: the model is external, and there are no ``langs``.
         """
         if self.langs:
             return list(self.langs)
         if self.recipe is None:
-            raise UserError(f"{self.model} has no language of its own: name one with --lang")
+            raise UserError(f"{self.model} has no default language: name one with --lang")
         return [self.recipe.lang]
 
-    def is_other_data(self) -> bool:
-        """Return whether this is other data than the run's own dev and test, which were checked in training."""
-        return self.split == "train" or "source" in self.overrides
-
     def recipe_for(self, lang: str) -> Recipe:
-        """Return the recipe whose source holds the data in this language.
+        """Return the recipe that loads the data in a language.
 
         Raises:
             UserError: an unknown language or setting, or an external model without data.
@@ -73,14 +79,14 @@ class Request:
         return resolve("starter", lang, "projection", {"source": self.overrides["source"]})
 
     def tables(self) -> Iterator[PairTable]:
-        """Yield the split in each language, checked for unreadable images and empty captions.
+        """Yield the split in each language, without unreadable images and empty captions.
 
         Raises:
             UserError: the source lacks a language or the split.
         """
         recipes = [self.recipe_for(code) for code in self.codes()]
         for recipe in recipes if self.recipe is None else ():
-            load_table(recipe, self.split)  # what is wrong in any language is reported before a large model is loaded
+            load_table(recipe, self.split)  # reports mistakes in any language before a large model is loaded
         for recipe in recipes:
             yield load_split(recipe, self.split)
 
@@ -99,31 +105,32 @@ def evaluate(
 
     Args:
         model: folder of a run, name of an external model (``hf:NAME``, ``open_clip:NAME/PRETRAINED``, ``mclip:NAME``),
-            or an encoder that is loaded already.
+            or a loaded encoder.
         task: name of a task: one of ``evaluation/tasks``, of the user's ``./tasks``, or of an installed package.
-        langs: language codes; default: the run's own language.
+        langs: language codes; default: the language of the run.
         split: ``train``, ``dev`` or ``test``.
         overrides: keys of the run's recipe to change, such as ``{"source": {...}}`` or ``{"cache": {...}}``.
         options: settings of the task, checked by its ``Config``.
         gallery: what to evaluate on, such as a ``PairTable``; default: the data of the run, or of ``overrides``.
 
     Returns:
-        One result for each gallery, usually one a language.
+        One result for each gallery, usually one per language.
 
     Raises:
         UserError: no such model, task or setting, or data that cannot be evaluated on.
     """
     module = load_plugin("tasks", task)
     config = configure(module, task, options or {})
-    request = Request(_name(model), _recipe(model), tuple(langs), split, overrides or {})
+    request = Request.of(model, tuple(langs), split, overrides or {})
+    checked_in_training = gallery is None and split != "train" and "source" not in request.overrides
     with progress_bars():
-        own = getattr(module, "galleries", _pair_tables)
+        own = getattr(module, "galleries", lambda request, _: request.tables())
         galleries: Iterator[Any] = own(request, config) if gallery is None else iter([gallery])
-        first = next(galleries)  # wrong data is reported before a large model is loaded
+        first = next(galleries)  # reports wrong data before a large model is loaded
         encoder = ImageMemory(open_model(model, request.overrides.get("cache")))
         results = []
         for one in itertools.chain([first], galleries):
-            if gallery is not None or request.is_other_data():
+            if not checked_in_training:
                 _check_training_images(encoder.encoder, one)
             results.append(module.score(encoder, one, config))
         return results
@@ -137,12 +144,12 @@ def evaluate_suite(
     Raises:
         UserError: no such model, or benchmarks of the suite are missing and ``allow_absent`` is false.
     """
-    codes = Request(_name(model), _recipe(model), tuple(langs)).codes()
+    codes = Request.of(model, tuple(langs)).codes()
     ready = suites.find(suite, codes, allow_absent=allow_absent)
     with progress_bars():
         encoder = open_model(model)
-        for benchmark, langs_here in ready.here:  # in one language only: the others describe the same photos
-            _check_training_images(encoder, load_source(benchmark.spec, langs_here[0], benchmark.split))
+        for benchmark in ready.here:  # one table is enough: all languages have the same photos
+            _check_training_images(encoder, benchmark.first)
         return suites.run(encoder, ready)
 
 
@@ -153,12 +160,12 @@ def _check_training_images(encoder: Encoder, gallery: Any) -> None:
 
 
 def open_model(model: str | Path | Encoder, cache: Mapping[str, Any] | None = None) -> Encoder:
-    """Load a finished run, or an external model by its name, onto the GPU where there is one.
+    """Load a finished run, or an external model by name, onto the accelerator if there is one.
 
-    ``cache`` changes keys of the recipe's section of that name for this evaluation.
+    ``cache`` changes keys of the section ``cache`` of the recipe for this evaluation.
 
     Raises:
-        UserError: there is no finished run and no such external model, or no such key.
+        UserError: there is no finished run, external model or key of this name.
     """
     if not isinstance(model, str | Path):
         return model
@@ -170,50 +177,24 @@ def open_model(model: str | Path | Encoder, cache: Mapping[str, Any] | None = No
     return Aligned(str(model), aligner.to(device()), recipe, changed.cache, folder)
 
 
-def device() -> torch.device:
-    """Return the accelerator where there is one, else the CPU."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found or torch.device("cpu")
-
-
 def configure(module: ModuleType, task: str, options: Mapping[str, Any]) -> Any:
-    """Check the settings of a task.
+    """Return the ``Config`` of a task.
 
     Raises:
         UserError: an unknown setting, or a value out of its range.
     """
+    if options and not module.Config.model_fields:
+        raise UserError(f'task {task}: unknown option "{next(iter(options))}": this task has no options')
     try:
         return module.Config(**options)
     except ValidationError as error:
-        first = error.errors()[0]
-        unknown = first["type"] == "extra_forbidden"
-        hint = f"; {did_you_mean(str(first['loc'][-1]), module.Config.model_fields)}" if unknown else ""
-        raise UserError(f"task {task}: {describe_error(error)}{hint}") from error
+        raise UserError(f"task {task}: {describe_error(error)}{unknown_key_hint(error, module.Config)}") from error
 
 
 def renderer(task: str) -> Callable[[Sequence[Any]], Any]:
-    """Return the function that shows the results of a task on the terminal, the task's own ``render`` if it has one."""
+    """Return the function that shows the results of a task: its ``render``, or else one that shows them as JSON."""
     return getattr(load_plugin("tasks", task), "render", _as_json)
-
-
-def _pair_tables(request: Request, config: Any) -> Iterator[PairTable]:
-    return request.tables()
 
 
 def _as_json(results: Sequence[Record]) -> str:
     return "[" + ",\n".join(result.model_dump_json(indent=2) for result in results) + "]"
-
-
-def _name(model: str | Path | Encoder) -> str:
-    return str(model) if isinstance(model, str | Path) else model.name
-
-
-def _recipe(model: str | Path | Encoder) -> Recipe | None:
-    """Read the recipe of a run without loading its towers."""
-    if not isinstance(model, str | Path):
-        return model.recipe if isinstance(model, Aligned) else None
-    if external_models.is_external(str(model)):
-        return None
-    folder = Path(model)
-    checkpoint.check_finished(folder)
-    return read_recipe(folder / checkpoint.RECIPE)

@@ -1,4 +1,4 @@
-"""Published vision-language models as encoders, so that they are evaluated by the same code as a run.
+"""Published vision-language models as encoders.
 
 Names are ``open_clip:NAME/PRETRAINED`` (or a folder with ``open_clip_config.json``), ``hf:NAME_OR_FOLDER`` (CLIP,
 SigLIP and VisionTextDualEncoder of transformers) and ``mclip:NAME_OR_FOLDER``. Weights are read from safetensors only,
@@ -13,19 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from PIL import Image
 
 from polyalign.data.pairs import ImageRef
+from polyalign.evaluation.encoders import Vectors, device, in_batches
 from polyalign.models.towers.common import masked_pool
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError, did_you_mean
-from polyalign.utils.progress import progress
 
-_BATCH = 64
 # The vision towers that M-CLIP's text towers were trained to match (see its model card), by open_clip name.
 _MCLIP_VISION = {
     "XLM-Roberta-Large-Vit-B-32": "ViT-B-32/openai",
@@ -34,12 +31,10 @@ _MCLIP_VISION = {
     "LABSE-Vit-L-14": "ViT-L-14/openai",
 }
 
-Vectors = npt.NDArray[np.float32]
-
 
 @dataclass(frozen=True)
 class ExternalModel:
-    """The two encoders of an external model, each from a batch to features ``(B, D)``, not yet normalised."""
+    """The two encoders of an external model; each returns features ``(B, D)`` of a batch, not yet normalised."""
 
     name: str
     images: Callable[[list[Image.Image]], torch.Tensor]
@@ -47,11 +42,11 @@ class ExternalModel:
 
     def encode_image(self, images: Sequence[ImageRef]) -> Vectors:
         """Return unit vectors ``(I, D)``."""
-        return _embed(images, lambda batch: self.images([one.open() for one in batch]), "images")
+        return in_batches(images, lambda batch: _unit(self.images([one.open() for one in batch])), "embedding images")
 
     def encode_text(self, captions: Sequence[str]) -> Vectors:
         """Return unit vectors ``(C, D)``."""
-        return _embed(captions, lambda batch: self.captions(list(batch)), "captions")
+        return in_batches(captions, lambda batch: _unit(self.captions(list(batch))), "embedding captions")
 
 
 def is_external(model: str) -> bool:
@@ -77,19 +72,8 @@ def load(model: str) -> ExternalModel:
         raise UserError(f"{model} cannot be loaded: {reason}") from error
 
 
-@torch.no_grad()
-def _embed(items: Sequence[Any], run: Callable[[Sequence[Any]], torch.Tensor], what: str) -> Vectors:
-    parts = []
-    for start in range(0, len(items), _BATCH):
-        features = run(items[start : start + _BATCH]).float()
-        parts.append(F.normalize(features, dim=-1).cpu().numpy())
-        progress(f"embedding {what}", min(start + _BATCH, len(items)), len(items))
-    vectors: Vectors = np.concatenate(parts)
-    return vectors
-
-
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _unit(features: torch.Tensor) -> torch.Tensor:
+    return F.normalize(features.float(), dim=-1)
 
 
 def _open_clip(name: str) -> ExternalModel:
@@ -109,23 +93,23 @@ def _open_clip(name: str) -> ExternalModel:
             known = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
             raise UserError(f"name the weights, as in open_clip:{architecture}/PRETRAINED (known: {known})")
         pretrained = weights
-    device = _device()
-    model, transform = open_clip.create_model_from_pretrained(architecture, pretrained=pretrained, device=device)
+    place = device()
+    model, transform = open_clip.create_model_from_pretrained(architecture, pretrained=pretrained, device=place)
     tokenize = open_clip.get_tokenizer(architecture)
     model.eval()
     return ExternalModel(
         f"open_clip:{name}",
-        lambda batch: model.encode_image(torch.stack([transform(image) for image in batch]).to(device)),
-        lambda batch: model.encode_text(tokenize(batch).to(device)),
+        lambda batch: model.encode_image(torch.stack([transform(image) for image in batch]).to(place)),
+        lambda batch: model.encode_text(tokenize(batch).to(place)),
     )
 
 
 def _hf(name: str) -> ExternalModel:
     from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-    device = _device()
+    place = device()
     model: Any = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
-    model.eval().to(device)
+    model.eval().to(place)
     if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
         raise UserError(f"hf:{name} is a {type(model).__name__}, which does not embed both images and captions")
     processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
@@ -137,10 +121,10 @@ def _hf(name: str) -> ExternalModel:
     padding, wanted = ("max_length", {"input_ids"}) if is_siglip else (True, {"input_ids", "attention_mask"})
 
     def images(batch: list[Image.Image]) -> torch.Tensor:
-        return _pooled(model.get_image_features(**processor(images=batch, return_tensors="pt").to(device)))
+        return _pooled(model.get_image_features(**processor(images=batch, return_tensors="pt").to(place)))
 
     def captions(batch: list[str]) -> torch.Tensor:
-        tokens = tokenizer(batch, padding=padding, truncation=True, max_length=limit, return_tensors="pt").to(device)
+        tokens = tokenizer(batch, padding=padding, truncation=True, max_length=limit, return_tensors="pt").to(place)
         return _pooled(model.get_text_features(**{key: tokens[key] for key in tokens if key in wanted}))
 
     return ExternalModel(f"hf:{name}", images, captions)
@@ -159,10 +143,7 @@ def _max_tokens(config: Any, tokenizer: Any) -> int:
 
 
 def _mclip(name: str) -> ExternalModel:
-    """Load an M-CLIP text tower (mean over tokens, then one linear layer) and the vision tower it was trained for.
-
-    ``FOLDER+NAME/PRETRAINED`` states the vision tower where it is not known from the folder's name.
-    """
+    """Load an M-CLIP text tower and the vision tower it was trained for; ``FOLDER+NAME/PRETRAINED`` names another."""
     from huggingface_hub import snapshot_download
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -170,11 +151,9 @@ def _mclip(name: str) -> ExternalModel:
     stem = text.rstrip("/").rpartition("/")[2]
     if not vision and stem not in _MCLIP_VISION:
         raise UserError(f"the vision tower of {text} is not known: state it as mclip:{text}+NAME/PRETRAINED")
-    folder = (
-        Path(text)
-        if Path(text).is_dir()
-        else Path(snapshot_download(text, allow_patterns=["*.json", "*.model", "*.safetensors"]))
-    )
+    folder = Path(text)
+    if not folder.is_dir():
+        folder = Path(snapshot_download(text, allow_patterns=["*.json", "*.model", "*.safetensors"]))
     if not (folder / "model.safetensors").is_file():
         raise UserError(f"{folder} has no model.safetensors: convert its pytorch_model.bin (pickles are not read)")
     facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -189,14 +168,14 @@ def _mclip(name: str) -> ExternalModel:
         if key.startswith("transformer.") and key != "transformer.embeddings.position_ids"
     }
     encoder.load_state_dict(inner)
-    device = _device()
-    encoder.eval().to(device)
-    matrix, bias = (weights[f"LinearTransformation.{part}"].to(device) for part in ("weight", "bias"))
+    place = device()
+    encoder.eval().to(place)
+    matrix, bias = (weights[f"LinearTransformation.{part}"].to(place) for part in ("weight", "bias"))
     tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     limit = _max_tokens(encoder.config, tokenizer)
 
     def captions(batch: list[str]) -> torch.Tensor:
-        tokens = tokenizer(batch, padding=True, truncation=True, max_length=limit, return_tensors="pt").to(device)
+        tokens = tokenizer(batch, padding=True, truncation=True, max_length=limit, return_tensors="pt").to(place)
         hidden = encoder(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state
         return F.linear(masked_pool(hidden, tokens["attention_mask"].bool(), "mean"), matrix, bias)
 

@@ -23,6 +23,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+from polyalign.evaluation.ranking import with_mean
+
 Floats = npt.NDArray[np.float64]
 
 _PRIOR_IMAGES = 4.0
@@ -79,7 +81,7 @@ def image_influence(hits: Floats, queries: Floats) -> Floats:
         queries: (I, 6).
     """
     asked = queries.sum(axis=0)
-    return _append_mean((hits - hits.sum(axis=0) / asked * queries) / asked)
+    return with_mean((hits - hits.sum(axis=0) / asked * queries) / asked)
 
 
 def effective_images(hits: Floats, queries: Floats) -> Floats:
@@ -151,9 +153,9 @@ def _clopper_pearson(share: Floats, trials: Floats, tail: float) -> tuple[Floats
 
 
 def _stack(hits: Sequence[Floats], queries: Floats) -> Floats:
-    """Return the hits of all seeds in one array (S, I, 6), once they are known to fit the queries."""
+    """Return the hits of all seeds in one array (S, I, 6), checked against the queries."""
     if not hits or queries.ndim != 2 or any(one.shape != queries.shape for one in hits):
-        raise ValueError(f"hits of shapes {[one.shape for one in hits]} do not fit queries of shape {queries.shape}")
+        raise ValueError(f"hits of shapes {[one.shape for one in hits]} do not match queries of shape {queries.shape}")
     if (queries < 0).any() or not (queries.sum(axis=0) > 0).all():
         raise ValueError("each column needs queries, and none may be negative")
     stacked = np.stack(hits).astype(np.float64)
@@ -164,12 +166,8 @@ def _stack(hits: Sequence[Floats], queries: Floats) -> Floats:
 
 def _recalls(hits: Floats, queries: Floats) -> Floats:
     """Return the recalls and the mean recall (..., 7) of hits (..., I, 6)."""
-    recalls: Floats = np.clip(_append_mean(hits.sum(axis=-2) / queries.sum(axis=0)), 0.0, 1.0)
+    recalls: Floats = np.clip(with_mean(hits.sum(axis=-2) / queries.sum(axis=0)), 0.0, 1.0)
     return recalls
-
-
-def _append_mean(six: Floats) -> Floats:
-    return np.concatenate([six, six.mean(axis=-1, keepdims=True)], axis=-1)
 
 
 def _images_with(part: Floats, queries: Floats) -> Floats:

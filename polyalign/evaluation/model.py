@@ -1,10 +1,10 @@
-"""A trained model to use from Python: images and sentences to unit vectors of one space."""
+"""A trained model to use from Python: it embeds images and sentences as unit vectors in one space."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard, cast
@@ -15,15 +15,12 @@ import torch
 from PIL import Image
 
 from polyalign.data.pairs import FileImage, ImageRef
-from polyalign.evaluation.encoders import Aligned, Encoder, Vectors
+from polyalign.evaluation.encoders import Aligned, Encoder, Vectors, in_batches
 from polyalign.evaluation.evaluate import open_model
 from polyalign.utils.errors import UserError
-from polyalign.utils.progress import progress
 
 Picture = str | Path | Image.Image | npt.NDArray[np.uint8]
-"""What ``Model.encode_image`` takes: a path, a PIL image, or an array ``(H, W, 3)`` or ``(H, W)`` of uint8."""
-
-_BATCH = 64
+"""An image: a path, a PIL image, or an array ``(H, W, 3)`` or ``(H, W)`` of uint8."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class MemoryImage:
         return self.image.convert("RGB")
 
     def key(self) -> str:
-        """Return a hash of size, mode and pixels."""
+        """Return a hash of the size and the pixels."""
         pixels = io.BytesIO()
         self.image.convert("RGB").save(pixels, "BMP")
         return hashlib.sha256(pixels.getbuffer()).hexdigest()
@@ -65,12 +62,11 @@ class Model:
         """Language the run was trained in; None for an external model."""
         return self.encoder.recipe.lang if isinstance(self.encoder, Aligned) else None
 
-    @torch.no_grad()
     def encode_image(self, images: Sequence[Picture]) -> Vectors:
         """Embed images.
 
         Args:
-            images: paths, PIL images or uint8 arrays ``(H, W, 3)`` or ``(H, W)``, in any mix.
+            images: paths, PIL images or uint8 arrays ``(H, W, 3)`` or ``(H, W)``.
 
         Returns:
             ``(N, D)`` float32, rows of unit length.
@@ -79,17 +75,18 @@ class Model:
             UserError: a file is missing or is not an image, or an array has another shape or type.
         """
         refs = [_reference(image) for image in _listed(images, "encode_image takes a list of images")]
+        if not refs:
+            return np.empty((0, self.encode_text(["."]).shape[1]), np.float32)
         if not isinstance(self.encoder, Aligned):
-            return self.encoder.encode_image(refs) if refs else self._nothing()
-        tower, aligner = self.encoder.aligner.vision, self.encoder.aligner
-        place = aligner.logit_scale.device
-        parts = [
-            aligner.encode_image(torch.stack([tower.transform(_open(ref)) for ref in batch]).to(place))
-            for batch in _batches(refs, "embedding images")
-        ]
-        return torch.cat(parts).float().cpu().numpy() if parts else self._nothing()
+            return self.encoder.encode_image(refs)
+        aligner = self.encoder.aligner
+        tower, place = aligner.vision, aligner.logit_scale.device
+        return in_batches(
+            refs,
+            lambda batch: aligner.encode_image(torch.stack([tower.transform(_open(ref)) for ref in batch]).to(place)),
+            "embedding images",
+        )
 
-    @torch.no_grad()
     def encode_text(self, texts: Sequence[str]) -> Vectors:
         """Embed sentences.
 
@@ -102,15 +99,17 @@ class Model:
         texts = _listed(texts, "encode_text takes a list of sentences")
         if wrong := next((text for text in texts if not isinstance(text, str)), None):
             raise UserError(f"encode_text takes a list of sentences, not {wrong!r}")
+        if not texts:
+            return np.empty((0, self.encode_text(["."]).shape[1]), np.float32)
         if not isinstance(self.encoder, Aligned):
-            return self.encoder.encode_text(texts) if texts else self._nothing()
+            return self.encoder.encode_text(texts)
         aligner = self.encoder.aligner
         tower, place = aligner.text, aligner.logit_scale.device
-        parts = [
-            aligner.encode_text(tower.collate(tower.tokenize(list(batch))).to(place))
-            for batch in _batches(texts, "embedding sentences")
-        ]
-        return torch.cat(parts).float().cpu().numpy() if parts else self._nothing()
+        return in_batches(
+            texts,
+            lambda batch: aligner.encode_text(tower.collate(tower.tokenize(list(batch))).to(place)),
+            "embedding sentences",
+        )
 
     def similarity(self, images: Vectors | Sequence[Picture], texts: Vectors | Sequence[str]) -> Vectors:
         """Return the cosine similarity ``(N, M)`` of N images and M sentences.
@@ -129,10 +128,6 @@ class Model:
 
     def __repr__(self) -> str:
         return f"polyalign.Model({self.name!r})"
-
-    def _nothing(self) -> Vectors:
-        width = self.encode_text(["."]).shape[1]
-        return np.empty((0, width), np.float32)
 
 
 def load(model: str | Path) -> Model:
@@ -182,9 +177,3 @@ def _open(image: ImageRef) -> Image.Image:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise UserError(f"cannot read the image {getattr(image, 'path', '')}: {reason}") from error
-
-
-def _batches(items: Sequence[Any], task: str) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), _BATCH):
-        yield items[start : start + _BATCH]
-        progress(task, min(start + _BATCH, len(items)), len(items))

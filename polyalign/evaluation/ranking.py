@@ -1,13 +1,12 @@
-"""Retrieval metrics: ranks with pessimistic ties, and hit rates at K.
+"""Retrieval metrics: ranks with pessimistic ties, and recall at K.
 
-What the field calls recall@K is a hit rate: the share of queries with at least one right answer among the top K.
-Values are fractions of one; percent is for display. Embeddings are rows of unit length, so a score is a cosine.
+Recall@K is, as usual in retrieval, a hit rate: the share of queries with at least one right answer among the top K.
+Values are fractions. Embeddings are rows of unit length, so a score is a cosine.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,10 +27,9 @@ _MAX_SCORE = 8.0
 
 @dataclass(frozen=True)
 class Ranked:
-    """How well each query found its answer.
+    """The ranks (Q,) of each query's best right key, from 1, and where it is ``tied`` (Q,).
 
-    ``rank`` (Q,) is the place of the best right key, 1 being first; ``tied`` (Q,) is true where a wrong key
-    scored exactly as high as that right key, and was therefore placed ahead of it.
+    A query is tied if a wrong key has exactly the same score; the wrong key is then ranked ahead.
     """
 
     rank: Ints
@@ -41,21 +39,21 @@ class Ranked:
 def both_directions(
     image_emb: Floats, caption_emb: Floats, image_of: Ints, *, block_rows: int | None = None
 ) -> tuple[Ranked, Ranked]:
-    """Rank text-to-image (one query a caption) and image-to-text (one query an image), in this order.
+    """Return the ranks of text-to-image (one query per caption) and image-to-text (one query per image).
 
-    A rank counts the wrong answers that score at least as high as the best right one: equal scores rank ahead of it,
-    so a collapsed model is last, not first. Neither ``block_rows`` nor the processor changes a rank: embeddings are
-    put on a grid of 2**-25, on which float64 sums are exact in any order, and each score is rounded once to float32.
+    A rank is one plus the number of wrong answers that score at least as high as the best right one, so a collapsed
+    model is last, not first. Neither ``block_rows`` nor the processor changes a rank: embeddings are rounded to
+    multiples of 2**-25, for which float64 sums are exact in any order, and each score is rounded once to float32.
 
     Args:
         image_emb: (I, D), rows of unit length.
         caption_emb: (C, D), rows of unit length.
-        image_of: (C,) the image each caption belongs to; an image without a caption ranks last, at C + 1.
-        block_rows: captions scored at once; the default keeps a block near 100 MB however many images there are.
+        image_of: (C,) the image of each caption; an image without a caption has rank C + 1.
+        block_rows: captions scored at once; by default a block takes about 100 MB.
 
     Raises:
         UserError: an embedding is NaN or infinite.
-        ValueError: the shapes do not fit, rows are far from unit length, or there is nothing to rank.
+        ValueError: the shapes do not match, rows are far from unit length, or there is nothing to rank.
     """
     _check(image_emb, caption_emb, image_of)
     images, captions = _to_grid(image_emb), len(caption_emb)
@@ -79,7 +77,7 @@ def both_directions(
 
 
 def nearest(queries: Floats, keys: Floats) -> Ints:
-    """Return the best key of each query (Q,), the first of equally good ones.
+    """Return the index of the best key of each query (Q,), the first of equal ones.
 
     Args:
         queries: (Q, D), rows of unit length.
@@ -95,7 +93,7 @@ def nearest(queries: Floats, keys: Floats) -> Ints:
 
 
 def _ranked(reached: Ints, above: Ints, right: Ints) -> Ranked:
-    """Rank from counts by query: answers at or above the best right score, above it, and right ones that reach it."""
+    """Rank queries from counts: keys at or above the best right score, above it, and right keys that reach it."""
     return Ranked(rank=1 + reached - right, tied=reached - right > above)
 
 
@@ -116,7 +114,7 @@ def _check(image_emb: Floats, caption_emb: Floats, image_of: Ints) -> None:
         raise ValueError(f"image_of must name one of the {len(image_emb)} images")
     longest = [float(np.linalg.norm(rows, axis=1).max()) for rows in (image_emb, caption_emb)]
     if not all(map(math.isfinite, longest)):
-        raise UserError("the embeddings hold NaN or infinity: the training diverged; lower the learning rate")
+        raise UserError("the embeddings contain NaN or infinity: the training diverged; lower the learning rate")
     if longest[0] * longest[1] > _MAX_SCORE:
         raise ValueError(f"embeddings must have unit length, these have up to {longest[0]:.3g} and {longest[1]:.3g}")
 
@@ -140,9 +138,9 @@ def chance(captions_per_image: Ints) -> npt.NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Hits:
-    """Hits gathered by image, the unit that is resampled: a caption belongs to its image.
+    """The number of ``hits`` and of ``queries`` of each image, the unit that is resampled.
 
-    ``hits`` and ``queries`` are (I, 6): columns text-to-image at 1, 5, 10, then image-to-text at 1, 5, 10.
+    Both are (I, 6): columns text-to-image at 1, 5, 10, then image-to-text at 1, 5, 10.
     """
 
     hits: npt.NDArray[np.float64]
@@ -156,8 +154,8 @@ def gather_hits(text_to_image: Ints, image_to_text: Ints, image_of: Ints, fold_o
         text_to_image: (C,) rank of each caption's image.
         image_to_text: (I,) rank of each image's best caption.
         image_of: (C,) the image of each caption.
-        fold_of: (I,) the fold each image was searched in; hits and queries then count as shares of their fold's, so
-            that all of them together give the mean of the folds.
+        fold_of: (I,) the fold that each image was searched in. Hits and queries are then divided by the number of
+            queries of the fold, so that the recalls are means over the folds.
     """
     images = len(image_to_text)
     captions = np.bincount(image_of, minlength=images)
@@ -175,19 +173,11 @@ def gather_hits(text_to_image: Ints, image_to_text: Ints, image_of: Ints, fold_o
     return Hits(hits, queries)
 
 
-def recalls(seeds: Sequence[Hits]) -> npt.NDArray[np.float64]:
-    """Return the six recalls and, last, their mean (mean recall), averaged over the seeds: (7,)."""
-    pooled = np.mean([run.hits.sum(axis=0) for run in seeds], axis=0)
-    return with_mean(pooled / _same_queries(seeds).sum(axis=0))
+def recalls(hits: Hits) -> npt.NDArray[np.float64]:
+    """Return the six recalls and, last, their mean (mean recall): (7,)."""
+    return with_mean(hits.hits.sum(axis=0) / hits.queries.sum(axis=0))
 
 
 def with_mean(six: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """Append the mean of the six recalls: (..., 6) to (..., 7)."""
     return np.concatenate([six, six.mean(axis=-1, keepdims=True)], axis=-1)
-
-
-def _same_queries(seeds: Sequence[Hits]) -> npt.NDArray[np.float64]:
-    first = seeds[0].queries
-    if not all(np.array_equal(run.queries, first) for run in seeds):
-        raise ValueError("the runs were not tested on the same gallery")
-    return first

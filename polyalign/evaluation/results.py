@@ -1,12 +1,12 @@
-"""The records of results: what a run measured and everything needed to believe it, as JSON and back.
+"""Records of results, saved as JSON, from which tables and tests are made without the models.
 
-Values are fractions of one, seconds and bytes. Records are made from these fields alone, so that tables can be
-drawn again, and runs tested against each other, long after the models are gone.
+Values are fractions, seconds and bytes.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -17,28 +17,23 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from polyalign.config.language import describe_error
 from polyalign.data.pairs import Origin
-from polyalign.evaluation import bootstrap, ranking
+from polyalign.evaluation import ranking
 from polyalign.evaluation.intervals import recall_intervals
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 
 DirectionName = Literal["text_to_image", "image_to_text"]
-_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+_NUMBERS = re.compile(r"\[\n([-+.eE\d\s,]+)\n *\]")  # strings in JSON contain no line break
 
 
-def to_json(value: Any, indent: str = "\n") -> str:
+def to_json(value: Any) -> str:
     """Return ``value`` as JSON indented by two spaces, with each list of numbers on one line.
 
     Raises:
         ValueError: a number is NaN or infinite.
     """
-    inner = indent + "  "
-    if isinstance(value, dict) and value:
-        items = (f"{_encode(str(key))}: {to_json(item, inner)}" for key, item in value.items())
-        return "{" + inner + f",{inner}".join(items) + indent + "}"
-    if isinstance(value, list) and not all(type(item) in (int, float) for item in value):
-        return "[" + inner + f",{inner}".join(to_json(item, inner) for item in value) + indent + "]"
-    return _encode(value)
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+    return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
 
 
 class Record(BaseModel):
@@ -73,11 +68,10 @@ class Score(Record):
     high: float
 
 
-def with_intervals(observed: npt.NDArray[np.float64], drawn: npt.NDArray[np.float64]) -> tuple[Score, ...]:
-    """Return each observed figure ``(M,)`` with the interval of its bootstrap draws ``(R, M)``."""
-    low, high = bootstrap.interval(drawn)
-    columns = zip(observed.tolist(), low.tolist(), high.tolist(), strict=True)
-    return tuple(Score(value=value, low=bottom, high=top) for value, bottom, top in columns)
+def scores_of(*columns: npt.NDArray[np.float64]) -> tuple[Score, ...]:
+    """Return M scores from their values, lower and upper limits, each (M,)."""
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return tuple(Score(value=value, low=low, high=high) for value, low, high in rows)
 
 
 def recall_scores(seeds: Sequence[ranking.Hits]) -> tuple[Score, ...]:
@@ -86,16 +80,14 @@ def recall_scores(seeds: Sequence[ranking.Hits]) -> tuple[Score, ...]:
     Args:
         seeds: the hits of each training seed, all on the same gallery.
     """
-    columns = recall_intervals([one.hits for one in seeds], seeds[0].queries)
-    rows = zip(*(column.tolist() for column in columns), strict=True)
-    return tuple(Score(value=value, low=low, high=high) for value, low, high in rows)
+    return scores_of(*recall_intervals([one.hits for one in seeds], seeds[0].queries))
 
 
 class Direction(Record):
     """Retrieval in one direction.
 
-    ``recall`` is the hit rate at 1, 5 and 10. ``ties`` counts the queries whose right answer scored exactly like a
-    wrong one. ``ranks`` is the rank of each query's best right answer, in the order of the gallery; it may be left out.
+    ``recall`` is the hit rate at 1, 5 and 10. ``ties`` is the number of queries whose best right answer has the same
+    score as a wrong one. ``ranks`` are those of each query's best right answer, in the order of the gallery, or empty.
     """
 
     direction: DirectionName
@@ -108,12 +100,12 @@ class Direction(Record):
 
 
 class Retrieval(Record):
-    """Retrieval in both directions over one gallery.
+    """Retrieval in both directions in one gallery.
 
-    ``fingerprint`` names the gallery's image ids, captions and their order: two results with the same one answer the
-    same queries. ``image_of`` is the image of each caption, empty where image ``i`` has caption ``i`` alone.
-    ``mean_recall`` is the mean of the six recalls. Where ``fold_of`` names the fold of each image, each fold was
-    searched alone, recalls are the mean over folds, and ``images``, ``captions`` and ranks are those of all folds.
+    ``fingerprint`` is a hash of the image ids and captions in their order: results with the same fingerprint have the
+    same queries. ``image_of`` is the image of each caption; it is empty if caption ``i`` belongs to image ``i``.
+    ``mean_recall`` is the mean of the six recalls. With ``fold_of``, the fold of each image, each fold was searched
+    separately: recalls are means over folds, and ``images``, ``captions`` and ranks are those of all folds.
     """
 
     gallery: str
@@ -140,19 +132,24 @@ class Retrieval(Record):
             raise ValueError("the images and their folds differ in number")
         return self
 
+    @property
+    def scores(self) -> tuple[Score, ...]:
+        """The six recalls, text to image first, and the mean recall."""
+        return (*self.text_to_image.recall.values(), *self.image_to_text.recall.values(), self.mean_recall)
+
     def fold_sizes(self) -> tuple[int, ...]:
-        """Count the images of each part of the gallery that was searched alone; one part where it has no folds."""
+        """Return the number of images of each fold; without folds, that of the gallery."""
         return tuple(np.unique(self.fold_of, return_counts=True)[1].tolist()) if self.fold_of else (self.images,)
 
     def _image_of(self) -> npt.NDArray[np.int64]:
         return np.array(self.image_of, dtype=np.int64) if self.image_of else np.arange(self.images)
 
     def captions_per_image(self) -> npt.NDArray[np.int64]:
-        """Count the captions of each image (I,)."""
+        """Return the number of captions of each image (I,)."""
         return np.bincount(self._image_of(), minlength=self.images).astype(np.int64)
 
     def hits(self) -> ranking.Hits:
-        """Gather the hits by image, to resample and to test against another run.
+        """Return the hits of each image.
 
         Raises:
             ValueError: the ranks were left out.
@@ -164,12 +161,12 @@ class Retrieval(Record):
         return ranking.gather_hits(np.array(ranks[0]), np.array(ranks[1]), self._image_of(), folds)
 
     def without_ranks(self) -> Retrieval:
-        """Leave the ranks out, which is most of the record, where nothing is to be tested against it."""
-        bare = (way.model_copy(update={"ranks": ()}) for way in (self.text_to_image, self.image_to_text))
-        return self.model_copy(update=dict(zip(("text_to_image", "image_to_text"), bare, strict=True)))
+        """Return the record without its ranks, which are most of it, if no test needs them."""
+        ways = ("text_to_image", "image_to_text")
+        return self.model_copy(update={way: getattr(self, way).model_copy(update={"ranks": ()}) for way in ways})
 
     def chance(self) -> npt.NDArray[np.float64]:
-        """Return the six recalls (6,) that a random ordering of this gallery would have on average."""
+        """Return the six recalls (6,) expected of a random ranking."""
         counts, folds = self.captions_per_image(), np.array(self.fold_of or [0] * self.images)
         means: npt.NDArray[np.float64] = np.mean([ranking.chance(counts[folds == f]) for f in np.unique(folds)], axis=0)
         return means
@@ -178,9 +175,9 @@ class Retrieval(Record):
 class ZeroShot(Record):
     """Zero-shot classification of one dataset in one language.
 
-    ``mean_per_class`` is the accuracy averaged over classes. Languages that name different numbers of ``classes``
-    cannot be compared. ``templates`` are the prompts, ``named_by`` says where the classes' names are from; ``ties``
-    counts the images whose right class scored like a wrong one.
+    ``mean_per_class`` is the accuracy averaged over classes. Languages with different numbers of ``classes`` cannot be
+    compared. ``templates`` are the prompts, ``named_by`` is the source of the class names, ``ties`` the number of
+    images whose right class has the same score as a wrong one.
     """
 
     dataset: str
@@ -198,8 +195,8 @@ class ZeroShot(Record):
 class TextByRetrieval(Record):
     """chrF (0 to 100) of the captions that images retrieve, against the images' other captions.
 
-    ``random`` is the same for a random caption of another image, ``own`` for the image's own first caption: what to
-    compare with. ``signature`` is sacrebleu's.
+    For comparison, ``random`` is the chrF of a random caption of another image, and ``own`` that of the image's first
+    caption. ``signature`` is sacrebleu's.
     """
 
     gallery: str
@@ -213,20 +210,20 @@ class TextByRetrieval(Record):
 
 
 class Change(Record):
-    """A figure of a tower before alignment and after it."""
+    """A value before and after alignment."""
 
     before: float
     after: float
 
 
 class Retention(Record):
-    """What the towers could do before alignment and still can.
+    """How much of the towers' original ability is left after training.
 
-    ``sentences`` is the share of sentences that find their translation, by language pair (``en-sw``); ``perplexity``
-    the pseudo-perplexity by language, where the text tower has a language-model head; ``probe`` the accuracy of a
-    classifier on the vision tower's features, by its name. ``cka`` compares every layer before and after (1 is
-    unchanged, up to rotation and scale), and ``moved`` is the mean distance from a tower's unit output before to that
-    after (0 to 2), for the same inputs.
+    ``sentences`` is the share of sentences that retrieve their translation, by language pair (``en-sw``);
+    ``perplexity`` the pseudo-perplexity by language, if the text tower has a language-model head; ``probe`` the
+    accuracy of a classifier on the vision tower's features, by name. ``cka`` is the similarity of every layer before
+    and after (1 is unchanged, up to rotation and scale), and ``moved`` the mean distance between a tower's unit outputs
+    before and after (0 to 2), for the same inputs.
     """
 
     sentences: dict[str, Change] = {}
@@ -237,7 +234,7 @@ class Retention(Record):
 
     @property
     def kept(self) -> float | None:
-        """One number: the share that is left of sentence retrieval and of the probe, averaged over the two."""
+        """The share left of sentence retrieval and of the probe, averaged over the two; None without either."""
         shares = [
             sum(change.after for change in changes.values()) / sum(change.before for change in changes.values())
             for changes in (self.sentences, self.probe)
@@ -247,7 +244,7 @@ class Retention(Record):
 
 
 class DevEvaluation(Record):
-    """One look at the dev split: after how many steps and seconds, the mean recall, the mean loss since the last."""
+    """An evaluation on dev: steps and seconds so far, mean loss since the previous one, and mean recall."""
 
     step: int
     seconds: float
@@ -260,13 +257,13 @@ class Run(Record):
 
     ``recipe`` is the resolved recipe, from which the run can be repeated. ``untrained`` is the test of the same towers
     with the projections as initialised. The first of ``test`` is in the training language, the others are in languages
-    not trained on. ``pairs`` and ``images`` count the training data, ``pairs_seen`` includes repeats.
-    ``stopped_early`` means that dev recall stopped improving before the planned end, in steps or in time. ``seconds``
-    is the wall-clock time of training including the computation of frozen features, ``cpu_seconds`` its processor
-    time over all threads and processes, ``checkpoint_bytes`` the size of the weights. ``tuned`` holds, by key of the
-    recipe, the values tried on dev; the recipe has the chosen one. ``dev_evaluations`` is the learning curve on dev;
-    the tested state is that of the best. Older files call it ``looks``, and ``retention`` ``knowledge``. ``retries``
-    counts restarts after a worker died.
+    not trained on. ``pairs`` and ``images`` are numbers of training data, ``pairs_seen`` includes repeats.
+    ``stopped_early`` means that dev recall stopped improving before the planned end. ``seconds`` is the elapsed time of
+    training including the computation of frozen features, ``cpu_seconds`` its processor time over all threads and
+    processes, ``checkpoint_bytes`` the size of the weights. ``tuned`` are the values tried on dev, by key of the
+    recipe, which has the chosen one. ``dev_evaluations`` is the learning curve on dev (``looks`` in older files); the
+    best state is tested. ``retention`` is called ``knowledge`` in older files. ``retries`` is the number of restarts
+    after a worker died.
     """
 
     schema_version: Literal[1] = 1
@@ -301,12 +298,12 @@ class Run(Record):
 
     @property
     def cost_seconds(self) -> float:
-        """What it cost, in a figure that does not hang on what else a machine did: processor time on a processor."""
+        """The cost: processor time on a CPU, which other load does not change, else elapsed time."""
         return self.cpu_seconds if self.device == "cpu" else self.seconds
 
 
 class LeftOut(Record):
-    """A run that a comparison could not make, and why; the fields are those of ``Run``."""
+    """A run that failed in a comparison, and why; the other fields are those of ``Run``."""
 
     recipe: dict[str, Any]
     lang: str

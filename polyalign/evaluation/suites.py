@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from rich import box
 from rich.table import Table
 
 from polyalign.config import source_spec
@@ -24,23 +23,22 @@ from polyalign.data.load import load_source
 from polyalign.data.pairs import PairTable
 from polyalign.evaluation import bootstrap, ranking, tables
 from polyalign.evaluation.encoders import Encoder, ImageMemory
-from polyalign.evaluation.results import Record, Retrieval, Score, with_intervals
+from polyalign.evaluation.results import Record, Retrieval, Score, scores_of
 from polyalign.evaluation.tasks import retrieval
 from polyalign.utils.errors import AbsentError, UserError, did_you_mean
 
 logger = logging.getLogger(__name__)
 
 ALL = ("all",)
-"""In place of languages: every one that a benchmark has."""
+"""Instead of languages: all that a benchmark has."""
 
 _OWN = ("split", "languages")
 _PATHS = ("root", "karpathy")
 _MAX_CORRUPT = 0.01
-_COLUMNS = ("t→i\nR@1", "t→i\nR@5", "t→i\nR@10", "i→t\nR@1", "i→t\nR@5", "i→t\nR@10", "mean\nrecall")
 
 
 class Benchmark(BaseModel):
-    """One source of a suite: its options, the split, and the languages if not all of them are wanted."""
+    """One source of a suite: its options, the split, and the languages (default: all)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -51,7 +49,7 @@ class Benchmark(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _flat(cls, raw: Any) -> Any:
-        """Take the form of a suite's file, where a source's options stand beside its name."""
+        """Accept the form of a suite's file, with the options of the source beside its name."""
         if not isinstance(raw, Mapping) or "spec" in raw:
             return raw
         own = {key: raw[key] for key in _OWN if key in raw}
@@ -60,7 +58,7 @@ class Benchmark(BaseModel):
 
 
 class Suite(BaseModel):
-    """Benchmarks that are measured together; a file of them is TOML, its name the suite's."""
+    """Benchmarks that are measured together, read from a TOML file."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -75,7 +73,7 @@ class Suite(BaseModel):
         return self
 
     def within(self, root: Path, images: Path | None, *, allow_missing: bool) -> Suite:
-        """Look for relative paths below ``root``, and for photos in ``images`` where the suite names no folder."""
+        """Return the suite with relative paths below ``root``, and ``images`` as the default folder of photos."""
         placed = [_place(one, root, images, allow_missing=allow_missing) for one in self.benchmarks]
         return self.model_copy(update={"benchmarks": tuple(placed)})
 
@@ -83,8 +81,8 @@ class Suite(BaseModel):
 class Average(Record):
     """Means over languages: the six recalls, text to image first, and their mean, as fractions.
 
-    The intervals are of the mean over photos like these: a photo is drawn with what it answers for in all languages and
-    galleries at once, so languages tested on the same photos are not taken for independent.
+    The intervals are bootstrapped over photos. A photo is drawn for all languages and galleries at once, since results
+    on the same photos are not independent.
     """
 
     gallery: str
@@ -94,7 +92,7 @@ class Average(Record):
 
 
 class SuiteResult(Record):
-    """A model on a suite: a result for each benchmark and language, their means, and what was left out and why."""
+    """Results of a model on a suite: by benchmark and language, their means, and which were left out and why."""
 
     suite: str
     model: str
@@ -120,31 +118,39 @@ def load(name: str) -> Suite:
 
 
 @dataclass(frozen=True)
+class Found:
+    """A benchmark whose files exist, its languages, and its table in the first of them."""
+
+    benchmark: Benchmark
+    codes: list[str]
+    first: PairTable
+
+
+@dataclass(frozen=True)
 class Ready:
-    """The benchmarks of a suite that are at hand, each with its languages, and what was left out and why."""
+    """The benchmarks of a suite whose files exist, and which were left out and why."""
 
     suite: Suite
-    here: tuple[tuple[Benchmark, list[str]], ...]
+    here: tuple[Found, ...]
     left_out: tuple[str, ...]
 
 
 def find(suite: Suite, langs: Sequence[str], *, allow_absent: bool = False) -> Ready:
-    """Find what is at hand of a suite in the languages asked for, before anything is computed.
+    """Find the benchmarks of a suite with files in these languages, before anything is computed.
 
     Raises:
-        UserError: a benchmark's files are not at hand and ``allow_absent`` is false; nothing is at hand, or nothing in
-            these languages; an unknown language.
+        UserError: a benchmark's files are missing and ``allow_absent`` is false; no benchmark has files in these
+            languages; an unknown language.
     """
     for code in () if tuple(langs) == ALL else langs:
         load_language(code)
-    here: list[tuple[Benchmark, list[str]]] = []
+    here: list[Found] = []
     absent: list[tuple[Benchmark, AbsentError]] = []
     for one in suite.benchmarks:
         try:
             codes = _languages(one, langs)
             if codes:
-                load_source(one.spec, codes[0], one.split)
-                here.append((one, codes))
+                here.append(Found(one, codes, load_source(one.spec, codes[0], one.split)))
             else:
                 logger.info(f"{one.spec.name} has no captions in {', '.join(langs)}")
         except AbsentError as error:
@@ -152,14 +158,14 @@ def find(suite: Suite, langs: Sequence[str], *, allow_absent: bool = False) -> R
     if absent and not allow_absent:
         each = "; ".join(f"{one.spec.name}: {error} ({_way_out(one)})" for one, error in absent)
         raise UserError(
-            f"{len(absent)} of the {len(suite.benchmarks)} benchmarks of {suite.name} are not at hand: {each}. "
+            f"{len(absent)} of the {len(suite.benchmarks)} benchmarks of {suite.name} are missing: {each}. "
             "--allow-absent leaves them out"
         )
     left_out = tuple(f"{one.spec.name}: {error}" for one, error in absent)
     for line in left_out:
         logger.info(f"left out {line}")
     if not here:
-        raise UserError(f"nothing of the suite {suite.name} is at hand in {', '.join(langs)}")
+        raise UserError(f"no benchmark of the suite {suite.name} has files in {', '.join(langs)}")
     return Ready(suite, tuple(here), left_out)
 
 
@@ -171,10 +177,11 @@ def run(encoder: Encoder, ready: Ready) -> SuiteResult:
     """
     results, photos = [], []
     encoder = ImageMemory(encoder)
-    for one, codes in ready.here:
-        for table in _tables(one, codes):
+    for found in ready.here:
+        for table in _tables(found):
             results.append(retrieval.score(encoder, table, retrieval.Config()))
-            photos.append([image_ids.photo(name) or f"{one.spec.name} {name}" for name in table.image_ids])
+            source = found.benchmark.spec.name
+            photos.append([image_ids.photo(name) or f"{source} {name}" for name in table.image_ids])
     return SuiteResult(
         suite=ready.suite.name,
         model=encoder.name,
@@ -185,17 +192,20 @@ def run(encoder: Encoder, ready: Ready) -> SuiteResult:
 
 
 def averages(results: Sequence[Retrieval], photos: Sequence[Sequence[str]]) -> Iterator[Average]:
-    """Average each gallery over its languages, and over low-resource ones apart; then the same over all galleries.
+    """Average each gallery over its languages and over the low-resource ones; then the same over all galleries.
 
-    Over galleries a language counts once, with the mean of the galleries that have it. An average of one result alone
-    is left out, but for low-resource languages.
+    Over galleries a language counts once, with the mean of the galleries that have it. An average of a single result is
+    left out, except for low-resource languages.
 
     Args:
-        results: with their ranks.
-        photos: which photo each image of each result is; equal ones are drawn together for the intervals.
+        results: results with ranks.
+        photos: for each result the photo of each image; equal photos are drawn together for the intervals.
     """
-    observed = [ranking.recalls([result.hits()]) for result in results]
-    drawn = _resample(results, photos)
+    number = {photo: index for index, photo in enumerate(dict.fromkeys(itertools.chain.from_iterable(photos)))}
+    hits = [result.hits() for result in results]
+    observed = [ranking.recalls(one) for one in hits]
+    photo_of = [np.array([number[photo] for photo in own]) for own in photos]
+    drawn = bootstrap.resample_together(list(zip(hits, photo_of, strict=True)), len(number))
     galleries = list(dict.fromkeys(result.gallery for result in results))
     for gallery in [*galleries, *(["all galleries"] if len(galleries) > 1 else [])]:
         by_lang: dict[str, list[int]] = {}
@@ -209,14 +219,6 @@ def averages(results: Sequence[Retrieval], photos: Sequence[Sequence[str]]) -> I
             yield _average(gallery, "low-resource languages", scarce, observed, drawn)
 
 
-def _resample(results: Sequence[Retrieval], photos: Sequence[Sequence[str]]) -> list[ranking.Floats]:
-    number = {photo: index for index, photo in enumerate(dict.fromkeys(one for own in photos for one in own))}
-    entries = [
-        (result.hits(), np.array([number[photo] for photo in own])) for result, own in zip(results, photos, strict=True)
-    ]
-    return list(bootstrap.resample_together(entries, len(number)))
-
-
 def _average(
     gallery: str,
     over: str,
@@ -224,43 +226,30 @@ def _average(
     observed: Sequence[ranking.Floats],
     drawn: Sequence[ranking.Floats],
 ) -> Average:
-    """Average the results of each language (their indices), then over languages, and every draw likewise."""
-
-    def mean(rows: Sequence[ranking.Floats]) -> npt.NDArray[np.float64]:
-        found: npt.NDArray[np.float64] = np.mean(
-            [np.mean([rows[i] for i in own], axis=0) for own in by_lang.values()], axis=0
-        )
-        return found
-
-    scores = with_intervals(mean(observed), mean(drawn))
+    """Average the results of each language (given by index), then over languages; draws in the same way."""
+    value, draws = (
+        np.mean([np.mean([rows[i] for i in own], axis=0) for own in by_lang.values()], axis=0)
+        for rows in (observed, drawn)
+    )
+    scores = scores_of(value, *bootstrap.interval(draws))
     return Average(gallery=gallery, over=over, languages=tuple(by_lang), scores=scores)
 
 
 def render(result: SuiteResult) -> Table:
-    """Show a suite's results, one language and gallery a row, and their averages below."""
+    """Show the results of a suite, one language and gallery per row, and their averages below."""
     notes = [
         "percent found, ± half of the 95 % interval; images is the number searched; ties rank ahead",
         "averages over galleries count a language once, with the mean of the galleries that have it",
         *(f"left out: {line}" for line in result.left_out),
     ]
-    table = Table(
-        title=f"{result.suite}: {result.model}",
-        caption="\n".join(notes),
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-    )
-    table.add_column("gallery", overflow="fold")
-    table.add_column("captions by", no_wrap=True)
-    for name in ("images", "captions", *_COLUMNS):
-        table.add_column(name, justify="right", no_wrap=True)
-    last = None
-    for one in result.results:
-        if last not in (None, one.gallery):
-            table.add_section()
-        last = one.gallery
-        sizes = (tables.searched(one), f"{one.captions:,}")
-        table.add_row(f"{one.lang} {one.gallery}", one.origin, *sizes, *_percent(_scores(one)))
-    table.add_section()
+    columns = ["captions by", "images", "captions", *(name.replace(" ", "\n") for name in tables.RECALL_NAMES)]
+    table = tables.table(f"{result.suite}: {result.model}", "gallery", columns, "\n".join(notes))
+    table.columns[1].justify = "left"
+    for _, same_gallery in itertools.groupby(result.results, key=lambda one: one.gallery):
+        for one in same_gallery:
+            sizes = (tables.searched(one), f"{one.captions:,}")
+            table.add_row(f"{one.lang} {one.gallery}", one.origin, *sizes, *_percent(one.scores))
+        table.add_section()
     for mean in result.averages:
         over = mean.over if len(mean.languages) > 1 else mean.over.removesuffix("s")
         row = f"[bold]mean of {len(mean.languages)} {over}[/], {mean.gallery}"
@@ -297,7 +286,7 @@ def _languages(one: Benchmark, langs: Sequence[str]) -> list[str]:
 
 
 def _way_out(one: Benchmark) -> str:
-    """Describe how to get the missing files of a benchmark: its captions, or else its photos."""
+    """Describe how to get the missing files of a benchmark: its captions, or its photos."""
     info = getattr(load_plugin("sources", one.spec.name), "INFO", None)
     if info is None:
         return "see its root"
@@ -310,28 +299,19 @@ def _way_out(one: Benchmark) -> str:
     return get if by_name else f"from {info.home}: {info.captions}"
 
 
-@dataclass
-class _Photos:
-    """Which of a benchmark's photos can be opened; each is tried once, however many languages describe it."""
-
-    tried: frozenset[str] = frozenset()
-    bad: frozenset[str] = frozenset()
-
-    def readable(self, table: PairTable) -> PairTable:
-        new = table.without_images(self.tried)
+def _tables(found: Found) -> Iterator[PairTable]:
+    """Yield the table of each language without unreadable photos, each of which is tried once, and empty captions."""
+    one, tried, bad = found.benchmark, set[str](), set[str]()
+    for code in found.codes:
+        table = found.first if code == found.codes[0] else load_source(one.spec, code, one.split)
+        new = table.without_images(tried)
         if len(new):
             _, report = image_check.check_images(new, max_corrupt=_MAX_CORRUPT)
             if report.bad:
                 logger.info(f"{table.name}: left out {report.describe()}")
-            self.tried |= frozenset(new.image_ids)
-            self.bad |= frozenset(one.image_id for one in report.bad)
-        return table.without_images(self.bad) if self.bad else table
-
-
-def _tables(one: Benchmark, codes: Iterable[str]) -> Iterator[PairTable]:
-    photos = _Photos()
-    for code in codes:
-        table = photos.readable(load_source(one.spec, code, one.split))
+            tried.update(new.image_ids)
+            bad.update(image.image_id for image in report.bad)
+        table = table.without_images(bad) if bad else table
         spoken = table.without_empty_captions()
         if len(spoken) < len(table):
             logger.info(
@@ -341,12 +321,7 @@ def _tables(one: Benchmark, codes: Iterable[str]) -> Iterator[PairTable]:
         yield spoken
 
 
-def _scores(result: Retrieval) -> list[Score]:
-    ways = (result.text_to_image, result.image_to_text)
-    return [*(score for way in ways for score in way.recall.values()), result.mean_recall]
-
-
 def _percent(scores: Sequence[Score]) -> list[str]:
-    """Show the seven scores; R@1 and the mean have their intervals, for more of which a terminal is too narrow."""
-    half = {place: f" ±{50 * (scores[place].high - scores[place].low):.1f}" for place in (0, 3, 6)}
-    return [f"{100 * score.value:.1f}{half.get(place, '')}" for place, score in enumerate(scores)]
+    """Show the seven scores, with intervals only of R@1 and the mean, since a terminal is narrow."""
+    wide = (0, 3, 6)
+    return [tables.plus_minus(one) if i in wide else tables.percent(one.value) for i, one in enumerate(scores)]

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from polyalign.evaluation import tables
 from polyalign.evaluation.results import LeftOut, Run
 from polyalign.experiments import report
 from polyalign.experiments.micro_batch import fit
-from polyalign.experiments.run_folders import run_name
+from polyalign.experiments.run_folders import run_name, versioned_digest
 from polyalign.experiments.workers import RECIPE, Outcome, Pool, restarts
 from polyalign.training import train
 from polyalign.utils import storage
@@ -34,14 +33,10 @@ LR_FACTORS = (0.3, 1.0, 3.0)
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """One run of the grid.
+    """One run of the grid, trained in ``folder``.
 
-    Attributes:
-        recipe: the resolved recipe.
-        folder: where it trains.
-        result: file of the result.
-        left_out: file with the reason if the run failed.
-        tuned: the values tried on dev, by key of the recipe.
+    ``result`` is the file of the result, ``left_out`` the file with the reason if the run failed. ``tuned`` are the
+    values tried on dev, by key of the recipe.
     """
 
     recipe: Recipe
@@ -61,12 +56,8 @@ class Job:
             return False
         run = Run.load_json(self.result)
         same = self.recipe.is_of(run.recipe)
-        told = not self.tuned or run.tuned == self.tuned
-        return same and told and run.versions.get("polyalign") == polyalign.__version__
-
-    def is_trained(self) -> bool:
-        """Return whether the run is finished in its folder, whose name identifies recipe and version."""
-        return (self.folder / train.RESULT).is_file()
+        same_tuning = not self.tuned or run.tuned == self.tuned
+        return same and same_tuning and run.versions.get("polyalign") == polyalign.__version__
 
     def collect(self) -> str:
         """Copy the result to the report, with its restarts and tuning, and return it as a line of text."""
@@ -92,17 +83,14 @@ class Job:
 
     def dev(self) -> float:
         """Return the best mean recall on dev; -1 if the run failed."""
-        return (
-            max(look.dev_mean_recall for look in Run.load_json(self.result).dev_evaluations) if self.is_done() else -1.0
-        )
+        if not self.is_done():
+            return -1.0
+        return max(one.dev_mean_recall for one in Run.load_json(self.result).dev_evaluations)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of the grid: the runs that differ only in their seed.
-
-    ``micro_batch`` is the size that fits the memory budget; None keeps that of the recipe.
-    """
+    """Runs of the grid that differ only in their seed; ``micro_batch`` is the size that fits a memory budget."""
 
     recipe: str
     lang: str
@@ -113,17 +101,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """The product of recipes, languages, budgets, strategies and seeds, trained on the same pairs.
+    """The product of recipes (names or paths), languages, budgets, strategies and seeds, trained on the same pairs.
 
-    Attributes:
-        recipes: names or paths.
-        langs: default: the languages of each recipe.
-        budgets: default: the budget of the recipe.
-        strategies: default: ``STRATEGIES``.
-        seeds: number of seeds.
-        overrides: keys of the recipe to change in all runs.
-        out: folder of the results.
-        work: folder of the trained runs.
+    By default, languages and budgets are those of each recipe, and strategies are ``STRATEGIES``. ``overrides`` are
+    keys of the recipe to change in all runs, ``out`` is the folder of the results, ``work`` that of the trained runs.
     """
 
     recipes: tuple[str, ...]
@@ -158,7 +139,10 @@ class Grid:
         Raises:
             UserError: an unknown name, or an invalid setting.
         """
-        usual: dict[str, Any] = {"test": self._test(cell)}
+        test: dict[str, Any] = {"knowledge": True}
+        if "source" not in self.overrides:
+            test["languages"] = transfer_languages(cell.recipe, cell.lang)
+        usual: dict[str, Any] = {"test": test}
         own: dict[str, Any] = {"train": {"seed": seed}}
         if cell.budget is not None:
             own = merge(own, budget_overrides(cell.budget))
@@ -166,26 +150,17 @@ class Grid:
             usual["optim"] = own["optim"] = {"micro_batch": cell.micro_batch}
         if lr is not None:
             own = merge(own, {"optim": {"lr": lr}})
-        table = merge(merge({"test": usual["test"]}, self.overrides), own)
-        recipe = resolve(cell.recipe, cell.lang, cell.strategy, table)
-        name = "-".join([run_name(recipe, cell.recipe, usual), *self._source()])
+        recipe = resolve(cell.recipe, cell.lang, cell.strategy, merge(merge({"test": test}, self.overrides), own))
+        name = run_name(recipe, cell.recipe, usual)
+        source = self.overrides.get("source", {})
+        if "name" in source:  # other data than the recipe's
+            name += f"-{Path(source['root']).resolve().stem if 'root' in source else source['name']}"
         return Job(
             recipe,
-            (self.work / f"{name}-{_digest(recipe)}").resolve(),
+            (self.work / f"{name}-{versioned_digest(recipe)}").resolve(),
             self.out / report.RUNS / f"{name}.json",
             self.out / report.LEFT_OUT / f"{name}.json",
         )
-
-    def _test(self, cell: Cell) -> dict[str, Any]:
-        """Return what is measured: retention, and other languages if the data is the recipe's own."""
-        own_data = "source" not in self.overrides
-        return {"knowledge": True} | ({"languages": transfer_languages(cell.recipe, cell.lang)} if own_data else {})
-
-    def _source(self) -> Iterator[str]:
-        """Yield the name of the data if it is not the recipe's own."""
-        source = self.overrides.get("source", {})
-        if "name" in source:
-            yield Path(source["root"]).resolve().stem if "root" in source else source["name"]
 
 
 def run_grid(grid: Grid, workers: Pool, *, tune: bool) -> list[Path]:
@@ -234,9 +209,13 @@ def _fitted(grid: Grid, cells: Sequence[Cell], workers: Pool) -> list[Cell]:
 
 def _tuned(grid: Grid, cells: Sequence[Cell], workers: Pool) -> list[Job]:
     """Choose the learning rate of each cell on dev with the first seed, and return the jobs that use it."""
-    trials = {cell: _trials(grid, cell) for cell in cells}
-    every = [trial for tried in trials.values() for trial in tried]
-    _run(every, "tuning on dev", workers)
+    trials: dict[Cell, list[Job]] = {}
+    for cell in cells:
+        preset = grid.job(cell, seed=0).recipe.optim.lr
+        jobs = [grid.job(cell, seed=0, lr=float(f"{preset * factor:.2g}")) for factor in LR_FACTORS]
+        # Results of tuning are kept out of the tables.
+        trials[cell] = [replace(job, result=grid.work / "tuning" / f"{job.folder.name}.json") for job in jobs]
+    _run([trial for tried in trials.values() for trial in tried], "tuning on dev", workers)
     best = {cell: max(tried, key=Job.dev).recipe.optim.lr for cell, tried in trials.items()}
     values = {cell: {"optim.lr": tuple(trial.recipe.optim.lr for trial in tried)} for cell, tried in trials.items()}
     return [
@@ -244,24 +223,10 @@ def _tuned(grid: Grid, cells: Sequence[Cell], workers: Pool) -> list[Job]:
     ]
 
 
-def _trials(grid: Grid, cell: Cell) -> list[Job]:
-    """Return the runs from which the learning rate of a cell is chosen; the tables do not include them."""
-    preset = grid.job(cell, seed=0).recipe.optim.lr
-    rates = [float(f"{preset * factor:.2g}") for factor in LR_FACTORS]
-    jobs = [grid.job(cell, seed=0, lr=rate) for rate in rates]
-    tuning = grid.work / "tuning"
-    return [replace(job, result=tuning / f"{job.folder.name}.json") for job in jobs]
-
-
 def _run(jobs: Sequence[Job], task: str, workers: Pool) -> dict[Job, Outcome]:
     """Run the jobs that have no result; finished runs are collected without a process. Return the failed jobs."""
     for job in jobs:
-        if not job.is_done() and job.is_trained():
+        if not job.is_done() and (job.folder / train.RESULT).is_file():  # the folder's name has recipe and version
             job.collect()
     open_jobs = [job for job in jobs if not job.is_done()]
     return workers.run(open_jobs, task, already=len(jobs) - len(open_jobs), done=Job.collect)
-
-
-def _digest(recipe: Recipe) -> str:
-    """Hash the recipe and the version of polyalign, so that each folder holds one run."""
-    return hashlib.sha256(f"{polyalign.__version__}\n{recipe.to_toml()}".encode()).hexdigest()[:8]

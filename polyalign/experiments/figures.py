@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from polyalign.evaluation.results import Run
-from polyalign.experiments.significance import Comparison, Method
+from polyalign.evaluation.tables import counted
+from polyalign.experiments.significance import Comparison, Method, grouped
 
-# Okabe and Ito (2008), told apart by the colour-blind, without the yellow that is faint on white; and four more.
-# The shapes say it again; as their number has no common factor with the colours', no two methods look alike.
+# Colours of Okabe and Ito (2008) for colour-blind readers, without yellow, and four more. The numbers of colours and of
+# shapes have no common factor, so that 88 methods look different.
 _COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
     *("#888888", "#882255", "#999933", "#332288"),
@@ -47,7 +48,7 @@ def names(comparison: Comparison) -> dict[str, str]:
 
 def clock(comparison: Comparison) -> str:
     """Return what ``cost_seconds`` measures in these runs."""
-    devices = {run.device for method in comparison.methods for run in method.runs}
+    devices = {run.device for run in comparison.runs}
     if devices == {"cpu"}:
         return "processor time over all threads"
     return "processor time without a GPU, else elapsed time" if "cpu" in devices else "elapsed time"
@@ -55,11 +56,7 @@ def clock(comparison: Comparison) -> str:
 
 def together(found: Sequence[Comparison]) -> list[list[Comparison]]:
     """Group comparisons that share language, gallery, recipes and kind of budget; each group is shown together."""
-    groups: dict[tuple[object, ...], list[Comparison]] = {}
-    for comparison in found:
-        key = (comparison.lang, comparison.gallery.gallery, comparison.recipes, comparison.of_compute)
-        groups.setdefault(key, []).append(comparison)
-    return list(groups.values())
+    return list(grouped(found, lambda one: (one.lang, one.gallery.gallery, one.recipes, one.of_compute)).values())
 
 
 def draw(found: Sequence[Comparison], folder: Path) -> list[Path]:
@@ -68,7 +65,11 @@ def draw(found: Sequence[Comparison], folder: Path) -> list[Path]:
     A method has the same colour and marker in all of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    styles = _styles(method.name for comparison in found for method in comparison.methods)
+    methods = sorted({method.name for comparison in found for method in comparison.methods})
+    styles = {
+        name: {"color": _COLOURS[i % len(_COLOURS)], "marker": _SHAPES[i % len(_SHAPES)]}
+        for i, name in enumerate(methods)
+    }
     written = []
     for own in together(found):
         drawn = [
@@ -80,13 +81,6 @@ def draw(found: Sequence[Comparison], folder: Path) -> list[Path]:
             figure.savefig(folder / name, dpi=110)
             written.append(folder / name)
     return written
-
-
-def _styles(methods: Iterable[str]) -> dict[str, Style]:
-    return {
-        name: {"color": _COLOURS[i % len(_COLOURS)], "marker": _SHAPES[i % len(_SHAPES)]}
-        for i, name in enumerate(sorted(set(methods)))
-    }
 
 
 def _scatter(found: Sequence[Comparison], styles: dict[str, Style], of: Callable[[Run], float], what: str) -> Figure:
@@ -103,15 +97,12 @@ def _scatter(found: Sequence[Comparison], styles: dict[str, Style], of: Callable
 def _lines(found: Sequence[Comparison], styles: dict[str, Style]) -> Figure:
     """Draw mean recall over the number of pairs, one line per method."""
     figure, (panel,) = _panels(1, found[0])
-    by_name: dict[str, list[Method]] = {}
-    for comparison in found:
-        for method in comparison.methods:
-            by_name.setdefault(method.name, []).append(method)
+    every = [method for comparison in found for method in comparison.methods]
+    by_name = grouped(every, lambda method: method.name)
     for place, (name, methods) in enumerate(sorted(by_name.items())):
         methods.sort(key=lambda method: method.runs[0].pairs)
         aside = 1 + 0.02 * (place - len(by_name) / 2)  # keeps intervals from overlapping
         _point(panel, [aside * method.runs[0].pairs for method in methods], methods, styles[name])
-    every = [method for methods in by_name.values() for method in methods]
     _dress(panel, found[0], every, _seeds(found[0]), "training pairs (points shifted slightly)")
     return _with_legend(figure, [panel])
 
@@ -138,7 +129,7 @@ def _dress(panel: Axes, comparison: Comparison, methods: Sequence[Method], title
     panel.axhline(chance, color="#555555", linestyle=":", linewidth=1, label="chance")
     panel.set_xscale("log")
     panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    panel.xaxis.set_major_formatter(FuncFormatter(_short))
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500, 20k, 3M
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_xlabel(what)
     covers = ", or ".join(sorted({method.covers for method in methods}, reverse=True))
@@ -162,13 +153,4 @@ def _with_legend(figure: Figure, panels: Sequence[Axes]) -> Figure:
 
 
 def _seeds(comparison: Comparison) -> str:
-    count = len(comparison.seeds)
-    return "1 seed" if count == 1 else f"{count} seeds"
-
-
-def _short(value: float, _: object = None) -> str:
-    """Format a number on an axis: 500, 20k, 3M."""
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= unit:
-            return f"{value / unit:g}{name}"
-    return f"{value:g}"
+    return counted(len(comparison.seeds), "seed")

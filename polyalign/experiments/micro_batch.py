@@ -1,11 +1,10 @@
 """Training within a memory budget: measure peak memory, and find the largest micro-batch that fits.
 
-The batch, and with it the loss, stays the same (GradCache, see ``Loop.backward``).
+The batch and the loss stay the same (GradCache, see ``Loop.backward``).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
@@ -16,9 +15,9 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-import polyalign
 from polyalign.config.schema import Recipe
 from polyalign.evaluation import tables
+from polyalign.experiments.run_folders import versioned_digest
 from polyalign.experiments.workers import RECIPE, Outcome, Pool
 from polyalign.models.embed import PairFeatures
 from polyalign.training import train
@@ -26,6 +25,7 @@ from polyalign.utils.process import peak_memory
 
 K = TypeVar("K")
 _STEPS = 2  # the optimiser's state is allocated in the first step
+_RESULT = "memory.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,70 +38,59 @@ class Probe:
     @property
     def command(self) -> tuple[str, ...]:
         """Arguments of polyalign: measure, and save the number of bytes."""
-        return ("memory", str(self.folder / RECIPE), "--out", str(self._kept))
+        return ("memory", str(self.folder / RECIPE), "--out", str(self.folder / _RESULT))
 
-    def told(self) -> str:
+    def describe(self) -> str:
         """Return the measurement as a line of text."""
-        at = f"a micro-batch of {self.recipe.optim.micro_batch}"
-        return f"{self.folder.name}: {tables.size(self.peak() or 0)} at {at}"
+        return (
+            f"{self.folder.name}: {tables.size(self.peak() or 0)} at a micro-batch of {self.recipe.optim.micro_batch}"
+        )
 
     def peak(self) -> int | None:
         """Return the peak in bytes; None if it has not been measured."""
-        return int(json.loads(self._kept.read_text(encoding="utf-8"))["bytes"]) if self._kept.is_file() else None
-
-    @property
-    def _kept(self) -> Path:
-        return self.folder / "memory.json"
+        path = self.folder / _RESULT
+        return int(json.loads(path.read_text(encoding="utf-8"))["bytes"]) if path.is_file() else None
 
 
 class Fit:
-    """Search for the largest micro-batch within the memory budget: a power of two, or the whole batch.
+    """A search for the largest micro-batch within the memory budget: a power of two, or the largest.
 
-    Tries the largest first, then bisects.
+    The largest is the micro-batch of the recipe, or else its batch. It is tried first; then the search bisects.
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        """Set the range: up to the micro-batch of the recipe, or else its batch."""
         optim = recipe.optim
-        self._recipe = recipe
-        self._allowed = recipe.train.max_memory_bytes or 0
         largest = min(optim.micro_batch or optim.batch_size, optim.batch_size)
-        self._sizes = [2**power for power in range(largest.bit_length()) if 2**power < largest] + [largest]
-        self._fits, self._over = -1, len(self._sizes)
+        self._recipe = recipe
+        self._open = [2**power for power in range(largest.bit_length()) if 2**power < largest] + [largest]
+        self._next = len(self._open) - 1
+        self.micro_batch: int | None = None  # the largest known to fit
         self.problem = ""
         self.bad_input = False
 
-    @property
-    def micro_batch(self) -> int | None:
-        """The largest size found to fit; None if there is none."""
-        return self._sizes[self._fits] if self._fits >= 0 else None
-
     def probe(self, work: Path) -> Probe | None:
         """Return the next measurement, with a folder inside ``work``; None when the search is finished."""
-        if self._over - self._fits == 1:
+        if not self._open:
             return None
-        recipe = self._recipe.model_copy(
-            update={"optim": self._recipe.optim.model_copy(update={"micro_batch": self._sizes[self._index]})}
-        )
-        recipe = unbound(recipe)
-        digest = hashlib.sha256(f"{polyalign.__version__}\n{recipe.to_toml()}".encode()).hexdigest()[:8]
-        return Probe(recipe, work / f"{recipe.name}-{recipe.lang}-{recipe.strategy['name']}-{digest}")
-
-    @property
-    def _index(self) -> int:
-        return len(self._sizes) - 1 if self._over == len(self._sizes) else (self._fits + self._over) // 2
+        optim = self._recipe.optim.model_copy(update={"micro_batch": self._open[self._next]})
+        recipe = unbound(self._recipe.model_copy(update={"optim": optim}))
+        name = f"{recipe.name}-{recipe.lang}-{recipe.strategy['name']}-{versioned_digest(recipe)}"
+        return Probe(recipe, work / name)
 
     def learn(self, peak: int | None, outcome: Outcome | None) -> None:
         """Update the range with the result of the probe: the bytes measured, or how it failed."""
-        if peak is not None and peak <= self._allowed:
-            self._fits = self._index
-            return
-        if peak is not None:
-            at = f"{tables.size(peak)} at a micro-batch of {self._sizes[self._index]}"
-            self.problem = f"needs {at}, more than the {tables.size(self._allowed)} allowed"
-        elif outcome is not None:
-            self.problem, self.bad_input = outcome.problem, outcome.bad_input
-        self._over = 0 if self.bad_input else self._index
+        size, allowed = self._open[self._next], self._recipe.train.max_memory_bytes or 0
+        if peak is not None and peak <= allowed:
+            self.micro_batch, self._open = size, self._open[self._next + 1 :]
+        else:
+            self._open = self._open[: self._next]
+            if peak is not None:
+                at = f"{tables.size(peak)} at a micro-batch of {size}"
+                self.problem = f"needs {at}, more than the {tables.size(allowed)} allowed"
+            elif outcome is not None:
+                self.problem, self.bad_input = outcome.problem, outcome.bad_input
+                self._open = [] if self.bad_input else self._open
+        self._next = (len(self._open) - 1) // 2
 
 
 def fit(wanted: Mapping[K, Recipe], work: Path, workers: Pool) -> dict[K, Fit]:
@@ -112,7 +101,7 @@ def fit(wanted: Mapping[K, Recipe], work: Path, workers: Pool) -> dict[K, Fit]:
         by_folder = {probe.folder: probe for probe in probes.values()}
         open_probes = [probe for probe in by_folder.values() if probe.peak() is None]
         known = len(by_folder) - len(open_probes)
-        failed = workers.run(open_probes, "measuring memory", already=known, done=Probe.told)
+        failed = workers.run(open_probes, "measuring memory", already=known, done=Probe.describe)
         outcome = {probe.folder: how for probe, how in failed.items()}
         for search, probe in probes.items():
             search.learn(probe.peak(), outcome.get(probe.folder))

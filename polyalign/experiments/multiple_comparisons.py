@@ -22,7 +22,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -101,10 +101,8 @@ def compare_with_best(
 
 def _on_images(means: Floats, image_part: Floats, confidence: float) -> list[AgainstBest]:
     """Compare all methods on test images only, without tests."""
-    levels, squared, _ = _squared_critical_values(len(means), np.inf, 1 - confidence)
-    margin = np.sqrt(squared[np.searchsorted(levels, 1 - confidence)] * image_part)
-    limits = zip(*_limits(means, margin), strict=True)
-    return [AgainstBest(float(value), float(low), float(high), None) for value, low, high in limits]
+    found = _on_images_and_seeds(means, image_part, np.zeros_like(image_part), np.inf, confidence)
+    return [replace(one, p_value=None) for one in found]
 
 
 def _on_images_and_seeds(

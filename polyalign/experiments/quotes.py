@@ -1,7 +1,7 @@
 """Results quoted in pages that are written by hand.
 
-A table quotes results if its first columns are language, recipe, budget and strategy, which name a method. Its other
-columns are results of that method (see ``COLUMNS``) and are updated with each report. The rest of the page is kept.
+A table quotes results if its first columns are language, recipe, budget and strategy, which identify a method. Its
+other columns are results of the method (see ``COLUMNS``), updated with each report. The rest of the page is kept.
 """
 
 from __future__ import annotations
@@ -64,10 +64,6 @@ def _of_full(comparison: Comparison, method: Method) -> str:
     return "" if full is None else f"{100 * method.scores[-1].value / full.scores[-1].value:.0f} %"
 
 
-def _share(value: float | None) -> str:
-    return "" if value is None else tables.percent(value)
-
-
 _STANDINGS = {"best": "highest", "level": "not significantly different", "worse": "worse", "untested": "not tested"}
 COLUMNS: dict[str, Callable[[Comparison, Method], str]] = {
     "seeds": lambda _, method: str(len(method.runs)),
@@ -76,8 +72,8 @@ COLUMNS: dict[str, Callable[[Comparison, Method], str]] = {
     "interval": lambda _, method: " to ".join(map(tables.percent, (method.scores[-1].low, method.scores[-1].high))),
     "t→i R@1": lambda _, method: tables.percent(method.scores[0].value),
     "of full": _of_full,
-    "other languages": lambda _, method: _share(method.carried_over),
-    "retention": lambda _, method: _share(method.retention),
+    "other languages": lambda _, method: tables.percent(method.carried_over),
+    "retention": lambda _, method: tables.percent(method.retention),
     "against the best": lambda _, method: _STANDINGS[method.standing],
     "seconds": lambda _, method: f"{method.mean(lambda run: run.cost_seconds):,.0f}",
 }

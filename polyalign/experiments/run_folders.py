@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import polyalign
 from polyalign.config.resolve import budget_overrides, resolve
 from polyalign.config.schema import Recipe, merge
 from polyalign.evaluation.results import Run
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 def default_folder(recipe: Recipe, recipe_file: str) -> Path:
-    """Return the folder in ``./runs`` that a run is trained into by default (see ``run_name``)."""
+    """Return the default folder of a run, in ``./runs`` (see ``run_name``)."""
     return Path("runs") / run_name(recipe, recipe_file)
 
 
@@ -45,12 +46,13 @@ def run_name(recipe: Recipe, recipe_file: str, usual: dict[str, Any] | None = No
     parts += [str(strategy[key]) for key in ("towers", "layers") if strategy[key] != getattr(plain, key)]
     parts += [recipe.budget, f"s{recipe.train.seed}"]
     if _plain(recipe, recipe_file, usual or {}) != recipe:
-        parts.append(_digest(recipe))
+        unseeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": 0})})
+        parts.append(hashlib.sha256(unseeded.to_toml().encode()).hexdigest()[:6])
     return "-".join(parts).replace(":", "")
 
 
 def _plain(recipe: Recipe, recipe_file: str, usual: dict[str, Any]) -> Recipe | None:
-    """Resolve the recipe file with no settings but those in the name of a run; None if it needs others."""
+    """Resolve the recipe file with only the settings in the name of a run; None if it needs others."""
     named: dict[str, Any] = {
         "strategy": {key: recipe.strategy[key] for key in ("towers", "layers")},
         "data": {"budget": None},
@@ -60,13 +62,13 @@ def _plain(recipe: Recipe, recipe_file: str, usual: dict[str, Any]) -> Recipe | 
         named = merge(named, budget_overrides(recipe.budget))
     try:
         return resolve(recipe_file, recipe.lang, recipe.strategy["name"], merge(named, usual))
-    except UserError:  # such as a source without its root: every run of the recipe has a digest
+    except UserError:  # e.g. a source without its root: the names of all runs have a digest
         return None
 
 
-def _digest(recipe: Recipe) -> str:
-    unseeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": 0})})
-    return hashlib.sha256(unseeded.to_toml().encode()).hexdigest()[:6]
+def versioned_digest(recipe: Recipe) -> str:
+    """Return a hash of the recipe and the version of polyalign, for the name of a folder that only this run uses."""
+    return hashlib.sha256(f"{polyalign.__version__}\n{recipe.to_toml()}".encode()).hexdigest()[:8]
 
 
 def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> Run | None:
@@ -87,11 +89,17 @@ def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -
         _delete_run(folder)
     if not main:
         logging.getLogger("polyalign").setLevel(logging.ERROR)
-    # The main process looks into the folder for all: on another machine it may not be visible.
+    # Only the main process reads the folder, which other machines may not share.
     finished = from_main_process((folder / train.RESULT).exists())
     begun = from_main_process((folder / train.STATE).exists())
     if finished:
-        return _finished(folder, recipe) if main else None
+        if not main:
+            return None
+        run = Run.load_json(folder / train.RESULT)
+        if not recipe.is_of(run.recipe):
+            raise UserError(f"{folder} holds a run with other settings: use another --out, or --overwrite")
+        logger.info(f"the run in {folder} is already finished; train it again with --overwrite")
+        return run
     if begun and not resume:
         raise UserError(f"{folder} holds an unfinished run: continue it with --resume, or start over with --overwrite")
     if resume and not begun:
@@ -101,31 +109,19 @@ def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """Check that a folder is new, is empty, or holds a run: the files of a run are not mixed with others."""
+    """Check that a folder is new, is empty, or holds a run, so that the files of a run are not mixed with others."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if names - {RECIPE, LOG, RESTARTS} and not names & {train.RESULT, train.STATE}:
         raise UserError(f"{folder} contains other files and no run: use a new folder for --out")
 
 
-def _finished(folder: Path, recipe: Recipe) -> Run:
-    run = Run.load_json(folder / train.RESULT)
-    if not recipe.is_of(run.recipe):
-        raise UserError(f"{folder} holds a run with other settings: use another --out, or --overwrite")
-    logger.info(f"the run in {folder} is already finished; train it again with --overwrite")
-    return run
-
-
 def _delete_run(folder: Path) -> None:
-    """Delete what a run has written into its folder, and only that; symbolic links are removed, not followed.
-
-    Raises:
-        UserError: there is a ``result.json`` that is not of a run.
-    """
-    owned: tuple[str, ...] = (train.STATE,)  # an unfinished run has written nothing else
+    """Delete only the files of a run in its folder; symbolic links are removed, not followed."""
+    owned: tuple[str, ...] = (train.STATE,)  # the only file of an unfinished run
     if (folder / checkpoint.TOWERS).is_file():
         owned = train.FILES
     elif (folder / train.RESULT).is_file():
-        Run.load_json(folder / train.RESULT)
+        Run.load_json(folder / train.RESULT)  # refuses a file of another kind
         owned += (train.RESULT,)
     for path in [folder / name for name in owned]:
         if path.is_dir() and not path.is_symlink():

@@ -1,7 +1,7 @@
 """Comparisons of methods: which has the highest mean recall, and which are significantly worse.
 
 Runs that differ only in the seed are one method. Methods are compared if language, gallery, recipe and budget are the
-same; under a budget of time or memory, recipes are compared as well. Pure functions of the records.
+same; under a budget of time or memory, recipes are compared as well.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -24,6 +24,7 @@ from polyalign.utils.errors import UserError
 SIGNIFICANCE = 0.05
 _MEAN_RECALL = -1
 
+K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 Standing = Literal["best", "level", "worse", "untested"]
 
@@ -33,13 +34,12 @@ class Method:
     """One way of training, over its seeds.
 
     Attributes:
-        strategy: the strategy's name.
+        strategy: name of the strategy.
         towers: which towers it adapts.
         options: the settings that differ from those of other methods with the same strategy and towers.
-        runs: one run a seed, in the order of the seeds.
-        scores: the six recalls and the mean recall, averaged over the seeds; their intervals cover ``covers``.
-        standing: ``best`` has the highest mean recall; ``level`` is not significantly different from it, ``worse`` is
-            significantly worse; ``untested`` cannot be tested against it, as one of the two has one seed.
+        runs: one run per seed, in the order of the seeds.
+        scores: the six recalls and the mean recall, averaged over the seeds, with intervals over ``covers``.
+        best: whether it has the highest mean recall.
         against_best: the difference in mean recall to the best of the other methods; None if it is not tested.
     """
 
@@ -48,13 +48,17 @@ class Method:
     options: str
     runs: tuple[Run, ...]
     scores: tuple[Score, ...]
-    standing: Standing
+    best: bool
     against_best: AgainstBest | None
 
     @property
-    def best(self) -> bool:
-        """Whether it has the highest mean recall."""
-        return self.standing == "best"
+    def standing(self) -> Standing:
+        """Whether it is the best, level with it, significantly worse, or untested, as one of the two has one seed."""
+        if self.best:
+            return "best"
+        if self.p_value is None:
+            return "untested"
+        return "worse" if self.p_value < SIGNIFICANCE else "level"
 
     @property
     def p_value(self) -> float | None:
@@ -68,7 +72,7 @@ class Method:
 
     @property
     def name(self) -> str:
-        """The strategy with all that sets the method apart."""
+        """The strategy, with the towers and options that distinguish the method."""
         towers = "" if self.towers == "both" else f", {self.towers} tower"
         return self.strategy + towers + (f", {self.options}" if self.options else "")
 
@@ -109,9 +113,14 @@ class Comparison:
         return ", ".join(self.recipes)
 
     @property
+    def runs(self) -> list[Run]:
+        """The runs of all methods."""
+        return [run for method in self.methods for run in method.runs]
+
+    @property
     def seeds(self) -> tuple[int, ...]:
         """The seeds of all methods."""
-        return tuple(sorted({run.seed for method in self.methods for run in method.runs}))
+        return tuple(sorted({run.seed for run in self.runs}))
 
 
 def comparisons(runs: Iterable[Run], left_out: Iterable[LeftOut] = ()) -> list[Comparison]:
@@ -122,7 +131,7 @@ def comparisons(runs: Iterable[Run], left_out: Iterable[LeftOut] = ()) -> list[C
     """
     missing = list(left_out)
     found = []
-    for group in _group(runs, _terms).values():
+    for group in grouped(runs, _terms).values():
         conditions = {_conditions(run) for run in group}
         found.append(_comparison(group, [one for one in missing if _conditions(one) in conditions]))
     return sorted(found, key=lambda c: (c.lang, c.gallery.gallery, c.recipe, c.methods[0].runs[0].pairs, c.budget))
@@ -149,9 +158,14 @@ def _rival_recipe(run: Run | LeftOut) -> str | None:
 
 
 def _comparison(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Comparison:
-    groups = [sorted(group, key=lambda run: run.seed) for group in _group(runs, _settings).values()]
+    groups = [sorted(group, key=lambda run: run.seed) for group in grouped(runs, _settings).values()]
     groups.sort(key=lambda group: str(_settings(group[0])))
-    _refuse_twins(groups)
+    for one, other in chain.from_iterable(map(pairwise, groups)):
+        if one.seed == other.seed:
+            raise UserError(
+                f"there are two results of {one.strategy}, {one.lang}, {one.budget}, seed {one.seed} "
+                f"(recipe {one.recipe.get('name')}): remove one"
+            )
     hits = [[run.test[0].hits() for run in group] for group in groups]
     scores = [recall_scores(seeds) for seeds in hits]
     leader = max(range(len(groups)), key=lambda i: scores[i][_MEAN_RECALL].value)
@@ -163,7 +177,7 @@ def _comparison(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Comparison:
             options=labels[i],
             runs=tuple(group),
             scores=scores[i],
-            standing="best" if i == leader else _standing(tested[i]),
+            best=i == leader,
             against_best=tested[i],
         )
         for i, group in enumerate(groups)
@@ -181,16 +195,6 @@ def _comparison(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Comparison:
     )
 
 
-def _refuse_twins(groups: Sequence[Sequence[Run]]) -> None:
-    for group in groups:
-        for one, other in pairwise(group):
-            if one.seed == other.seed:
-                raise UserError(
-                    f"there are two results of {one.strategy}, {one.lang}, {one.budget}, seed {one.seed} "
-                    f"(recipe {one.recipe.get('name')}): remove one"
-                )
-
-
 def _tested(hits: Sequence[Sequence[Hits]], leader: int) -> Sequence[AgainstBest | None]:
     """Test each method against the best of the others; None for all if the leader cannot be tested."""
     untested = [None] * len(hits)
@@ -204,27 +208,19 @@ def _tested(hits: Sequence[Sequence[Hits]], leader: int) -> Sequence[AgainstBest
     return [None if one.p_value is None else one for one in found]
 
 
-def _standing(tested: AgainstBest | None) -> Standing:
-    if tested is None or tested.p_value is None:
-        return "untested"
-    return "worse" if tested.p_value < SIGNIFICANCE else "level"
-
-
 def _settings(run: Run) -> Hashable:
     """Return all settings except the seed."""
-    return run.strategy, run.towers, json.dumps(_without_seed(run.recipe), sort_keys=True)
+    return run.strategy, run.towers, json.dumps(_without_seed(run), sort_keys=True)
 
 
-def _without_seed(recipe: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: {k: v for k, v in value.items() if k != "seed"} if key == "train" and isinstance(value, dict) else value
-        for key, value in recipe.items()
-    }
+def _without_seed(run: Run) -> dict[str, Any]:
+    """Return the recipe by dotted keys, without the seed."""
+    return {key: value for key, value in flatten(run.recipe) if key != "train.seed"}
 
 
 def _options(groups: Sequence[Sequence[Run]]) -> list[str]:
     """Return the settings in which groups of the same strategy and towers differ, with the recipe if it varies."""
-    flat = [dict(flatten(_without_seed(group[0].recipe))) for group in groups]
+    flat = [_without_seed(group[0]) for group in groups]
     kinds = [(group[0].strategy, group[0].towers, _recipe_name(group[0])) for group in groups]
     several = len({recipe for _, _, recipe in kinds}) > 1
     labels = []
@@ -254,8 +250,9 @@ def _average(values: Iterable[float | None]) -> float | None:
     return sum(known) / len(known) if known else None
 
 
-def _group(items: Iterable[T], key: Callable[[T], Hashable]) -> dict[Hashable, list[T]]:
-    groups: dict[Hashable, list[T]] = defaultdict(list)
+def grouped(items: Iterable[T], key: Callable[[T], K]) -> dict[K, list[T]]:
+    """Return the items by key, in the order of their first occurrence."""
+    groups: dict[K, list[T]] = defaultdict(list)
     for item in items:
         groups[key(item)].append(item)
     return groups

@@ -1,4 +1,4 @@
-"""Run jobs in parallel, on this machine or a Ray cluster, each in its own process, restarted if it dies."""
+"""Run jobs in parallel, on this machine or a Ray cluster, each in its own process, which is restarted if it dies."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
@@ -26,38 +26,34 @@ MAX_RETRIES = 2
 BAD_INPUT, INTERRUPTED = 2, 130
 RECIPE, LOG, RESTARTS = "job.toml", "log.txt", "restarts.txt"
 _GRACE_SECONDS = 10
-# Passed on to the machines of a cluster, which share folders with this one but not the environment.
-_TOLD = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HOME", "POLYALIGN_CACHE")
+# Environment variables that jobs on a cluster need.
+_PASSED_ON = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HOME", "POLYALIGN_CACHE")
 
 
-class Job(Protocol):
-    """The part of a run that the pool uses."""
-
-    @property
-    def recipe(self) -> Recipe:
-        """The resolved recipe, written to ``folder / RECIPE``."""
+class _Job(Protocol):
+    """A job: its recipe, written to ``folder / RECIPE``, its folder, and the arguments of polyalign."""
 
     @property
-    def folder(self) -> Path:
-        """The folder of the job."""
-
+    def recipe(self) -> Recipe: ...
     @property
-    def command(self) -> tuple[str, ...]:
-        """The arguments of polyalign."""
+    def folder(self) -> Path: ...
+    @property
+    def command(self) -> tuple[str, ...]: ...
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: the problem, empty on success, and whether it was bad input."""
+    """How a job ended: the problem (empty on success), and whether it was bad input."""
 
     problem: str = ""
     bad_input: bool = False
 
 
-J = TypeVar("J", bound=Job)
-Submit = Callable[[Job], "Future[Outcome]"]
+J = TypeVar("J", bound=_Job)
+Submit = Callable[[_Job], "Future[Outcome]"]
 
 
+@dataclass(frozen=True)
 class Pool:
     """Runs ``workers`` jobs at a time on each machine, which share its threads.
 
@@ -65,10 +61,8 @@ class Pool:
     of a cluster must share the folders of the jobs.
     """
 
-    def __init__(self, workers: int, on: Literal["local", "ray"]) -> None:
-        """Store the settings; nothing is started."""
-        self._workers = workers
-        self._on = on
+    workers: int
+    on: Literal["local", "ray"]
 
     def run(self, jobs: Sequence[J], task: str, *, already: int, done: Callable[[J], str]) -> dict[J, Outcome]:
         """Run the jobs and return those that failed.
@@ -89,21 +83,17 @@ class Pool:
         if not jobs:
             return {}
         failed: dict[J, Outcome] = {}
-        with self._submitter() as submit:
-            waiting = {submit(job): job for job in jobs}
-            while waiting:
-                for future in wait(waiting, return_when=FIRST_COMPLETED).done:
-                    job, outcome = waiting.pop(future), future.result()
-                    if outcome.problem:
-                        failed[job] = outcome
-                        logger.info(f"{job.folder.name}: {outcome.problem} (log: {job.folder / LOG})")
-                    else:
-                        logger.info(done(job))
-                    progress(task, total - len(waiting), total, job.folder.name)
+        with (_on_ray if self.on == "ray" else _here)(self.workers) as submit:
+            submitted = {submit(job): job for job in jobs}
+            for count, future in enumerate(as_completed(submitted), already + 1):
+                job, outcome = submitted[future], future.result()
+                if outcome.problem:
+                    failed[job] = outcome
+                    logger.info(f"{job.folder.name}: {outcome.problem} (log: {job.folder / LOG})")
+                else:
+                    logger.info(done(job))
+                progress(task, count, total, job.folder.name)
         return failed
-
-    def _submitter(self) -> AbstractContextManager[Submit]:
-        return _on_ray(self._workers) if self._on == "ray" else _here(self._workers)
 
 
 def run_job(
@@ -150,7 +140,7 @@ def restarts(folder: Path) -> int:
 
 
 def _end(process: subprocess.Popen[bytes], stop: threading.Event) -> int:
-    """Wait for a process; on ``stop`` give it time to save its state, as Ctrl-C in a terminal reaches it too."""
+    """Wait for a process and return its exit code; after ``stop``, give it time to save its state, then end it."""
     while process.poll() is None:
         if stop.wait(0.1):
             try:
@@ -173,7 +163,7 @@ def _here(workers: int) -> Iterator[Submit]:
     stop = threading.Event()
     executor = ThreadPoolExecutor(workers)
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # otherwise the processes would continue alone
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the processes would continue without this one
     try:
         yield lambda job: executor.submit(
             run_job, job.command, job.recipe.to_toml(), job.folder, environment, Path.cwd(), stop
@@ -193,19 +183,19 @@ def _on_ray(workers: int) -> Iterator[Submit]:
     ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=False)
     processors = [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]]
     threads = max(1, int(min(filter(None, processors), default=1)) // workers)
-    told = {name: os.environ[name] for name in _TOLD if name in os.environ}
-    environment = {**told, "OMP_NUM_THREADS": str(threads)}
+    passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    environment = {**passed_on, "OMP_NUM_THREADS": str(threads)}
     remote = ray.remote(num_cpus=threads, max_retries=MAX_RETRIES)(run_job)
 
-    def submit(job: Job) -> Future[Outcome]:
+    def submit(job: _Job) -> Future[Outcome]:
         outcome: Future[Outcome] = Future()
 
-        def hand_on(future: Future[Outcome]) -> None:
+        def pass_on(future: Future[Outcome]) -> None:
             lost = future.exception()
             outcome.set_result(future.result() if lost is None else Outcome(f"Ray lost it: {lost}"))
 
         reference = remote.remote(job.command, job.recipe.to_toml(), job.folder, environment, Path.cwd())
-        reference.future().add_done_callback(hand_on)
+        reference.future().add_done_callback(pass_on)
         return outcome
 
     try:

@@ -255,7 +255,7 @@ class Loop:
         embedded = embed_features(self.aligner, self.dev, rows_at_a_time(self.recipe))
         ranked = ranking.both_directions(embedded.images, embedded.captions, embedded.image_of)
         hits = ranking.gather_hits(ranked[0].rank, ranked[1].rank, embedded.image_of)
-        return float(ranking.recalls([hits])[-1])
+        return float(ranking.recalls(hits)[-1])
 
     def _agree(self, step: int, spent: Spent, *, stop: bool) -> tuple[Spent, bool]:
         """Return the slowest process's seconds, the processor time of all, and whether any process was interrupted.

@@ -125,9 +125,9 @@ def test_mean_recalls_by_seed() -> None:
 
 def test_what_does_not_fit_is_refused() -> None:
     good = np.ones((4, 6))
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         recall_intervals([good, np.ones((3, 6))], good)
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(ValueError, match="do not match"):
         recall_intervals([], good)
     with pytest.raises(ValueError, match="needs queries"):
         recall_intervals([0 * good], 0 * good)

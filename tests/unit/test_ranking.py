@@ -85,7 +85,7 @@ def test_a_collapsed_model_is_last_in_both_directions() -> None:
     assert (by_text.rank == 50).all()
     assert by_text.tied.all()
     assert (by_image.rank == 246).all()
-    assert ranking.recalls([ranking.gather_hits(by_text.rank, by_image.rank, image_of)]).max() == 0.0
+    assert ranking.recalls(ranking.gather_hits(by_text.rank, by_image.rank, image_of)).max() == 0.0
 
 
 def test_equal_keys_tie_wherever_they_stand() -> None:
@@ -157,7 +157,7 @@ def test_hit_rates_agree_with_torchmetrics() -> None:
     captions = images[image_of] + 1.5 * unit(rng, 300)
     captions /= np.linalg.norm(captions, axis=1, keepdims=True)
     by_text, by_image = ranking.both_directions(images, captions, image_of)
-    recalls = ranking.recalls([ranking.gather_hits(by_text.rank, by_image.rank, image_of)])
+    recalls = ranking.recalls(ranking.gather_hits(by_text.rank, by_image.rank, image_of))
     scores = torch.from_numpy(captions @ images.T)
     right = torch.from_numpy(image_of[:, None] == np.arange(60))
     for column, k in enumerate(ranking.RECALL_AT):
@@ -172,7 +172,7 @@ def test_hits_by_hand() -> None:
     hits = ranking.gather_hits(np.array([1, 6, 11, 2]), np.array([1, 7]), np.array([0, 0, 1, 1]))
     assert hits.hits.tolist() == [[1, 1, 2, 1, 1, 1], [0, 1, 1, 0, 0, 1]]
     assert hits.queries.tolist() == [[2, 2, 2, 1, 1, 1]] * 2
-    assert ranking.recalls([hits]).tolist() == pytest.approx([0.25, 0.5, 0.75, 0.5, 0.5, 1.0, 3.5 / 6])
+    assert ranking.recalls(hits).tolist() == pytest.approx([0.25, 0.5, 0.75, 0.5, 0.5, 1.0, 3.5 / 6])
 
 
 def test_nan_is_an_error_and_not_rank_one() -> None:
@@ -211,7 +211,7 @@ def test_chance_is_what_random_embeddings_get() -> None:
     total = np.zeros(6)
     for _ in range(300):
         by_text, by_image = ranking.both_directions(unit(rng, 30, 24), unit(rng, len(image_of), 24), image_of)
-        total += ranking.recalls([ranking.gather_hits(by_text.rank, by_image.rank, image_of)])[:6]
+        total += ranking.recalls(ranking.gather_hits(by_text.rank, by_image.rank, image_of))[:6]
     assert total / 300 == pytest.approx(ranking.chance(np.bincount(image_of)), abs=0.015)
 
 
@@ -254,7 +254,7 @@ def test_resampling_is_seeded_and_blocks_do_not_change_it(monkeypatch: pytest.Mo
     whole = resampled(hits, seed=3)
     assert np.array_equal(whole, resampled(hits, seed=3))
     assert not np.array_equal(whole, resampled(hits, seed=4))
-    monkeypatch.setattr(ranking, "_SCORES_PER_BLOCK", 50 * 64)
+    monkeypatch.setattr(bootstrap, "_SCORES_PER_BLOCK", 50 * 64)
     assert np.array_equal(whole, resampled(hits, seed=3))
 
 
@@ -272,12 +272,6 @@ def test_interval_covers_the_truth_about_95_times_in_100() -> None:
         low, high = bootstrap.interval(resampled(some_hits(rng, 150, 0.3), resamples=400))
         covered += low[3] <= 0.3 <= high[3]
     assert 180 <= covered <= 199
-
-
-def test_runs_on_other_galleries_are_not_pooled() -> None:
-    rng = np.random.default_rng(7)
-    with pytest.raises(ValueError, match="same gallery"):
-        ranking.recalls([some_hits(rng, 10, 0.5), some_hits(rng, 11, 0.5)])
 
 
 # Galleries that share photos
@@ -306,7 +300,7 @@ def test_galleries_are_resampled_together_like_a_plain_loop():
 def test_a_gallery_of_which_no_photo_is_drawn_keeps_its_recalls():
     rare = ranking.gather_hits(np.array([3]), np.array([1]), np.array([0]))
     found = bootstrap.resample_together([(a_hits(0), np.arange(30)), (rare, np.array([30]))], 31, resamples=200)[1]
-    np.testing.assert_array_equal(found, np.broadcast_to(ranking.recalls([rare]), (200, 7)))
+    np.testing.assert_array_equal(found, np.broadcast_to(ranking.recalls(rare), (200, 7)))
 
 
 def test_hits_of_folds_give_the_mean_of_the_folds():
@@ -314,7 +308,7 @@ def test_hits_of_folds_give_the_mean_of_the_folds():
     image_of, fold_of = np.array([0, 0, 0, 1, 2]), np.array([7, 2, 2])
     hits = ranking.gather_hits(np.array([1, 1, 1, 1, 2]), np.array([1, 1, 6]), image_of, fold_of)
     # text to image at 1: (3/3 + 1/2) / 2, not 4/5; image to text at 1 and at 5: (1/1 + 1/2) / 2, not 2/3
-    assert ranking.recalls([hits])[:6] == pytest.approx([0.75, 1, 1, 0.75, 0.75, 1])
+    assert ranking.recalls(hits)[:6] == pytest.approx([0.75, 1, 1, 0.75, 0.75, 1])
 
 
 def test_memory_does_not_grow_with_the_square_of_the_gallery():

@@ -173,7 +173,7 @@ def test_captions_in_order_need_no_list_of_images() -> None:
     result = a_retrieval(captions=np.full(40, 1))
     assert result.image_of == ()
     assert result.captions_per_image().tolist() == [1] * 40
-    assert ranking.recalls([result.hits()])[0] == pytest.approx(result.text_to_image.recall[1].value)
+    assert ranking.recalls(result.hits())[0] == pytest.approx(result.text_to_image.recall[1].value)
 
 
 def test_ranks_can_be_left_out_but_then_not_tested() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 import polyalign
 from polyalign.evaluation.results import Score
-from polyalign.experiments.results_frame import results
+from polyalign.experiments.report import results
 from polyalign.utils.errors import UserError
 from tests.unit.test_report import saved, some_runs
 

@@ -134,7 +134,7 @@ def test_only_the_languages_asked_for_are_measured(root, caplog):
     result = measure(root, ["sw"])
     assert [(one.gallery, one.lang) for one in result.results] == [("xtd200-test", "sw")]
     assert caplog.messages == ["xtd has no captions in sw"]
-    with pytest.raises(UserError, match="nothing of the suite ours is at hand in zu"):
+    with pytest.raises(UserError, match="no benchmark of the suite ours has files in zu"):
         measure(root, ["zu"])
     with pytest.raises(UserError, match='unknown language "xx"'):
         measure(root, ["xx"])
@@ -150,7 +150,7 @@ def test_what_is_not_at_hand_is_an_error_that_says_what_to_place_where_or_left_o
     assert len(result.left_out) == 1
     assert "xtd10" in result.left_out[0]
     (root / "photos").rename(root / "pictures")
-    with pytest.raises(UserError, match="nothing of the suite ours is at hand"):
+    with pytest.raises(UserError, match="no benchmark of the suite ours has files"):
         measure(root, allow_absent=True)
     with pytest.raises(UserError, match=r"^2 of the 2 .*; xtd200: there is no folder .*photos .*--photos test\)"):
         measure(root)

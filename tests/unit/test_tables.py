@@ -8,6 +8,7 @@ from rich.console import Console, RenderableType
 
 from polyalign.evaluation import tables
 from polyalign.evaluation.results import Change, Retention, Retrieval, Score, TextByRetrieval, ZeroShot
+from polyalign.evaluation.tasks import retention, retrieval, text_by_retrieval, zeroshot
 from tests.unit.test_results import a_retrieval, a_run
 
 
@@ -71,7 +72,7 @@ def test_retrieval_table_shows_chance_of_this_gallery() -> None:
 
 
 def test_overview_of_languages_fits() -> None:
-    text = show(tables.retrieval_overview([wide(a_retrieval())] * 3))
+    text = show(retrieval.render([wide(a_retrieval())] * 3))
     assert "…" not in text
     assert text.count("100.0 ±0.0") == 21
 
@@ -100,7 +101,7 @@ def test_zeroshot_shows_chance_and_prompts() -> None:
         ties=0,
         **scores,
     )
-    text = show(tables.zeroshot_table([result]))
+    text = show(zeroshot.render([result]))
     assert "…" not in text
     assert "2.5" in text
     assert "picha ya {}. | a | b | ... (5); names: pets.tsv" in text
@@ -109,7 +110,7 @@ def test_zeroshot_shows_chance_and_prompts() -> None:
 def test_text_by_retrieval_stands_between_its_baselines() -> None:
     numbers = {"random": 20.0, "chrf": 31.25, "own": 50.0}
     result = TextByRetrieval(gallery="toy", lang="sw", images=2, captions=10, signature="chrF2", **numbers)
-    assert show(tables.text_by_retrieval_table([result])).split().index("31.2")
+    assert show(text_by_retrieval.render([result])).split().index("31.2")
 
 
 def test_knowledge_shows_its_one_number() -> None:
@@ -119,7 +120,7 @@ def test_knowledge_shows_its_one_number() -> None:
         cka={"text": (1.0, 0.9, 0.8, 0.7)},
         moved={"text": 0.25},
     )
-    text = show(tables.retention_table(result))
+    text = show(retention.render([result]))
     for piece in ("Retention: 50.0 percent", "80.0", "40.0", "7.2", "1.00  0.90  0.80  0.70", "0.250"):
         assert piece in text
 

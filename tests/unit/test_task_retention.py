@@ -79,8 +79,8 @@ def test_layers_below_the_change_are_alike() -> None:
 
 
 def test_answers_are_independent_of_the_batch() -> None:
-    one = retention.ask(tiny.aligner(), probes(), Config(batch_size=3))
-    two = retention.ask(tiny.aligner(), probes(), Config(batch_size=100))
+    one = retention.answer(tiny.aligner(), probes(), Config(batch_size=3))
+    two = retention.answer(tiny.aligner(), probes(), Config(batch_size=100))
     assert one.sentences == two.sentences
     for tower in ("vision", "text"):
         for a, b in zip(one.layers[tower], two.layers[tower], strict=True):
@@ -93,13 +93,13 @@ def test_layers_end_with_the_towers_own_output() -> None:
         tokens = aligner.text.collate(aligner.text.tokenize(list(table.captions)))
         pixels = torch.stack([aligner.vision.transform(image.open()) for image in table.images])
         text, vision = aligner.text(tokens).numpy(), aligner.vision(pixels).numpy()
-    np.testing.assert_allclose(retention.text_layers(aligner.text, table.captions)[-1], text, atol=1e-5)
-    np.testing.assert_allclose(retention.image_layers(aligner.vision, table.images)[-1], vision, atol=1e-5)
+    np.testing.assert_allclose(retention.layer_features(aligner.text, table.captions)[-1], text, atol=1e-5)
+    np.testing.assert_allclose(retention.layer_features(aligner.vision, table.images)[-1], vision, atol=1e-5)
 
 
 def test_a_convolutional_tower_has_one_layer() -> None:
     aligner = tiny.aligner(vision={"model": str(tiny.conv())})
-    assert len(retention.image_layers(aligner.vision, tiny.table("test").images)) == 1
+    assert len(retention.layer_features(aligner.vision, tiny.table("test").images)) == 1
 
 
 def test_without_text_or_labels_there_is_nothing_to_keep() -> None:

@@ -116,4 +116,4 @@ def test_the_mean_of_folds_is_the_mean_of_their_results() -> None:
             assert getattr(got, way).recall[k].value == pytest.approx(mean)
     assert got.mean_recall.low < got.mean_recall.value < got.mean_recall.high
     assert got.chance() == pytest.approx(np.mean([one.chance() for one in folds], axis=0))
-    assert ranking.recalls([got.hits()])[6] == pytest.approx(got.mean_recall.value)
+    assert ranking.recalls(got.hits())[6] == pytest.approx(got.mean_recall.value)

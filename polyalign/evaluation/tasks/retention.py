@@ -1,15 +1,15 @@
-"""Retention: what the towers could do before alignment, and can still do after it.
+"""Retention: how much of the towers' original ability is left after training.
 
-Everything is measured on the towers' own features, before the projections. Whether alignment transfers to languages
-that were not trained on is measured by retrieval in them (``Run.test``).
+Everything is measured on the features of the towers, before the projections. Transfer to languages that were not
+trained on is measured by retrieval in them (``Run.test``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 from rich.console import Group
+from rich.table import Table
 from torch import nn
 from transformers import AutoModelForMaskedLM
 
@@ -25,7 +26,7 @@ from polyalign.config.resolve import validate
 from polyalign.config.schema import Recipe, merge
 from polyalign.data.labelled import Labelled, starter_objects
 from polyalign.data.load import load_table
-from polyalign.data.pairs import ImageRef, PairTable
+from polyalign.data.pairs import PairTable
 from polyalign.evaluation import ranking, tables
 from polyalign.evaluation.encoders import Encoder, aligner_of
 from polyalign.evaluation.results import Change, Retention
@@ -40,14 +41,10 @@ if TYPE_CHECKING:
     from polyalign.evaluation.evaluate import Request
 
 Features = npt.NDArray[np.float32]
-T = TypeVar("T")
 
 
 class Config(BaseModel):
-    """Numbers of sentences and labelled images; the pseudo-perplexity is slow and takes fewer sentences.
-
-    ``neighbours`` is the k of the k-NN probe.
-    """
+    """Maximum numbers of sentences and labelled images, and the ``neighbours`` k of the k-NN probe."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -60,10 +57,10 @@ class Config(BaseModel):
 
 @dataclass(frozen=True)
 class Probes:
-    """What the towers are asked before and after alignment.
+    """Data to measure the towers on before and after training.
 
-    ``before`` is an aligner whose towers are as pretrained. ``parallel`` are tables in several languages: the first
-    captions of an image that all of them have are translations. ``labelled`` are images with classes, or None.
+    ``before`` is an aligner with pretrained towers. ``parallel`` are tables in several languages: the first captions of
+    an image in all of them are taken for translations. ``labelled`` are images with classes, or None.
     """
 
     before: Aligner
@@ -73,10 +70,10 @@ class Probes:
 
 @dataclass(frozen=True)
 class Answers:
-    """What the towers of an aligner answer.
+    """Measurements of the towers of one aligner.
 
-    ``layers`` holds for each tower the features (N, W) of every stage, mean-pooled over tokens, its output last; for
-    text in the first of the languages.
+    ``layers`` are the features (N, W) of every stage of each tower, see ``layer_features``; for text in the first
+    language.
     """
 
     sentences: dict[str, float]
@@ -86,9 +83,9 @@ class Answers:
 
 
 def probes(recipe: Recipe) -> Probes:
-    """Return the probes that a recipe's data allows: its test captions in its own language and those it is tested in.
+    """Return the probes for a recipe: its test captions in all languages it is tested in, and labelled images.
 
-    Labels exist only in the starter world, whose objects are known.
+    Only the starter world has labels.
 
     Raises:
         UserError: a tower or the data cannot be loaded.
@@ -102,10 +99,10 @@ def probes(recipe: Recipe) -> Probes:
 
 
 def galleries(request: Request, config: Config) -> Iterator[Probes]:
-    """Yield what a run's towers are asked, in its language and others (default: those it was tested in).
+    """Yield the probes for a run, in its language and others (default: those it was tested in).
 
     Raises:
-        UserError: an external model, which has no towers of before, or a source without one of the languages.
+        UserError: the model is external, or the source lacks one of the languages.
     """
     own = request.recipe
     if own is None:
@@ -116,7 +113,7 @@ def galleries(request: Request, config: Config) -> Iterator[Probes]:
 
 
 def score(encoder: Encoder, gallery: Probes, config: Config) -> Retention:
-    """Ask the towers before and after alignment, and compare.
+    """Measure the towers of a run before and after training.
 
     Raises:
         UserError: the tables of ``gallery`` share no images, or the encoder is an external model.
@@ -126,51 +123,33 @@ def score(encoder: Encoder, gallery: Probes, config: Config) -> Retention:
 
 def render(results: Sequence[Retention]) -> Group:
     """Show a table for each result."""
-    return Group(*map(tables.retention_table, results))
+    return Group(*map(_table, results))
+
+
+def _table(result: Retention) -> Table:
+    kept = "" if result.kept is None else f": {tables.percent(result.kept)} percent"
+    table = tables.table(f"Retention{kept}", "", ("before", "after"))
+    for what, changes in (("sentence retrieval", result.sentences), ("probe", result.probe)):
+        for key, change in changes.items():
+            table.add_row(f"{what}, {key}", tables.percent(change.before), tables.percent(change.after))
+    for lang, change in result.perplexity.items():
+        table.add_row(f"pseudo-perplexity, {lang}", f"{change.before:.1f}", f"{change.after:.1f}")
+    for tower, layers in result.cka.items():
+        table.add_row(f"CKA of the {tower} tower's layers, lowest first", "", "  ".join(f"{v:.2f}" for v in layers))
+    for tower, distance in result.moved.items():
+        table.add_row(f"distance moved, {tower} output", "", f"{distance:.3f}")
+    return table
 
 
 def measure(aligner: Aligner, gallery: Probes, config: Config) -> Retention:
-    """Ask the towers of the aligner and those of ``gallery.before``, and compare.
+    """Measure the towers of an aligner and those of ``gallery.before``, and compare.
 
     Raises:
         UserError: the tables of ``gallery`` share no images.
     """
-    before = gallery.before.to(aligner.logit_scale.device)
-    return compare(ask(before, gallery, config), ask(aligner, gallery, config))
-
-
-def ask(aligner: Aligner, probes: Probes, config: Config) -> Answers:
-    """Answer the probes with the towers of one aligner; the answers can be compared with many others.
-
-    Raises:
-        UserError: the tables share no images.
-    """
-    aligner.eval()
-    spoken = _parallel(probes.parallel, config.sentences)
-    layers: dict[Literal["vision", "text"], list[Features]] = {}
-    outputs = {}
-    for lang, sentences in spoken.items():
-        by_layer = text_layers(aligner.text, sentences, config.batch_size)
-        layers.setdefault("text", by_layer)
-        outputs[lang] = _unit(by_layer[-1])
-    probe = {}
-    if probes.labelled is not None:
-        rows = _spread(len(probes.labelled.images), config.images)
-        images = [probes.labelled.images[row] for row in rows]
-        layers["vision"] = image_layers(aligner.vision, images, config.batch_size)
-        name = f"{config.neighbours}-nn {probes.labelled.name}"
-        probe[name] = knn_accuracy(_unit(layers["vision"][-1]), probes.labelled.labels[rows], config.neighbours)
-    return Answers(
-        sentences={f"{a}-{b}": sentence_retrieval(outputs[a], outputs[b]) for a, b in combinations(outputs, 2)},
-        perplexity=_perplexities(aligner.text, spoken, config),
-        probe=probe,
-        layers=layers,
-    )
-
-
-def compare(before: Answers, after: Answers) -> Retention:
-    """Compare the answers of two aligners to the same probes."""
-    # A tower may have grown a block: its layers are compared from below, and its output with the output.
+    before = answer(gallery.before.to(aligner.logit_scale.device), gallery, config)
+    after = answer(aligner, gallery, config)
+    # A tower may have a new block on top: layers are compared from the lowest, and outputs with each other.
     twins = {
         tower: [*zip(old[:-1], after.layers[tower], strict=False), (old[-1], after.layers[tower][-1])]
         for tower, old in before.layers.items()
@@ -187,8 +166,40 @@ def compare(before: Answers, after: Answers) -> Retention:
     )
 
 
+def answer(aligner: Aligner, probes: Probes, config: Config) -> Answers:
+    """Measure the towers of one aligner.
+
+    Raises:
+        UserError: the tables share no images.
+    """
+    aligner.eval()
+    spoken = _parallel(probes.parallel, config.sentences)
+    layers: dict[Literal["vision", "text"], list[Features]] = {}
+    outputs: dict[str, Features] = {}
+    perplexity: dict[str, float | None] = {}
+    probe: dict[str, float] = {}
+    for lang, sentences in spoken.items():
+        by_layer = layer_features(aligner.text, sentences, config.batch_size)
+        layers.setdefault("text", by_layer)
+        outputs[lang] = _unit(by_layer[-1])
+        if few := sentences[: config.perplexity_sentences]:
+            perplexity[lang] = pseudo_perplexity(aligner.text, few, config.batch_size)
+    if probes.labelled is not None:
+        rows = _spread(len(probes.labelled.images), config.images)
+        images = [probes.labelled.images[row] for row in rows]
+        layers["vision"] = layer_features(aligner.vision, images, config.batch_size)
+        name = f"{config.neighbours}-nn {probes.labelled.name}"
+        probe[name] = knn_accuracy(_unit(layers["vision"][-1]), probes.labelled.labels[rows], config.neighbours)
+    return Answers(
+        sentences={f"{a}-{b}": sentence_retrieval(outputs[a], outputs[b]) for a, b in combinations(outputs, 2)},
+        perplexity={lang: value for lang, value in perplexity.items() if value is not None},
+        probe=probe,
+        layers=layers,
+    )
+
+
 def sentence_retrieval(one: Features, other: Features) -> float:
-    """Return the share of sentences that find their translation, averaged over both directions.
+    """Return the share of sentences that retrieve their translation, averaged over both directions.
 
     Args:
         one: (N, W) unit features of the sentences in one language.
@@ -199,16 +210,14 @@ def sentence_retrieval(one: Features, other: Features) -> float:
 
 
 def knn_accuracy(features: Features, labels: ranking.Ints, neighbours: int) -> float:
-    """Classify every second image of a class by its nearest among the others, weighted by similarity.
+    """Return the accuracy of a k-NN classifier weighted by similarity, tested on every second image of a class.
 
     Args:
         features: (N, W) unit features.
         labels: (N,) classes.
         neighbours: k.
     """
-    place = np.empty(len(labels), dtype=np.int64)
-    order = np.argsort(labels, kind="stable")
-    place[order] = np.arange(len(labels)) - np.searchsorted(labels[order], labels[order])
+    place = np.tril(labels[:, None] == labels, -1).sum(axis=1)  # number of earlier images of the same class
     known, asked = np.flatnonzero(place % 2 == 0), np.flatnonzero(place % 2 == 1)
     near = features[asked] @ features[known].T
     nearest = np.argsort(-near, axis=1, kind="stable")[:, :neighbours]
@@ -231,39 +240,41 @@ def cka(one: Features, other: Features) -> float:
 
 
 @torch.no_grad()
-def text_layers(tower: TextTower, sentences: Sequence[str], batch_size: int = 128) -> list[Features]:
-    """Return the features (N, W) of every stage of the text tower, mean-pooled over real tokens, the output last."""
+def layer_features(tower: TextTower | VisionTower, items: Sequence[Any], batch_size: int = 128) -> list[Features]:
+    """Return the features (N, W) of every stage of a tower, averaged over real tokens or positions, the output last.
 
-    def run(batch: Sequence[str]) -> list[torch.Tensor]:
-        x = tower.collate(tower.tokenize(list(batch))).to(_device(tower))
+    Args:
+        tower: the text tower for sentences, the vision tower for images.
+        items: N sentences or images.
+        batch_size: number of items computed at once.
+    """
+    batches: list[list[torch.Tensor]] = []
+    for start in range(0, len(items), batch_size):
+        batch = items[start : start + batch_size]
+        x: Any
+        if isinstance(tower, TextTower):
+            x = tower.collate(tower.tokenize(list(batch))).to(_device(tower))
+        else:
+            x = torch.stack([tower.transform(image.open()) for image in batch]).to(_device(tower))
         *hidden, features = tower.layers(x)
-        return [*(masked_pool(one, x.mask, "mean") for one in hidden), features]
-
-    return _by_layer(sentences, batch_size, run)
-
-
-@torch.no_grad()
-def image_layers(tower: VisionTower, images: Sequence[ImageRef], batch_size: int = 128) -> list[Features]:
-    """Return the features (N, W) of every stage of the vision tower, averaged over positions, the output last."""
-
-    def run(batch: Sequence[ImageRef]) -> list[torch.Tensor]:
-        x = torch.stack([tower.transform(image.open()) for image in batch]).to(_device(tower))
-        places = {2: (), 3: (1,), 4: (1, 2) if getattr(tower.model, "output_fmt", "") == "NHWC" else (2, 3)}
-        return [one.mean(places[one.ndim]) if one.ndim > 2 else one for one in tower.layers(x)]
-
-    return _by_layer(images, batch_size, run)
-
-
-def _by_layer(items: Sequence[T], size: int, run: Callable[[Sequence[T]], list[torch.Tensor]]) -> list[Features]:
-    batches = [run(items[start : start + size]) for start in range(0, len(items), size)]
+        batches.append([*(_pooled(tower, x, one) for one in hidden), features])
     return [torch.cat(parts).float().cpu().numpy() for parts in zip(*batches, strict=True)]
+
+
+def _pooled(tower: TextTower | VisionTower, x: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """Average hidden states over real tokens or over the places of an image."""
+    if isinstance(tower, TextTower):
+        return masked_pool(hidden, x.mask, "mean")
+    if hidden.ndim == 3:
+        return hidden.mean(1)
+    return hidden.mean((1, 2) if getattr(tower.model, "output_fmt", "") == "NHWC" else (2, 3))
 
 
 @torch.no_grad()
 def pseudo_perplexity(tower: TextTower, sentences: Sequence[str], batch_size: int = 128) -> float | None:
-    """Mask every token in turn and give exp of its mean surprise (Salazar et al., 2020); None where there is no head.
+    """Return exp of the mean cross-entropy of each token when it is masked (Salazar et al., 2020).
 
-    The head is the one of the tower's own pretrained model, on the tower as it is now.
+    The language-model head is that of the pretrained model; None if it has none.
     """
     head = _language_model(tower)
     if head is None:
@@ -271,10 +282,11 @@ def pseudo_perplexity(tower: TextTower, sentences: Sequence[str], batch_size: in
     special = set(tower.tokenizer.all_special_ids)
     masked, truth, places = [], [], []
     for ids in tower.tokenize(list(sentences)):
-        for place in (place for place, token in enumerate(ids) if token not in special):
-            masked.append([*ids[:place], tower.tokenizer.mask_token_id, *ids[place + 1 :]])
-            truth.append(ids[place])
-            places.append(place)
+        for place, token in enumerate(ids):
+            if token not in special:
+                masked.append([*ids[:place], tower.tokenizer.mask_token_id, *ids[place + 1 :]])
+                truth.append(token)
+                places.append(place)
     surprise = 0.0
     for start in range(0, len(masked), batch_size):
         rows = slice(start, start + batch_size)
@@ -286,7 +298,7 @@ def pseudo_perplexity(tower: TextTower, sentences: Sequence[str], batch_size: in
 
 
 def _language_model(tower: TextTower) -> nn.Module | None:
-    """Put the pretrained language-model head on the tower's encoder; None if the pretrained model has no head."""
+    """Return the tower's encoder with the pretrained language-model head; None if there is no head."""
     config = cast(Any, tower.model.config)
     if not any(name.endswith("ForMaskedLM") for name in config.architectures or ()):
         return None
@@ -297,19 +309,14 @@ def _language_model(tower: TextTower) -> nn.Module | None:
     return cast(nn.Module, model.eval().to(_device(tower)))
 
 
-def _perplexities(tower: TextTower, spoken: dict[str, list[str]], config: Config) -> dict[str, float]:
-    found = {}
-    for lang, sentences in spoken.items():
-        if config.perplexity_sentences:
-            found[lang] = pseudo_perplexity(tower, sentences[: config.perplexity_sentences], config.batch_size)
-    return {lang: value for lang, value in found.items() if value is not None}
-
-
 def _parallel(tables: Sequence[PairTable], count: int) -> dict[str, list[str]]:
-    """Take in every language the first caption of the same images, at most ``count`` of those that all have."""
+    """Return by language the first captions of at most ``count`` images that all tables have."""
     if not tables:
         return {}
-    first = [dict(zip(_ids(table)[::-1], table.captions[::-1], strict=True)) for table in tables]
+    first = [
+        {table.image_ids[i]: caption for i, caption in zip(table.image_of[::-1], table.captions[::-1], strict=True)}
+        for table in tables
+    ]
     shared = [image_id for image_id in first[0] if all(image_id in captions for captions in first)][::-1]
     if not shared:
         raise UserError(f"there is no parallel text: {', '.join(t.lang for t in tables)} share no images")
@@ -317,13 +324,8 @@ def _parallel(tables: Sequence[PairTable], count: int) -> dict[str, list[str]]:
     return {table.lang: [captions[i] for i in kept] for table, captions in zip(tables, first, strict=True)}
 
 
-def _ids(table: PairTable) -> list[str]:
-    """Return the image id of every caption."""
-    return [table.image_ids[image] for image in table.image_of]
-
-
 def _spread(total: int, count: int) -> list[int]:
-    """Choose ``count`` of ``total`` at even distances, so that sorted classes are all met."""
+    """Return at most ``count`` evenly spaced indices below ``total``, so that all sorted classes occur."""
     return [int(row) for row in np.unique(np.linspace(0, total - 1, min(total, count)).round())]
 
 

@@ -34,17 +34,25 @@ def score(encoder: Encoder, gallery: PairTable, config: Config) -> Retrieval:
 
 
 def render(results: Sequence[Retrieval]) -> Table:
-    """Show one gallery a row."""
-    return tables.retrieval_overview(results)
+    """Show one gallery per row."""
+    table = tables.table(
+        "Retrieval: percent found, ± half of the 95 % interval",
+        "gallery",
+        ["images", *(name.replace(" ", "\n") for name in tables.RECALL_NAMES)],
+        "\n".join(dict.fromkeys(map(tables.gallery_line, results))),
+    )
+    for one in results:
+        table.add_row(f"{one.lang} {one.gallery}", tables.searched(one), *map(tables.plus_minus, one.scores))
+    return table
 
 
 def measure(image_emb: ranking.Floats, caption_emb: ranking.Floats, gallery: PairTable) -> Retrieval:
     """Measure retrieval from embeddings; the intervals cover test images only.
 
     Args:
-        image_emb: (I, D), rows of unit length, in the order of the gallery's images.
-        caption_emb: (C, D), rows of unit length, in the order of the gallery's captions.
-        gallery: which captions belong to which image, and what is being measured.
+        image_emb: (I, D), rows of unit length, in the order of the gallery.
+        caption_emb: (C, D), rows of unit length, in the order of the gallery.
+        gallery: which caption belongs to which image.
     """
     check_gallery(gallery)
     text_to_image, image_to_text = _rank(image_emb, caption_emb, gallery)
@@ -67,10 +75,10 @@ def measure(image_emb: ranking.Floats, caption_emb: ranking.Floats, gallery: Pai
 
 
 def check_gallery(gallery: PairTable) -> None:
-    """Refuse a gallery in which not every image has a caption.
+    """Check that a gallery has captions, and every image at least one.
 
     Raises:
-        UserError: it is empty or has bare images.
+        UserError: it does not.
     """
     if not len(gallery):
         raise UserError(f'the gallery "{gallery.name}" has no captions in "{gallery.lang}"')
@@ -81,7 +89,7 @@ def check_gallery(gallery: PairTable) -> None:
 
 
 def fingerprint(gallery: PairTable) -> str:
-    """Hash the image ids, the captions and which belong together, in order: 16 hex digits."""
+    """Return a hash of the image ids, captions, their images and folds, in order: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     folds = [] if gallery.fold_of is None else gallery.fold_of.tolist()
     for part in (*gallery.image_ids, *gallery.captions, *map(str, [*gallery.image_of.tolist(), *folds])):
@@ -92,10 +100,11 @@ def fingerprint(gallery: PairTable) -> str:
 def _rank(
     image_emb: ranking.Floats, caption_emb: ranking.Floats, gallery: PairTable
 ) -> tuple[ranking.Ranked, ranking.Ranked]:
-    """Rank in both directions, within each fold where the gallery has folds."""
+    """Rank in both directions, within each fold if the gallery has folds."""
     if gallery.fold_of is None:
         return ranking.both_directions(image_emb, caption_emb, gallery.image_of)
-    ways = [_unranked(len(gallery.captions)), _unranked(len(gallery.images))]
+    sizes = (len(gallery.captions), len(gallery.images))
+    ways = [ranking.Ranked(rank=np.zeros(size, np.int64), tied=np.zeros(size, np.bool_)) for size in sizes]
     for fold in np.unique(gallery.fold_of):
         images = np.flatnonzero(gallery.fold_of == fold)
         captions = np.flatnonzero(gallery.fold_of[gallery.image_of] == fold)
@@ -104,10 +113,6 @@ def _rank(
         for way, part, rows in zip(ways, found, (captions, images), strict=True):
             way.rank[rows], way.tied[rows] = part.rank, part.tied
     return ways[0], ways[1]
-
-
-def _unranked(queries: int) -> ranking.Ranked:
-    return ranking.Ranked(rank=np.zeros(queries, np.int64), tied=np.zeros(queries, np.bool_))
 
 
 def _direction(name: DirectionName, ranked: ranking.Ranked, scores: Sequence[Score]) -> Direction:

@@ -1,6 +1,6 @@
-"""Text by retrieval: the caption an image retrieves, scored by chrF against the image's other captions.
+"""Text by retrieval: chrF of the caption that an image retrieves, against the image's other captions.
 
-It credits a wrong caption that says nearly the right thing, which recall does not.
+Unlike recall, it gives credit to a wrong caption with nearly the right meaning.
 """
 
 from __future__ import annotations
@@ -40,20 +40,29 @@ def score(encoder: Encoder, gallery: PairTable, config: Config) -> TextByRetriev
 
 
 def render(results: Sequence[TextByRetrieval]) -> Table:
-    """Show one gallery a row."""
-    return tables.text_by_retrieval_table(results)
+    """Show one gallery per row: the chrF of the retrieved caption, between those of a random and an own one."""
+    table = tables.table(
+        "Text by retrieval: chrF of the retrieved caption against the image's others",
+        "gallery",
+        ("images", "captions", "random caption", "retrieved", "own caption"),
+        "; ".join(dict.fromkeys(one.signature for one in results)),
+    )
+    for one in results:
+        scores = (f"{score:.1f}" for score in (one.random, one.chrf, one.own))
+        table.add_row(f"{one.lang} {one.gallery}", f"{one.images:,}", f"{one.captions:,}", *scores)
+    return table
 
 
 def measure(
     image_emb: ranking.Floats, caption_emb: ranking.Floats, gallery: PairTable, *, seed: int = 0
 ) -> TextByRetrieval:
-    """Score from embeddings: the nearest caption, a random one of another image, and one of the image's own.
+    """Score from embeddings: the nearest caption, a random one of another image, and the image's first.
 
     Args:
         image_emb: (I, D), rows of unit length.
         caption_emb: (C, D), rows of unit length.
         gallery: the captions; every image has at least two.
-        seed: of the random captions.
+        seed: seed of the random captions.
     """
     check_gallery(gallery)
     counts = np.bincount(gallery.image_of)
@@ -74,10 +83,10 @@ def measure(
 
 
 def check_gallery(gallery: PairTable) -> None:
-    """Refuse a gallery in which an image has no other caption to be scored against.
+    """Check that there are two or more images, with two or more captions each, and no folds.
 
     Raises:
-        UserError: it has such an image, or a single one, or is searched in folds.
+        UserError: it is not so.
     """
     if gallery.fold_of is not None:
         raise UserError(f'text by retrieval searches a whole gallery, and "{gallery.name}" is searched in folds')
@@ -91,11 +100,11 @@ def check_gallery(gallery: PairTable) -> None:
 
 
 def _chrf(chrf: CHRF, chosen: Sequence[int], own: Sequence[ranking.Ints], gallery: PairTable) -> float:
-    """Score a chosen caption for each image against the image's captions other than it."""
+    """Score one caption for each image against the other captions of the image."""
     references = [
         [gallery.captions[c] for c in captions if c != pick] for pick, captions in zip(chosen, own, strict=True)
     ]
     most = max(map(len, references))
-    # sacrebleu takes the nth references of all sentences together, and None where a sentence has fewer.
+    # sacrebleu takes lists of the nth references of all sentences, with None if a sentence has fewer.
     streams: Any = [[refs[n] if n < len(refs) else None for refs in references] for n in range(most)]
     return float(chrf.corpus_score([gallery.captions[pick] for pick in chosen], streams).score)

@@ -46,7 +46,7 @@ class Config(BaseModel):
 
 
 def galleries(request: Request, config: Config) -> Iterator[Labelled]:
-    """Yield the labelled images with the names of the classes in each language; ``all`` is every language named.
+    """Yield the labelled images with class names in each language; ``all`` is every language that has names.
 
     Raises:
         UserError: no labelled images, more than one in a hundred unreadable, or no names in a language.
@@ -71,20 +71,35 @@ def score(encoder: Encoder, gallery: Labelled, config: Config) -> ZeroShot:
 
 
 def render(results: Sequence[ZeroShot]) -> Table:
-    """Show one language a row."""
-    return tables.zeroshot_table(results)
+    """Show one language per row; languages with different numbers of classes cannot be compared."""
+    table = tables.table(
+        "Zero-shot classification: percent right, with 95 % intervals",
+        "dataset",
+        ("images", "classes", "chance", "top-1", "top-5", "mean per class"),
+        "\n".join(dict.fromkeys(map(_prompted, results))),
+    )
+    for one in results:
+        counts = (f"{one.images:,}", f"{one.classes:,}", tables.percent(1 / one.classes))
+        scores = map(tables.percent, (one.top1, one.top5, one.mean_per_class))
+        table.add_row(f"{one.lang} {one.dataset}", *counts, *scores)
+    return table
+
+
+def _prompted(result: ZeroShot) -> str:
+    shown = " | ".join(result.templates[:3]) + f" | ... ({len(result.templates)})" * (len(result.templates) > 3)
+    return f"{result.lang} prompts: {shown}; names: {result.named_by}"
 
 
 def measure(
     image_emb: ranking.Floats, class_emb: ranking.Floats, gallery: Labelled, templates: tuple[str, ...]
 ) -> ZeroShot:
-    """Classify from embeddings; equal scores rank ahead of the right class.
+    """Classify from embeddings; wrong classes with an equal score rank ahead of the right one.
 
     Args:
         image_emb: (N, D), rows of unit length.
         class_emb: (C, D), rows of unit length.
         gallery: the labels.
-        templates: how the class embeddings were made.
+        templates: the prompts of the class embeddings.
     """
     ranked, _ = ranking.both_directions(class_emb, image_emb, gallery.labels)
     return ZeroShot(
@@ -102,12 +117,18 @@ def measure(
 
 
 def prompts(gallery: Labelled, config: Config) -> tuple[tuple[str, ...], list[str], ranking.Ints]:
-    """Return the templates, the prompts (P,) for every name, and the class of each prompt (P,).
+    """Return the templates, the prompts (P,) of all names, and the class of each prompt (P,).
 
     Raises:
         UserError: a template has no ``{}``.
     """
-    templates = _templates(gallery.lang, config)
+    templates = class_names.openai_templates() if config.prompts == (class_names.OPENAI,) else config.prompts
+    if not templates and gallery.lang in language_codes():
+        templates = load_language(gallery.lang).prompts
+    templates = templates or ("{}",)
+    for template in templates:
+        if "{}" not in template:
+            raise UserError(f'the prompt "{template}" has no {{}} for the name of the class')
     texts = [template.replace("{}", name) for names in gallery.names for name in names for template in templates]
     counts = [len(names) * len(templates) for names in gallery.names]
     return templates, texts, np.repeat(np.arange(len(gallery.names)), counts)
@@ -132,11 +153,7 @@ def _named(found: Labelled, config: Config, langs: Sequence[str]) -> Iterator[La
 
 
 def _unreadable(found: Labelled) -> frozenset[str]:
-    """Return the keys of images that cannot be opened.
-
-    Raises:
-        UserError: they are more than one in a hundred.
-    """
+    """Return the keys of images that cannot be opened; more than one in a hundred are a ``UserError``."""
     ids = tuple(map(str, range(len(found.images))))
     table = PairTable(found.name, found.lang, "human", ids, found.images, ids, np.arange(len(ids)))
     _, checked = check_images(table, max_corrupt=0.01)
@@ -145,34 +162,24 @@ def _unreadable(found: Labelled) -> frozenset[str]:
     return frozenset(found.images[int(one.image_id)].key() for one in checked.bad)
 
 
-def _templates(lang: str, config: Config) -> tuple[str, ...]:
-    given = class_names.openai_templates() if config.prompts == (class_names.OPENAI,) else config.prompts
-    own = load_language(lang).prompts if lang in language_codes() else ()
-    templates = given or own or ("{}",)
-    for template in templates:
-        if "{}" not in template:
-            raise UserError(f'the prompt "{template}" has no {{}} for the name of the class')
-    return templates
-
-
 def centres(prompts: npt.NDArray[np.float32], class_of: ranking.Ints) -> ranking.Floats:
-    """Average unit vectors (P, D) by class and bring them back to unit length: (C, D)."""
+    """Return the means (C, D) of unit vectors (P, D) by class, scaled to unit length."""
     starts = np.flatnonzero(np.diff(class_of, prepend=-1))
-    centres = np.add.reduceat(prompts.astype(np.float64), starts, axis=0)
-    unit: ranking.Floats = centres / np.linalg.norm(centres, axis=1, keepdims=True).clip(1e-12)
+    sums = np.add.reduceat(prompts.astype(np.float64), starts, axis=0)
+    unit: ranking.Floats = sums / np.linalg.norm(sums, axis=1, keepdims=True).clip(1e-12)
     return unit
 
 
 def _share(right: npt.NDArray[np.bool_]) -> Score:
     """Return a share with its Wilson interval."""
-    from scipy.stats import binomtest  # slow to import, and training measures no such share
+    from scipy.stats import binomtest
 
     bounds = binomtest(int(right.sum()), len(right)).proportion_ci(0.95, method="wilson")
     return Score(value=float(right.mean()), low=float(bounds.low), high=float(bounds.high))
 
 
 def _mean_per_class(right: npt.NDArray[np.bool_], labels: ranking.Ints) -> Score:
-    """Average over the classes that have images; the interval is the normal one for a sum of independent shares."""
+    """Return the mean over classes that have images; its interval is normal, for a sum of independent shares."""
     images = np.bincount(labels)
     present = images > 0
     shares = np.bincount(labels, weights=right)[present] / images[present]
