@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import logging
+import math
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -30,10 +32,12 @@ from polyalign.utils.errors import UserError
 from polyalign.utils.process import Spent
 from polyalign.utils.progress import progress
 
+logger = logging.getLogger(__name__)
+
 folder = storage.cache_folder
 
 _BATCH = 64
-_FORMAT = "3"  # version of the stores and their keys; ``polyalign cache clear`` deletes those of older versions
+_FORMAT = "4"  # version of the stores and their keys; ``polyalign cache clear`` deletes those of older versions
 _LIBRARIES = {"vision": ("torch", "timm", "pillow"), "text": ("torch", "transformers")}
 
 Places = npt.NDArray[np.int64]
@@ -112,17 +116,17 @@ def image_features(tower: VisionTower, refs: Sequence[ImageRef], cut: int, confi
     device = next(tower.parameters()).device
     in_bf16 = precision.infers_in_bf16(config.precision, device)
 
-    def batches() -> Iterator[Filled]:
+    def batches(dtype: str) -> Iterator[Filled]:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(refs), _BATCH):
                 pixels = list(pool.map(lambda ref: tower.transform(ref.open()), refs[start : start + _BATCH]))
                 with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
                     stage = tower.prefix(torch.stack(pixels).to(device), cut)
-                yield np.arange(start, start + len(pixels)), _array(stage, config)
+                yield np.arange(start, start + len(pixels)), _array(stage, dtype)
 
     how = tower.preprocessing.model_dump_json() + (tower.variant if cut else "")
     key = _key("vision", tower, cut, config, [ref.key() for ref in refs], how, in_bf16=in_bf16)
-    values, spent = _find(key) or _collect(key, batches(), len(refs), len(refs), config, "images")
+    values, spent = _find(key) or _collect(key, batches, len(refs), len(refs), config, "images")
     return CachedFeatures(values, cut, spent=spent, in_bf16=in_bf16)
 
 
@@ -146,30 +150,47 @@ def caption_features(
         return tokens
     by_length = tokens.by_length(np.arange(len(ids)))
 
-    def batches() -> Iterator[Filled]:
+    def batches(dtype: str) -> Iterator[Filled]:
         for start in range(0, len(ids), _BATCH):
             rows = by_length[start : start + _BATCH]
             with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
                 stage = tower.prefix(tokens.batch(rows, device), cut)
             if isinstance(stage, Tokens):
-                yield _places(offsets, rows), _array(tower.values(stage)[stage.mask], config)
+                yield _places(offsets, rows), _array(tower.values(stage)[stage.mask], dtype)
             else:
-                yield rows, _array(stage, config)
+                yield rows, _array(stage, dtype)
 
     contents = [" ".join(map(str, sequence)) for sequence in ids]
     key = _key("text", tower, cut, config, contents, tower.variant, in_bf16=in_bf16)
     ragged = offsets if cut < tower.whole else None
     total = len(ids) if ragged is None else len(flat)
-    values, spent = _find(key) or _collect(key, batches(), total, len(ids), config, "captions")
+    values, spent = _find(key) or _collect(key, batches, total, len(ids), config, "captions")
     of_tokens = None if ragged is None else flat
     return CachedFeatures(values, cut, ragged, of_tokens, tower.pad, spent, in_bf16)
 
 
-def _array(tensor: torch.Tensor, config: Cache) -> npt.NDArray[Any]:
-    """Return pixels as they are and hidden states in ``config.dtype``."""
+class _TooLargeForFloat16(Exception):  # noqa: N818 - it never reaches the user
+    pass
+
+
+def _array(tensor: torch.Tensor, dtype: str) -> npt.NDArray[Any]:
+    """Return pixels as they are and hidden states in ``dtype``.
+
+    Raises:
+        UserError: a hidden state is not finite.
+        _TooLargeForFloat16: it would not be finite in float16.
+    """
     if tensor.dtype == torch.uint8:
         return tensor.cpu().numpy()
-    return tensor.float().cpu().numpy().astype(config.dtype)  # numpy has no bf16
+    values = tensor.float()
+    largest = float(values.abs().max()) if values.numel() else 0.0
+    if not math.isfinite(largest):
+        raise UserError(
+            "the tower gives features that are not finite: use --set cache.precision=fp32, or another tower"
+        )
+    if dtype == "float16" and largest > np.finfo(np.float16).max:
+        raise _TooLargeForFloat16
+    return values.cpu().numpy().astype(dtype)  # numpy has no bf16
 
 
 def _key(
@@ -209,6 +230,17 @@ def _find(key: str | None) -> tuple[npt.NDArray[Any], Spent] | None:
 
 
 def _collect(
+    key: str | None, batches: Callable[[str], Iterator[Filled]], total: int, items: int, config: Cache, what: str
+) -> tuple[npt.NDArray[Any], Spent]:
+    """Compute a store in ``config.dtype``, or in float32 where values are too large for float16."""
+    try:
+        return _store(key, batches(config.dtype), total, items, config, what)
+    except _TooLargeForFloat16:
+        logger.info(f"features of {what} exceed 65,504, the largest number of float16: they are cached in float32")
+        return _store(key, batches("float32"), total, items, config, what)
+
+
+def _store(
     key: str | None, batches: Iterator[Filled], total: int, items: int, config: Cache, what: str
 ) -> tuple[npt.NDArray[Any], Spent]:
     """Write the batches into one array of ``total`` rows: atomically on disk, or in memory if ``key`` is None."""

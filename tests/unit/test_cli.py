@@ -136,7 +136,7 @@ def test_training_shows_the_table_what_it_cost_and_what_to_try_next(run, recipe,
     shown = out.replace("\n", "")
     for words in (
         *("text to image", "image to text", "R@1", "R@5", "R@10", "mean recall", "chance", "untrained projection"),
-        *("1,057 (1.43 %) of 73,793", "peak memory", "24 images", f"checkpoint: {tmp_path / 'run'}"),
+        *("1,057 (1.41 %) of 74,817", "peak memory", "24 images", f"checkpoint: {tmp_path / 'run'}"),
     ):
         assert words in shown
     following = [line.strip() for line in out.partition("next:")[2].splitlines() if line.strip()]

@@ -158,7 +158,7 @@ def test_captions_filled_in_order_of_length_lie_where_each_alone_would(frozen, c
 def test_a_ragged_batch_by_hand():
     store = CachedFeatures(np.array([1, 2, 3, 4, 5, 6]), 0, np.array([0, 3, 4, 6]), pad=9)
     batch = store.batch(np.array([1, 2, 1]))
-    assert batch.values.tolist() == [[4, 9], [5, 6], [4, 9]]
+    assert batch.ids.tolist() == [[4, 9], [5, 6], [4, 9]]
     assert batch.mask.tolist() == [[True, False], [True, True], [True, False]]
     assert len(store) == 3
 
@@ -173,8 +173,8 @@ def test_a_second_run_finds_it_and_runs_no_tower(frozen, table, monkeypatch):
     def fail(*_):
         raise AssertionError("the frozen part ran again")
 
-    monkeypatch.setattr(again.vision, "run", fail)
-    monkeypatch.setattr(again.text, "run", fail)
+    monkeypatch.setattr(again.vision, "prefix", fail)
+    monkeypatch.setattr(again.text, "prefix", fail)
     second = prepare(again, table, FULL)
     assert np.array_equal(first.images.values, second.images.values)
     assert np.array_equal(first.captions.values, second.captions.values)

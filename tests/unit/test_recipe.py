@@ -130,7 +130,7 @@ def test_the_languages_of_a_recipe_are_for_commands_that_are_given_none(own):
         ({"strategy": {"reduction": 0}}, "strategy.reduction: Input should be greater than or equal to 1"),
         ({"strategy": {"layers": "first:2"}}, "strategy.layers: String should match pattern"),
         ({"strategy": {"towers": "none"}}, "strategy.towers: Input should be 'both', 'vision' or 'text'"),
-        ({"text": {"pooling": "avg"}}, "text.pooling: Input should be 'cls', 'mean' or 'max'"),
+        ({"text": {"pooling": "avg"}}, "text.pooling: Input should be 'cls', 'mean', 'max', 'last' or 'pooler'"),
         ({"optim": 3}, "optim: Input should be a valid dictionary"),
         ({"source": {"name": "startr"}}, 'unknown source "startr": did you mean "starter"?'),
         ({"strategy": {"name": "lillt"}}, 'unknown strategy "lillt": did you mean "lilt"?'),

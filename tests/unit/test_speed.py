@@ -45,7 +45,7 @@ def test_both_sides_run_the_same_towers_with_the_same_weights(towers):
     with torch.no_grad():
         ours = aligner.vision(pixels), aligner.text(tokens)
         scaled = (pixels - aligner.vision.mean) / aligner.vision.std
-        states = model.text.transformer(input_ids=tokens.values, attention_mask=tokens.mask.long())
+        states = model.text.transformer(input_ids=tokens.ids, attention_mask=tokens.mask.long())
         theirs = model.visual.trunk(scaled), model.text.pooler(states, tokens.mask.long())
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)

@@ -516,8 +516,8 @@ def test_a_batch_that_processes_cannot_share_evenly_is_refused(monkeypatch):
         Loop(whole.recipe, whole.aligner, whole.features, whole.dev, several)
 
 
-def test_a_batch_that_cannot_be_divided_is_refused_before_anything_is_computed(monkeypatch):
-    monkeypatch.setattr(train, "build_aligner", lambda recipe: pytest.fail("towers were built"))
+def test_a_batch_that_cannot_be_divided_is_refused_before_features_are_computed(monkeypatch):
+    monkeypatch.setattr(train, "prepare", lambda *_: pytest.fail("features were computed"))
     several = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
     monkeypatch.setattr(train, "Accelerator", lambda **_: several)
     with pytest.raises(UserError, match=r"5 pairs cannot be divided among 2 processes: .*optim\.batch_size=4"):

@@ -52,13 +52,14 @@ def build_text(spec: TextSpec, *, pretrained: bool = True, tokenizer: Path | Non
         return TextTower(fresh(), None, spec, fresh, modules.head)
     _check_architecture(spec, config)
     own = _with_pad(load_tokenizer(spec, tokenizer), spec.model)
-    tower = TextTower(load_encoder(spec).eval(), own, spec, fresh, modules.head)
+    model = _without_pooler(load_encoder(spec).eval(), spec.pooling)
+    tower = TextTower(model, own, spec, fresh, modules.head)
     tower.fingerprint = fingerprint(tower.model, tower.head)
     return tower
 
 
 def load_encoder(spec: TextSpec) -> PreTrainedModel:
-    """Load the model alone, quietly; without its pooler unless that is the pooling.
+    """Load the model alone, quietly; without its pooler where the file has none.
 
     Raises:
         UserError: no such model or folder, or it lacks weights, which transformers would draw at random.
@@ -77,13 +78,15 @@ def load_encoder(spec: TextSpec) -> PreTrainedModel:
             )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise _cannot_load(spec.model, error) from error
-    encoder = _encoder(model, spec.pooling)
+    encoder = _encoder(model)
     kept = {id(tensor) for tensor in [*encoder.parameters(), *encoder.buffers()]}
     used = {name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if id(tensor) in kept}
     missing = sorted(key for key in info["missing_keys"] if key in used)
-    if missing:
-        raise UserError(f"{spec.model} lacks {len(missing)} of the tower's weights, such as {missing[0]}")
-    return encoder
+    pooler = [key for key in missing if "pooler." in key]
+    if len(pooler) < len(missing) or (pooler and spec.pooling == "pooler"):
+        lost = next((key for key in missing if key not in pooler), missing[0])
+        raise UserError(f"{spec.model} lacks {len(missing)} of the tower's weights, such as {lost}")
+    return _without_pooler(encoder, spec.pooling) if pooler else encoder
 
 
 @contextmanager
@@ -106,20 +109,25 @@ def _auto_class(config: PretrainedConfig) -> Any:
     return AutoModelForTextEncoding if encoder_decoder and in_mapping else AutoModel
 
 
-def _encoder(model: Any, pooling: str | None) -> PreTrainedModel:
+def _encoder(model: Any) -> PreTrainedModel:
     """Return the network that encodes text: the text side of a dual model, the encoder of an encoder-decoder model."""
     if hasattr(model.config, "text_config") and hasattr(model, "text_model"):
         model = model.text_model
     elif getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "decoder"):
         model = model.get_encoder()
-    if pooling != "pooler" and isinstance(getattr(model, "pooler", None), nn.Module):
-        model.pooler = nn.Identity()  # not part of the tower, and never counted
     return cast(PreTrainedModel, model)
+
+
+def _without_pooler(model: PreTrainedModel, pooling: str | None) -> PreTrainedModel:
+    """Drop BERT's sentence classifier head unless it is the pooling: it is not part of the tower, and never counted."""
+    if pooling != "pooler" and isinstance(getattr(model, "pooler", None), nn.Module):
+        model.pooler = nn.Identity()  # some models call it in any case
+    return model
 
 
 def _random(config: PretrainedConfig, pooling: str | None) -> nn.Module:
     try:
-        return _encoder(_auto_class(config).from_config(config), pooling)
+        return _without_pooler(_encoder(_auto_class(config).from_config(config)), pooling)
     except ValueError as error:
         raise UserError(f"transformers builds no encoder for {config.model_type}: {first_line(error)}") from error
 
