@@ -66,12 +66,26 @@ def decode(source: Path | BinaryIO, px: int | None = None) -> Image.Image:
         with Image.open(source) as image:
             if px is not None:
                 image.draft(None, (px, px))
-            return ImageOps.exif_transpose(image).convert("RGB")
+            return _eight_bit(ImageOps.exif_transpose(image)).convert("RGB")
     except FileNotFoundError:
         raise
     except _DECODE_ERRORS as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CorruptImageError(reason) from error
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Scale grey images of more than 8 bits, which Pillow would clip, to 8; other images stay as they are.
+
+    The full range is 65,535 for 16-bit modes. Modes ``I`` and ``F`` do not state theirs: it is the first of 1 (``F``
+    only), 255 and 65,535 that holds the largest value, or else that value.
+    """
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    full = [65_535] if image.mode.startswith("I;16") else [*([1] if image.mode == "F" else []), 255, 65_535]
+    largest = next((limit for limit in full if values.max() <= limit), values.max())
+    return Image.fromarray((values.clip(0) * (255 / largest)).round().astype(np.uint8))
 
 
 @dataclass(frozen=True)

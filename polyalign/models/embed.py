@@ -31,6 +31,7 @@ class PairFeatures:
     images: CachedFeatures
     captions: CachedFeatures
     image_of: npt.NDArray[np.int64]
+    caption_of: npt.NDArray[np.int64]
     views: int = 1
 
     def image_rows(self, pairs: npt.NDArray[np.int64], epoch: int) -> npt.NDArray[np.int64]:
@@ -68,6 +69,7 @@ def prepare(aligner: Aligner, table: PairTable, config: Cache, data: Data | None
         image_features(aligner.vision, images, vision_cut, config),
         caption_features(aligner.text, table.captions, text_cut, config, table.lang),
         table.image_of,
+        np.unique([caption.strip() for caption in table.captions], return_inverse=True)[1],
         len(images) // len(table.images),
     )
 

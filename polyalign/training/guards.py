@@ -7,7 +7,7 @@ import logging
 import torch
 
 from polyalign.models.aligner import Aligner
-from polyalign.utils.errors import UserError
+from polyalign.utils.errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +41,16 @@ def rehearse(aligner: Aligner) -> None:
     Pretrained parameters that the network does not use, as some do not under ``full``, are named in a message.
 
     Raises:
-        UserError: as ``check_gradients``.
+        UserError: as ``check_gradients``, or a tower cannot be run with what the strategy put into it.
     """
     with torch.random.fork_rng():
-        image = aligner.encode_image(aligner.vision.probe())
-        text = aligner.encode_text(aligner.text.probe())
+        try:
+            image = aligner.encode_image(aligner.vision.probe())
+            text = aligner.encode_text(aligner.text.probe())
+        except Exception as error:  # whatever a network of others raises with what the strategy put into it
+            raise UserError(
+                f"the towers cannot be run with this strategy: {first_line(error)}; choose another"
+            ) from error
         logits = aligner.scale * image @ text.T + (0 if aligner.logit_bias is None else aligner.logit_bias)
         torch.autograd.backward(logits.diagonal().sum())
     check_gradients(aligner)

@@ -20,7 +20,7 @@ from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
 from polyalign.models.embed import PairFeatures, embed_features, encode_captions
 from polyalign.training.guards import check_gradients
-from polyalign.training.loss import gather, info_nce, sigmoid
+from polyalign.training.loss import gather, info_nce, positives, sigmoid
 from polyalign.training.optim import adamw, learning_rate, warmup_steps
 from polyalign.training.recompute import compile_blocks, recompute_blocks
 from polyalign.training.state import State, load, save
@@ -190,10 +190,14 @@ class Loop:
     def loss(self, image: torch.Tensor, text: torch.Tensor, pairs: npt.NDArray[np.int64]) -> torch.Tensor:
         """Compute the global batch's loss from this process's ``(B, D)`` embeddings of ``pairs``."""
         image, text = gather(image), gather(text)
-        image_of = gather(torch.from_numpy(self.features.image_of[pairs]).to(self.accelerator.device))
+        image_of, caption_of = (
+            gather(torch.from_numpy(of[pairs]).to(self.accelerator.device))
+            for of in (self.features.image_of, self.features.caption_of)
+        )
+        same = positives(image_of, caption_of)
         if self.aligner.logit_bias is not None:
-            return sigmoid(image, text, self.aligner.scale, self.aligner.logit_bias, image_of)
-        return info_nce(image, text, self.aligner.scale, image_of)
+            return sigmoid(image, text, self.aligner.scale, self.aligner.logit_bias, same)
+        return info_nce(image, text, self.aligner.scale, same)
 
     def _encode(self, pairs: npt.NDArray[np.int64], seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
         torch.manual_seed(seed)

@@ -7,28 +7,35 @@ import torch.distributed as dist
 import torch.nn.functional as F
 
 
-def info_nce(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, image_of: torch.Tensor) -> torch.Tensor:
-    """Symmetric InfoNCE with id-aware positives.
+def positives(image_of: torch.Tensor, caption_of: torch.Tensor | None = None) -> torch.Tensor:
+    """Return ``(B, B)``: whether two pairs share their image, or their caption where ``caption_of`` is given.
 
-    ``image`` and ``text`` are ``(B, D)`` unit vectors, pair by pair; ``image_of`` ``(B,)`` says which image each
-    pair has. Pairs that share an image are positives of each other, with equal weight, and never negatives (as in
-    ALBEF). Without such pairs this is CLIP's loss (Radford et al. 2021).
+    ``image_of`` and ``caption_of`` ``(B,)`` number the images and the distinct captions of the pairs.
     """
     same = image_of.unsqueeze(0) == image_of.unsqueeze(1)
+    return same if caption_of is None else same | (caption_of.unsqueeze(0) == caption_of.unsqueeze(1))
+
+
+def info_nce(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
+    """Symmetric InfoNCE with several positives.
+
+    ``image`` and ``text`` are ``(B, D)`` unit vectors, pair by pair; ``same`` ``(B, B)`` comes from ``positives``.
+    Pairs that share an image or a caption are positives of each other, with equal weight, and never negatives (as
+    ALBEF does for images). Without such pairs this is CLIP's loss (Radford et al. 2021).
+    """
     target = same / same.sum(1, keepdim=True)
     logits = scale * image @ text.T
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def sigmoid(
-    image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, image_of: torch.Tensor
+    image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, same: torch.Tensor
 ) -> torch.Tensor:
     """Pairwise sigmoid loss (SigLIP, Zhai et al. 2023): each image and caption are a binary classification.
 
     Arguments as for ``info_nce``, and a learned ``bias`` on the logits. It does not normalise over the
     batch, so it suffers less from small batches. Summed over a row's captions, averaged over rows, as published.
     """
-    same = image_of.unsqueeze(0) == image_of.unsqueeze(1)
     logits = scale * image @ text.T + bias
     return -F.logsigmoid(torch.where(same, logits, -logits)).sum(1).mean()
 

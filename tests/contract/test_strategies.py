@@ -93,7 +93,7 @@ def train(aligner: Aligner) -> Trained:
         aligner.train()
         image, text = encode(aligner)
         optimiser.zero_grad()
-        info_nce(image, text, aligner.scale, torch.arange(PAIRS)).backward()
+        info_nce(image, text, aligner.scale, torch.eye(PAIRS, dtype=torch.bool)).backward()
         gradients.append({name: None if p.grad is None else p.grad.clone() for name, p in aligner.trainable().items()})
         optimiser.step()
     return Trained(aligner.eval(), start, before, snapshot(aligner), gradients)

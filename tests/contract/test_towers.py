@@ -103,7 +103,7 @@ def write() -> None:
     outcomes: Outcomes = {}
     for kind, names in KINDS.items():
         for name in names:
-            print(kind, name, file=sys.stderr)
+            sys.stderr.write(f"{kind} {name}\n")
             row = outcomes.setdefault(kind, {}).setdefault(name, {})
             for strategy in STRATEGIES:
                 for layers in LAYERS:

@@ -8,9 +8,18 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyalign.training.loss import gather, info_nce, sigmoid
+from polyalign.training import loss
+from polyalign.training.loss import gather, positives
 
 ONE = torch.tensor(1.0)
+
+
+def info_nce(image, text, scale, image_of, caption_of=None):
+    return loss.info_nce(image, text, scale, positives(image_of, caption_of))
+
+
+def sigmoid(image, text, scale, bias, image_of):
+    return loss.sigmoid(image, text, scale, bias, positives(image_of))
 
 
 def unit(rows: int, dim: int = 5, seed: int = 0) -> torch.Tensor:
@@ -36,6 +45,19 @@ def test_two_captions_of_one_image_are_no_negatives_by_hand():
     alone = -math.log(math.e / (math.e + 2))
     expected = (2 * shared + alone) / 3
     assert info_nce(image, text, ONE, torch.tensor([7, 7, 3])).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_two_images_with_the_same_caption_are_positives():
+    assert positives(torch.tensor([0, 1, 1]), torch.tensor([3, 3, 4])).tolist() == [
+        [True, True, False],
+        [True, True, True],
+        [False, True, True],
+    ]
+    image, text = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    same = positives(torch.tensor([0, 1]), torch.tensor([5, 5]))
+    # Every similarity, 1 or 0, is a positive: log(1 + exp(-s)) summed over a row, averaged over rows.
+    expected = math.log(1 + math.exp(-1)) + math.log(2)
+    assert loss.sigmoid(image, text, ONE, torch.tensor(0.0), same).item() == pytest.approx(expected, rel=1e-6)
 
 
 @given(rows=st.integers(1, 12), scale=st.floats(0.1, 50), seed=st.integers(0, 99))
@@ -68,9 +90,9 @@ def test_it_equals_a_naive_twin_with_shared_images(rows, images, seed):
 def test_the_order_of_pairs_does_not_matter(rows, seed):
     image, text, image_of = unit(rows, seed=seed), unit(rows, seed=seed + 1), torch.arange(rows) // 2
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed))
-    for loss in (info_nce, lambda a, b, scale, of: sigmoid(a, b, scale, torch.tensor(-2.0), of)):
-        straight = loss(image, text, torch.tensor(7.0), image_of)
-        torch.testing.assert_close(loss(image[order], text[order], torch.tensor(7.0), image_of[order]), straight)
+    for of_pairs in (info_nce, lambda a, b, scale, of: sigmoid(a, b, scale, torch.tensor(-2.0), of)):
+        straight = of_pairs(image, text, torch.tensor(7.0), image_of)
+        torch.testing.assert_close(of_pairs(image[order], text[order], torch.tensor(7.0), image_of[order]), straight)
 
 
 def test_a_perfect_batch_has_no_loss_and_a_uniform_one_the_log_of_its_size():

@@ -119,6 +119,27 @@ def test_every_mode_is_opened_as_rgb(tmp_path, mode):
     assert (opened.mode, opened.size) == ("RGB", (5, 4))
 
 
+@pytest.mark.parametrize(
+    ("mode", "values", "expected"),
+    [
+        ("I;16", [0, 257, 32_896, 65_535], [0, 1, 128, 255]),
+        ("I", [0, 1, 128, 255], [0, 1, 128, 255]),
+        ("I", [0, 257, 32_896, 65_535], [0, 1, 128, 255]),
+        ("F", [0.0, 0.25, 0.5, 1.0], [0, 64, 128, 255]),
+        ("F", [-3.0, 1.0, 128.0, 255.0], [0, 1, 128, 255]),
+        ("F", [0.0, 100_000.0, 50_000.0, 200_000.0], [0, 128, 64, 255]),
+    ],
+)
+def test_grey_of_more_than_eight_bits_is_scaled_and_not_clipped(tmp_path, mode, values, expected):
+    dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    image = Image.fromarray(np.array([values], dtype))
+    assert image.mode == mode
+    image.save(tmp_path / "a.tif")
+    opened = np.asarray(FileImage(tmp_path / "a.tif").open())
+    assert opened[0, :, 0].tolist() == expected
+    assert (opened == opened[..., :1]).all()
+
+
 def test_a_small_version_is_a_scale_of_the_format_and_no_smaller_than_asked(tmp_path):
     Image.linear_gradient("L").resize((800, 400)).save(tmp_path / "a.jpg")
     small = FileImage(tmp_path / "a.jpg").open_small(64)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,16 @@ def test_separator_byte_order_mark_and_line_ends_are_found_out(tmp_path, separat
     lines = [f"image{separator}caption", f"a.jpg{separator}a dog", f"b.jpg{separator}a cat"]
     (tmp_path / "any.csv").write_bytes((mark + end.join(lines) + (end if last else "")).encode())
     assert load(tmp_path) == TWO
+
+
+@pytest.mark.parametrize(("in_table", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_accents_in_file_names_match_in_either_unicode_form(tmp_path, in_table, on_disk):
+    named, stored = (unicodedata.normalize(form, "ñandú.png") for form in (in_table, on_disk))
+    Image.new("RGB", (4, 4)).save(tmp_path / stored)
+    (tmp_path / "captions.csv").write_text(f"image,caption\n{named},a bird\n", encoding="utf-8")
+    table = folder.load(folder.Config(root=tmp_path, dev_share=0, test_share=0), EN, "train")
+    assert table.images[0].open().size == (4, 4)
+    assert table.image_ids == (unicodedata.normalize("NFC", named),)
 
 
 def test_each_format_gives_the_same_pairs(tmp_path):

@@ -9,15 +9,16 @@ import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from timm.data import create_transform, resolve_data_config
 
-from polyalign.config.tower import TextSpec, VisionSpec
+from polyalign.config.tower import Preprocessing, TextSpec, VisionSpec
 from polyalign.models.towers.common import fingerprint, masked_pool, structure
 from polyalign.models.towers.text import TextTower, Tokens
 from polyalign.models.towers.text_loading import build_text
-from polyalign.models.towers.vision import VisionTower
-from polyalign.models.towers.vision_loading import build_vision
+from polyalign.models.towers.vision import VisionTower, _transform
+from polyalign.models.towers.vision_loading import build_vision, preprocessing_of
 from polyalign.utils.errors import UserError
-from tests import tiny
+from tests import architectures, tiny
 
 FAMILIES = ("bert", "xlmr", "distilbert")
 CAPTIONS = ["red", "a red and a blue , below a green then a white", "black yellow"]
@@ -397,3 +398,116 @@ def test_code_that_comes_with_a_text_tower_is_never_run_nor_asked_about(pretrain
         build_text(TextSpec(model=str(tmp_path)), pretrained=pretrained)
     assert not asked
     assert not ran.exists()
+
+
+# What is refused when a tower is built
+
+
+def test_more_tokens_than_the_encoder_reads_are_refused_with_the_number_that_fits():
+    positions = json.loads((tiny.text("xlmr") / "config.json").read_text(encoding="utf-8"))["max_position_embeddings"]
+    for family, fits in (("bert", positions), ("xlmr", positions - 2)):  # XLM-R numbers positions from two
+        assert encoder(family, max_tokens=fits).max_tokens == fits
+        with pytest.raises(UserError, match=rf"cannot read text.max_tokens = 200 tokens: set it to {fits} or less"):
+            encoder(family, max_tokens=200)
+
+
+def test_an_image_size_that_the_model_does_not_take_is_refused():
+    with pytest.raises(UserError, match=r"the vision tower \(VisionTransformer\) cannot be run: .*28"):
+        build_vision(VisionSpec(model=str(tiny.vision()), image_px=28, args={"img_size": 32}))
+
+
+def test_a_fixed_size_model_is_built_for_the_stated_size():
+    weights = tiny.vision() / "model.safetensors"
+    args = {**tiny.VIT}
+    del args["img_size"]
+    spec = VisionSpec(model="vit_tiny_patch16_224", weights=weights, args=args, image_px=(48, 64))
+    tower = build_vision(spec)
+    assert tower.preprocessing.size == (48, 64)
+    assert tower.transform(Image.new("RGB", (90, 70))).shape == (3, 48, 64)
+    assert tower.model.pos_embed.shape == (1, 1 + 6 * 8, 32)
+
+
+def test_a_network_that_ignores_the_mask_is_refused():
+    with pytest.raises(UserError, match=r"padding changes the features of the text tower \(FNetModel\)"):
+        architectures.text("fnet")
+
+
+def test_a_grey_model_takes_one_channel():
+    tower = build_vision(VisionSpec(model="test_vit", args={"in_chans": 1}), pretrained=False)
+    assert tower.transform(Image.new("RGB", (200, 200), (255, 0, 0))).shape[0] == 1
+    assert len(tower.preprocessing.mean) == 1
+
+
+def test_registers_are_no_class_token():
+    spec = VisionSpec(model="vit_medium_patch16_reg4_gap_256", args={**tiny.VIT}, image_px=32, pooling="cls")
+    with pytest.raises(UserError, match="has no class token"):
+        build_vision(spec, pretrained=False)
+
+
+# Cuts
+
+
+def test_a_tower_that_gives_other_features_when_cut_is_computed_whole(caplog):
+    aligner = architectures.aligned("text", "longformer", "layernorm", "last:1")
+    with caplog.at_level("INFO"):
+        assert aligner.cuts()[1] == 0
+        assert aligner.cuts()[1] == 0
+    assert [record.message for record in caplog.records] == [
+        "the text tower (LongformerModel) cannot be cut at stage 3: it is computed whole at every step"
+    ]
+
+
+def test_t5_is_cut_although_its_position_bias_comes_from_the_first_block():
+    tower = architectures.text("t5")
+    x = tower.probe()
+    with torch.no_grad():
+        for cut in range(tower.whole + 1):
+            torch.testing.assert_close(tower.suffix(tower.prefix(x, cut), cut), tower(x), rtol=1e-4, atol=1e-5)
+
+
+# Images as timm prepares them
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
+@pytest.mark.parametrize("px", [32, (24, 40)])
+@pytest.mark.parametrize("shape", [(50, 41), (31, 90)])
+def test_pixels_are_those_of_timms_own_transform(crop_mode, interpolation, px, shape):
+    how = Preprocessing(
+        image_px=px, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25), crop_pct=0.9, interpolation=interpolation,
+        crop_mode=crop_mode,
+    )  # fmt: skip
+    image = Image.effect_noise(shape, 80).convert("RGB")
+    tower = build_vision(VisionSpec(model=str(tiny.conv())), preprocessing=how)
+    reference = create_transform(
+        (3, *how.size), is_training=False, interpolation=interpolation, mean=how.mean, std=how.std, crop_pct=0.9,
+        crop_mode=crop_mode,
+    )  # fmt: skip
+    scaled = (tower.transform(image) - tower.mean) / tower.std
+    worst = (scaled[0] - reference(image)).abs() * tower.std[0] / 255
+    assert worst.max() <= 1 / 255
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_base_patch16_siglip_224",
+        "vit_base_patch16_clip_224.openai",
+        "efficientnet_b0.ra_in1k",
+        "eva02_base_patch14_448.mim_in22k_ft_in22k",
+        "convnext_base.clip_laion2b_augreg_ft_in12k_in1k_384",
+        "resnet50.a1_in1k",
+        "tf_efficientnetv2_b0.in1k",
+        "vit_so150m2_patch16_reg1_gap_256.sbb_e200_in12k_ft_in1k",
+        "beit_base_patch16_224.in22k_ft_in22k_in1k",
+        "mobilenetv4_conv_small.e2400_r224_in1k",
+    ],
+)
+def test_preprocessing_is_read_from_timms_configuration_of_the_weights(name):
+    config = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+    how = preprocessing_of(config)
+    image = Image.effect_noise((300, 217), 80).convert("RGB")
+    ours = _transform(how)(image)
+    mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (how.mean, how.std))
+    theirs = create_transform(**config, is_training=False)(image) * std + mean
+    assert (ours / 255 - theirs).abs().max() <= 1 / 255

@@ -369,11 +369,14 @@ def naive_gradients(recipe: Recipe) -> dict[str, torch.Tensor]:
     assert len(set(rows)) < len(rows), "two captions of an image are part of the test"
     image = aligner.encode_image(torch.stack([aligner.vision.transform(table.images[row].open()) for row in rows]))
     text = aligner.encode_text(aligner.text.collate(aligner.text.tokenize([table.captions[pair] for pair in pairs])))
-    image_of = torch.from_numpy(rows)
+    captions = [table.captions[pair] for pair in pairs]
+    same = torch.tensor(
+        [[rows[i] == rows[j] or captions[i] == captions[j] for j in range(len(pairs))] for i in range(len(pairs))]
+    )
     if recipe.optim.loss == "sigmoid":
-        loss = sigmoid(image, text, aligner.scale, aligner.logit_bias, image_of)
+        loss = sigmoid(image, text, aligner.scale, aligner.logit_bias, same)
     else:
-        loss = info_nce(image, text, aligner.scale, image_of)
+        loss = info_nce(image, text, aligner.scale, same)
     loss.backward()
     return {**{name: p.grad for name, p in aligner.trainable().items()}, "loss": loss.detach()}
 

@@ -6,6 +6,7 @@ import bz2
 import gzip
 import io
 import json
+import unicodedata
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,15 @@ def existing(*candidates: Path, what: str) -> Path:
         raise AbsentError(f"there is no {what}: {folder} {wrong}{_nearest(folder)}")
     also = f" (nor {', nor '.join(str(path) for path in others)})" if others else ""
     raise AbsentError(f"there is no {what}: {first}{also} is not there{_nearest(first)}")
+
+
+def as_on_disk(base: Path, name: str) -> Path:
+    """Return the path of the file ``name`` in ``base``, whichever Unicode form (NFC or NFD) its name has there.
+
+    macOS writes accents as separate characters (NFD) where a table usually has them in one (NFC).
+    """
+    forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
+    return next((base / form for form in forms if (base / form).is_file()), base / name)
 
 
 def lines(path: Path) -> list[str]:

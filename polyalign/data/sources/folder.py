@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import reprlib
+import unicodedata
 from pathlib import Path, PurePosixPath
 
 from polyalign.config.language import Lang
 from polyalign.data.pairs import FileImage, PairTable
 from polyalign.data.readers.columns import IMAGE_NAMES, Columns, need, select
-from polyalign.data.readers.files import existing, folder
+from polyalign.data.readers.files import as_on_disk, existing, folder
 from polyalign.data.readers.sheet import SUFFIXES, Sheet, read
 from polyalign.utils.errors import UserError, did_you_mean
 
@@ -41,12 +42,12 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     root = folder(config.root, "source.root, with the captions file")
     sheet = read(_captions_file(root, config, lang))
     names = _image_names(sheet, need(sheet, "image_column", config.image_column, IMAGE_NAMES))
-    ids = names
+    ids = [unicodedata.normalize("NFC", name) for name in names]
     if config.id_column is not None:
         ids = [str(value) for value in sheet.column(need(sheet, "id_column", config.id_column, ()))]
     base = _image_folder(root, config, names)
     pairs = select(sheet, ids, config, lang, split)
-    rows = ((image_id, caption, FileImage(base / names[row])) for image_id, caption, row in pairs)
+    rows = ((image_id, caption, FileImage(as_on_disk(base, names[row]))) for image_id, caption, row in pairs)
     return PairTable.from_pairs(f"{root.resolve().name}-{split}", lang.code, config.origin, rows)
 
 
@@ -93,4 +94,4 @@ def _image_folder(root: Path, config: Config, names: list[str]) -> Path:
             raise UserError(f"there is no folder {path} (source.images): {did_you_mean(config.images, inside)}")
         return path
     probed = names[:_PROBED_ROWS]
-    return max((root, root / "images"), key=lambda base: sum((base / name).is_file() for name in probed))
+    return max((root, root / "images"), key=lambda base: sum(as_on_disk(base, name).is_file() for name in probed))

@@ -83,16 +83,21 @@ def apply(aligner: Aligner, config: Config) -> None:
     for tower in towers(aligner, config):
         for block in blocks(tower, config, "lilt"):
             if tower.kind == "vision" and hasattr(block, "norm1") and hasattr(block, "norm2"):
-                _before_norms(block, config)
+                _before_norms(tower, block, config)
             else:
                 _after_branches(tower, block, config)
         if config.layernorm:
             unlock_norms(parts(tower, config, "lilt"))
 
 
-def _before_norms(block: nn.Module, config: Config) -> None:
+def _before_norms(tower: Tower, block: nn.Module, config: Config) -> None:
     for norm in ("norm1", "norm2"):
         before = block.get_submodule(norm)
+        if isinstance(before, nn.modules.batchnorm._BatchNorm | nn.GroupNorm) or "2d" in type(before).__name__:
+            raise UserError(
+                f"lilt supports norms of the last dimension, and {norm} in the {tower.name} is a "
+                f"{type(before).__name__}: use lora or layernorm"
+            )
         width = next(iter(before.parameters())).shape[0]
         setattr(block, norm, nn.Sequential(_adapter(width, before, config), before))
 

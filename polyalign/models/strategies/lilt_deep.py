@@ -10,6 +10,7 @@ from polyalign.models.aligner import Aligner
 from polyalign.models.branches import branches, is_map
 from polyalign.models.scope import Scope, blocks, parts, towers, unlock_norms
 from polyalign.models.towers.base import Tower
+from polyalign.models.towers.staging import is_inside
 from polyalign.utils.errors import UserError
 
 
@@ -27,10 +28,10 @@ def apply(aligner: Aligner, config: Config) -> None:
     """
     for tower in towers(aligner, config):
         top = blocks(tower, config, "lilt-deep")[-1]
-        if not tower.is_staged:
+        if not tower.is_staged or _shares_parts(tower, top):
             raise UserError(
-                f"lilt-deep puts a block on top of others, and the {tower.name} does not run its blocks once each, "
-                "in order: use lilt or layernorm"
+                f"lilt-deep copies the last block, and the {tower.name} runs a block several times or shares parts "
+                "between blocks: use lilt or layernorm"
             )
         block = copy.deepcopy(top)
         _reset(tower, top, block)
@@ -39,9 +40,18 @@ def apply(aligner: Aligner, config: Config) -> None:
             unlock_norms(parts(tower, config, "lilt-deep"))
 
 
+def _shares_parts(tower: Tower, block: nn.Module) -> bool:
+    """Whether parts of the block also belong to other modules; such parts are named after the first of them."""
+    names = {name for name, module in tower.model.named_modules() if module is block}
+    inside = {id(module) for name, module in tower.model.named_modules() if any(is_inside(name, own) for own in names)}
+    return any(id(module) not in inside for module in block.modules())
+
+
 def _reset(tower: Tower, model: nn.Module, block: nn.Module) -> None:
     """Draw linear maps from N(0, 0.02) as ViT and BERT do, reset norms, and close all residual branches."""
     ends = {branch.end for branch in branches(tower, model)}
+    if not ends:
+        raise UserError(f"lilt-deep finds no linear maps in the blocks of the {tower.name}: use layernorm or bitfit")
     for path, module in block.named_modules():
         if is_map(module):
             nn.init.trunc_normal_(module.weight, std=0.02)

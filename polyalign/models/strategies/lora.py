@@ -60,11 +60,10 @@ def apply(aligner: Aligner, config: Config) -> None:
     for tower in towers(aligner, config):
         found = _targets(tower, config)
         if not found:
-            names = ", ".join(_maps(tower, config))
-            raise UserError(
-                f"lora finds no {', '.join(config.target_modules or ('query', 'key or value map'))} in the "
-                f"{tower.name}: set strategy.target_modules to some of {names or 'none: it has no linear maps'}"
-            )
+            wanted = ", ".join(config.target_modules or ("query, key or value map",))
+            there = ", ".join(_maps(tower, config))
+            way_out = f"set strategy.target_modules to some of {there}" if there else "use layernorm or bitfit"
+            raise UserError(f"lora finds no {wanted} in the {tower.name}: {way_out}")
         if called := [path for path in found if path in tower.trace.calls]:
             lora = LoraConfig(r=config.rank, lora_alpha=config.alpha, target_modules=called)  # type: ignore[arg-type]
             inject_adapter_in_model(lora, tower.model)

@@ -100,7 +100,8 @@ def _is_block(module: nn.Module) -> bool:
 
 def is_norm(module: nn.Module) -> bool:
     """Whether a module is a normalisation layer, by the name of its class."""
-    return "Norm" in type(module).__name__ and not any(True for _ in module.children())
+    has_own = any(True for _ in module.parameters(recurse=False))
+    return "Norm" in type(module).__name__ and (has_own or not any(True for _ in module.children()))
 
 
 class _StandIn(nn.Module):

@@ -125,13 +125,24 @@ def _short(error: BaseException) -> str:
 def _preprocessing(model: nn.Module, spec: VisionSpec, args: dict[str, Any]) -> Preprocessing:
     """Take timm's data configuration of the weights, with what the recipe states in its place."""
     config = resolve_model_data_config(model)
-    channels, *size = config["input_size"]
-    px = spec.image_px or args.get("img_size") or (size[0] if size[0] == size[1] else tuple(size))
+    own = preprocessing_of({**config, "input_size": (args.get("in_chans", 3), *config["input_size"][1:])})
+    stated = {"image_px": spec.image_px or args.get("img_size"), "mean": spec.mean, "std": spec.std}
+    changes = {**stated, "crop_pct": spec.crop_pct}
+    return Preprocessing(**{**own.model_dump(), **{key: value for key, value in changes.items() if value is not None}})
+
+
+def preprocessing_of(config: dict[str, Any]) -> Preprocessing:
+    """Read timm's data configuration of a model; grey images have the mean of the statistics of the colours."""
+    channels, height, width = config["input_size"]
+    mean, std = (
+        values if len(values) == channels else (sum(values) / len(values),) * channels
+        for values in (config["mean"], config["std"])
+    )
     return Preprocessing(
-        image_px=px,
-        mean=spec.mean or config["mean"][:channels],
-        std=spec.std or config["std"][:channels],
-        crop_pct=spec.crop_pct or config["crop_pct"],
+        image_px=height if height == width else (height, width),
+        mean=mean,
+        std=std,
+        crop_pct=config["crop_pct"],
         interpolation=config["interpolation"],
         crop_mode=config["crop_mode"],
     )
