@@ -35,8 +35,8 @@ class Encoder(Protocol):
     def encode_image(self, images: Sequence[ImageRef], /) -> Vectors:
         """Return unit vectors ``(N, D)``."""
 
-    def encode_text(self, texts: Sequence[str], /) -> Vectors:
-        """Return unit vectors ``(N, D)``."""
+    def encode_text(self, texts: Sequence[str], lang: str | None = None, /) -> Vectors:
+        """Return unit vectors ``(N, D)``; ``lang`` is the language of the texts, where it is known."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,11 @@ class Aligned:
         cut, _ = self.aligner.cuts()
         return embed_images(self.aligner, feature_cache.image_features(self.aligner.vision, images, cut, self.cache))
 
-    def encode_text(self, texts: Sequence[str]) -> Vectors:
+    def encode_text(self, texts: Sequence[str], lang: str | None = None) -> Vectors:
         """Return unit vectors ``(N, D)``; a cache that would exceed its limit is a ``UserError``."""
         _, cut = self.aligner.cuts()
-        return embed_captions(self.aligner, feature_cache.caption_features(self.aligner.text, texts, cut, self.cache))
+        features = feature_cache.caption_features(self.aligner.text, texts, cut, self.cache, lang)
+        return embed_captions(self.aligner, features)
 
 
 @dataclass
@@ -80,9 +81,9 @@ class ImageMemory:
             self._known.update(zip(new, self.encoder.encode_image(list(new.values())), strict=True))
         return np.stack([self._known[key] for key in keys])
 
-    def encode_text(self, texts: Sequence[str]) -> Vectors:
+    def encode_text(self, texts: Sequence[str], lang: str | None = None) -> Vectors:
         """Return unit vectors ``(N, D)``."""
-        return self.encoder.encode_text(texts)
+        return self.encoder.encode_text(texts, lang)
 
 
 def aligner_of(encoder: Encoder) -> Aligner:

@@ -44,7 +44,7 @@ class ExternalModel:
         """Return unit vectors ``(I, D)``."""
         return in_batches(images, lambda batch: _unit(self.images([one.open() for one in batch])), "embedding images")
 
-    def encode_text(self, captions: Sequence[str]) -> Vectors:
+    def encode_text(self, captions: Sequence[str], lang: str | None = None) -> Vectors:
         """Return unit vectors ``(C, D)``."""
         return in_batches(captions, lambda batch: _unit(self.captions(list(batch))), "embedding captions")
 

@@ -87,14 +87,18 @@ class Model:
             "embedding images",
         )
 
-    def encode_text(self, texts: Sequence[str]) -> Vectors:
+    def encode_text(self, texts: Sequence[str], lang: str | None = None) -> Vectors:
         """Embed sentences.
+
+        Args:
+            texts: N sentences.
+            lang: their language (default: that of the run), which a text tower such as NLLB is told by a token.
 
         Returns:
             ``(N, D)`` float32, rows of unit length.
 
         Raises:
-            UserError: ``texts`` is a single string.
+            UserError: ``texts`` is a single string, or the text tower does not know the language.
         """
         texts = _listed(texts, "encode_text takes a list of sentences")
         if wrong := next((text for text in texts if not isinstance(text, str)), None):
@@ -102,12 +106,12 @@ class Model:
         if not texts:
             return np.empty((0, self.encode_text(["."]).shape[1]), np.float32)
         if not isinstance(self.encoder, Aligned):
-            return self.encoder.encode_text(texts)
+            return self.encoder.encode_text(texts, lang)
         aligner = self.encoder.aligner
         tower, place = aligner.text, aligner.logit_scale.device
         return in_batches(
             texts,
-            lambda batch: aligner.encode_text(tower.collate(tower.tokenize(list(batch))).to(place)),
+            lambda batch: aligner.encode_text(tower.collate(tower.tokenize(list(batch), lang)).to(place)),
             "embedding sentences",
         )
 

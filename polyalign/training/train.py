@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from polyalign.utils.versions import versions
 RESULT, STATE = "result.json", "state.safetensors"
 FILES = (*checkpoint.FILES, TRAINED_IMAGES, RESULT, STATE)
 """All that a run writes into its folder; ``--overwrite`` deletes these and nothing else."""
+
+logger = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe, out: Path, *, resume: bool) -> Run | None:
@@ -86,6 +89,9 @@ def set_up(recipe: Recipe) -> Start:
     rehearse(aligner)
     tables = load_tables(recipe)
     check_divisible(recipe, len(tables["train"]), accelerator.num_processes)
+    if cut := aligner.text.count_cut(list(tables["train"].captions)):
+        captions = f"{cut:,} of {len(tables['train']):,} training captions"
+        logger.info(f"{captions} have more than text.max_tokens = {recipe.text.max_tokens} tokens and are cut")
     with one_first():
         own = {"train": recipe.data}  # dev and test are always of plain images
         features = {split: prepare(aligner, table, recipe.cache, own.get(split)) for split, table in tables.items()}

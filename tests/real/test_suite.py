@@ -65,7 +65,7 @@ class Blind:
     def encode_image(self, images):
         return _random(str(image.path) for image in images)
 
-    def encode_text(self, captions):
+    def encode_text(self, captions, lang=None):
         return _random(captions)
 
 

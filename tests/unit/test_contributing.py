@@ -94,7 +94,7 @@ def test_the_task_is_the_mean_over_all_pairs(module):
     task = module("tasks/spread.py")
     rng = np.random.default_rng(0)
     images, captions = (rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in rng.normal(size=(2, 5, 3)))
-    encoder = SimpleNamespace(encode_image=lambda _: images, encode_text=lambda _: captions)
+    encoder = SimpleNamespace(encode_image=lambda _: images, encode_text=lambda *_: captions)
     table = PairTable("five", "en", "human", tuple("abcde"), (None,) * 5, tuple("abcde"), np.arange(5))
     result = task.score(encoder, table, task.Config())
     off_diagonal = ~np.eye(5, dtype=bool)

@@ -29,7 +29,7 @@ def score(encoder: Encoder, gallery: PairTable, config: Config) -> Retrieval:
         UserError: the gallery is empty, or has images without a caption.
     """
     check_gallery(gallery)
-    images, captions = encoder.encode_image(gallery.images), encoder.encode_text(gallery.captions)
+    images, captions = encoder.encode_image(gallery.images), encoder.encode_text(gallery.captions, gallery.lang)
     return measure(images, captions, gallery)
 
 

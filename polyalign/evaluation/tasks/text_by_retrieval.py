@@ -35,7 +35,7 @@ def score(encoder: Encoder, gallery: PairTable, config: Config) -> TextByRetriev
         UserError: an image has fewer than two captions.
     """
     check_gallery(gallery)
-    images, captions = encoder.encode_image(gallery.images), encoder.encode_text(gallery.captions)
+    images, captions = encoder.encode_image(gallery.images), encoder.encode_text(gallery.captions, gallery.lang)
     return measure(images, captions, gallery, seed=config.seed)
 
 

@@ -67,7 +67,7 @@ def score(encoder: Encoder, gallery: Labelled, config: Config) -> ZeroShot:
     """
     templates, texts, class_of = prompts(gallery, config)
     images = encoder.encode_image(gallery.images)
-    return measure(images, centres(encoder.encode_text(texts), class_of), gallery, templates)
+    return measure(images, centres(encoder.encode_text(texts, gallery.lang), class_of), gallery, templates)
 
 
 def render(results: Sequence[ZeroShot]) -> Table:

@@ -53,8 +53,8 @@ class Modules:
         return spec.model_copy(update={"pooling": pooling, "prompt": prompt})
 
 
-def read(source: str, revision: str | None) -> Modules:
-    """Read the modules of a local folder or a model on the hub.
+def read(source: str, revision: str | None, stated: str | None = None) -> Modules:
+    """Read the modules of a local folder or a model on the hub; its pooling is not read where one is ``stated``.
 
     Raises:
         UserError: a module is of a kind that is not supported, or its files cannot be read.
@@ -68,7 +68,7 @@ def read(source: str, revision: str | None) -> Modules:
         kind, folder = str(module["type"]).rpartition(".")[2], str(module["path"])
         config = _json(source, f"{folder}/config.json", revision) or {}
         if kind == "Pooling":
-            pooling = _pooling(config, source)
+            pooling = stated or _pooling(config, source)
         elif kind == "Normalize":
             parts.append(UnitLength())
         elif kind == "Dense":
@@ -86,10 +86,10 @@ def _pooling(config: dict[str, Any], source: str) -> str:
     chosen = [_POOLING.get(key, key) for key, on in config.items() if key.startswith("pooling_mode_") and on is True]
     if isinstance(mode := config.get("pooling_mode"), str):
         chosen = [_NAMES.get(mode, mode)]
-    if len(chosen) != 1 or chosen[0] not in _NAMES.values():
-        raise UserError(
-            f"{source}: its pooling {' and '.join(chosen) or 'is not stated'} is not supported: set text.pooling"
-        )
+    if not chosen:
+        raise UserError(f"{source}: its pooling is not stated: set text.pooling")
+    if len(chosen) > 1 or chosen[0] not in _NAMES.values():
+        raise UserError(f"{source}: its pooling {' and '.join(chosen)} is not supported: set text.pooling")
     return chosen[0]
 
 

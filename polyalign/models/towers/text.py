@@ -140,6 +140,11 @@ class TextTower(Tower):
         )
         return cast(list[list[int]], encoded["input_ids"])
 
+    def count_cut(self, captions: list[str]) -> int:
+        """Return the number of captions that have more than ``max_tokens`` tokens and are cut."""
+        whole = self.tokenizer([self.prompt + caption for caption in captions], verbose=False)["input_ids"]
+        return sum(len(ids) > self.max_tokens for ids in whole)
+
     def collate(self, ids: list[list[int]]) -> Tokens:
         """Pad token ids to the longest of the batch."""
         length = max(map(len, ids))

@@ -39,12 +39,12 @@ def build_text(spec: TextSpec, *, pretrained: bool = True, tokenizer: Path | Non
         UserError: no such model or folder, it does not fit the stated architecture, or it is not an encoder that reads
             ``max_tokens`` token ids.
     """
-    source = _source(spec)
+    root, source = _root(spec), _source(spec)
     if not pretrained and spec.architecture:
         spec = spec.model_copy(update={"pooling": spec.pooling or "mean"})
         fresh = partial(_random, _config(spec, source), spec.pooling)
         return TextTower(fresh(), None, spec, fresh, nn.Sequential())
-    modules = sentence_transformers.read(source, spec.revision)
+    modules = sentence_transformers.read(root, spec.revision, spec.pooling)
     spec = modules.completed(spec)
     config = _config(spec.model_copy(update={"architecture": {}}), source)
     fresh = partial(_random, config, spec.pooling)
@@ -159,6 +159,13 @@ def _with_pad(tokenizer: Any, model: str) -> Any:
 
 
 def _source(spec: TextSpec) -> str:
+    """Return the local folder of the encoder, which can be inside a sentence-transformers folder, or its hub name."""
+    root = _root(spec)
+    inside = Path(root) / "0_Transformer"
+    return str(inside) if inside.is_dir() else root
+
+
+def _root(spec: TextSpec) -> str:
     """Return the local folder of the model, or its name on the hub."""
     source = str(STARTER / "text") if spec.model == "starter" else str(Path(spec.model).expanduser())
     if Path(source).is_dir():
