@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -62,6 +62,10 @@ def check(
     data: DataOption = None,
     recipe: Recipe = "starter",
     set_: Set = None,
+    recommend: Annotated[
+        bool,
+        typer.Option("--recommend", help="Also rank the recipes' text towers by their tokenizers on your captions."),
+    ] = False,
     offline: Offline = False,
     as_json: Json = False,
 ) -> None:
@@ -70,17 +74,42 @@ def check(
     The splits that can be loaded are reported even if another split is empty; the exit code is then 2.
     """
     go_offline(offline)
-    from polyalign.data.check import check_recipe, render
+    from polyalign.config.language import load_language
+    from polyalign.data.check import check_recipe, rank_towers, render, render_towers
+    from polyalign.data.load import load_table
     from polyalign.models.towers.text_loading import load_tokenizer
 
     resolved = resolve(recipe, lang, "projection", set_, data=data)
     reports, errors = check_recipe(resolved, load_tokenizer(resolved.text))
+    language = load_language(lang)
+    fits = rank_towers(load_table(resolved, "train"), language, _tokenizers()) if recommend else []
     if as_json:
-        print_json([report.model_dump(mode="json") for report in reports])
+        splits = [report.model_dump(mode="json") for report in reports]
+        towers = [fit.model_dump(mode="json") for fit in fits]
+        print_json({"splits": splits, "towers": towers} if recommend else splits)
     else:
-        console().print(*map(render, reports))
+        console().print(*map(render, reports), *([render_towers(fits, language)] if recommend else []))
     if errors:
         raise UserError("; ".join(map(str, errors)))
+
+
+def _tokenizers() -> dict[tuple[str, str], Any]:
+    """Load the tokenizer of every text tower that a recipe names; say which are not available."""
+    from polyalign.config.resolve import recipe_languages
+    from polyalign.config.resolve import resolve as resolve_recipe
+    from polyalign.config.shipped import shipped_names
+    from polyalign.models.towers.text_loading import load_tokenizer
+
+    found: dict[tuple[str, str], Any] = {}
+    for name in shipped_names("recipes"):
+        text = resolve_recipe(name, recipe_languages(name)[0], "projection").text
+        if any(model == text.model for _, model in found):
+            continue
+        try:
+            found[name, text.model] = load_tokenizer(text)
+        except UserError as error:
+            say(f"recipe {name} is left out: {error}")
+    return found
 
 
 @data_app.command(epilog="Example: polyalign data audit ./machine-made ./by-people --lang de")

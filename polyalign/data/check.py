@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pandas as pd
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 _MIXED: Final = {"Hans": ("Hani",), "Hant": ("Hani",), "Jpan": ("Hani", "Hira", "Kana"), "Kore": ("Hang", "Hani")}
 _EXAMPLES: Final = 3
 _BATCH: Final = 1000
+_MANY_UNKNOWN: Final = 0.01
 
 
 class Finding(BaseModel):
@@ -168,25 +169,76 @@ def _in_other_script(captions: Iterable[str], own: re.Pattern[str]) -> Iterator[
 def _tokens(table: PairTable, lang: Lang, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> TokenReport:
     """Tokenize all captions without truncation."""
     special = tokenizer.num_special_tokens_to_add()
+    lengths, rates = _subwords(table, lang, tokenizer)
+    return TokenReport(
+        max_tokens=max_tokens,
+        longest=max((length + special for length in lengths), default=0),
+        too_long=_finding(table, (c for c, length in enumerate(lengths) if length + special > max_tokens)),
+        **rates,
+    )
+
+
+def _subwords(table: PairTable, lang: Lang, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], dict[str, Any]]:
+    """Return the number of subwords of every caption, and the rates of a ``TokenReport``."""
     lengths: list[int] = []
     unknown = 0
     for start in range(0, len(table), _BATCH):
         batch = list(table.captions[start : start + _BATCH])
         for ids in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
-            lengths.append(len(ids) + special)
+            lengths.append(len(ids))
             unknown += Counter(ids)[tokenizer.unk_token_id]
         progress(f"tokenizing {table.name}", min(start + _BATCH, len(table)), len(table))
-    subwords = max(1, sum(lengths) - special * len(lengths))
+    subwords = max(1, sum(lengths))
     words = sum(len(caption.split()) for caption in table.captions)
     characters = sum(not character.isspace() for caption in table.captions for character in caption)
-    return TokenReport(
-        max_tokens=max_tokens,
-        longest=max(lengths, default=0),
-        too_long=_finding(table, (c for c, length in enumerate(lengths) if length > max_tokens)),
-        unknown_rate=unknown / subwords,
-        subwords_per_word=None if not lang.has_spaces else subwords / max(1, words),
-        subwords_per_character=subwords / max(1, characters),
-    )
+    return lengths, {
+        "unknown_rate": unknown / subwords,
+        "subwords_per_word": None if not lang.has_spaces else subwords / max(1, words),
+        "subwords_per_character": subwords / max(1, characters),
+    }
+
+
+class TowerFit(BaseModel):
+    """How well the tokenizer of a recipe's text tower fits the captions; the rates are those of a ``TokenReport``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    recipe: str
+    model: str
+    unknown_rate: float
+    subwords_per_word: float | None
+    subwords_per_character: float
+
+
+def rank_towers(
+    table: PairTable, lang: Lang, tokenizers: Mapping[tuple[str, str], PreTrainedTokenizerBase]
+) -> list[TowerFit]:
+    """Rank text towers by how few subwords they need for the captions; those with many unknown tokens come last.
+
+    ``tokenizers`` are by recipe and model. A tower that has seen little of a language splits its words into many short
+    pieces.
+    """
+    fits = [
+        TowerFit(recipe=recipe, model=model, **_subwords(table, lang, tokenizer)[1])
+        for (recipe, model), tokenizer in tokenizers.items()
+    ]
+    return sorted(fits, key=lambda fit: (fit.unknown_rate > _MANY_UNKNOWN, fit.subwords_per_character))
+
+
+def render_towers(fits: Sequence[TowerFit], lang: Lang) -> Table:
+    """Format a ranking as a table; the first tower is the recommended one."""
+    table = Table(
+        title=f"text towers by their tokenizer on these {lang.english_name} captions", title_justify="left",
+        caption=f"recommended: --recipe {fits[0].recipe} (fewest subwords)" if fits else None,
+    )  # fmt: skip
+    for name in ("recipe", "text tower"):
+        table.add_column(name, overflow="fold")
+    for name in ("subwords per word", "per character", "unknown"):
+        table.add_column(name, justify="right")
+    for fit in fits:
+        per_word = "-" if fit.subwords_per_word is None else f"{fit.subwords_per_word:.2f}"
+        table.add_row(fit.recipe, fit.model, per_word, f"{fit.subwords_per_character:.2f}", f"{fit.unknown_rate:.2%}")
+    return table
 
 
 def render(report: DataReport) -> Table:

@@ -188,7 +188,7 @@ def _array(tensor: torch.Tensor, dtype: str) -> npt.NDArray[Any]:
         raise UserError(
             "the tower gives features that are not finite: use --set cache.precision=fp32, or another tower"
         )
-    if dtype == "float16" and largest > np.finfo(np.float16).max:
+    if dtype == "float16" and largest > float(np.finfo(np.float16).max):
         raise _TooLargeForFloat16
     return values.cpu().numpy().astype(dtype)  # numpy has no bf16
 

@@ -6,9 +6,11 @@ from functools import cache
 
 import pytest
 import torch
+from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES
 
 from polyalign.config import plugins, shipped
 from polyalign.config import resolve as recipe
+from polyalign.config.language import load_language
 from polyalign.config.tower import STARTER
 from polyalign.models import parameter_count as strategy_table
 from polyalign.models.build import build_aligner
@@ -43,6 +45,14 @@ def test_a_shipped_recipe_names_its_languages_and_says_what_it_is(name):
     resolved = recipe.resolve(name, codes[0], "projection")
     assert resolved.description.endswith(".")
     assert set(codes) <= set(shipped.shipped_names("langs"))
+
+
+@pytest.mark.parametrize("name", ["nllb-siglip", "nllb-dinov2"])
+def test_nllb_has_a_token_for_every_language_of_its_recipes_and_the_licence_is_stated(name):
+    codes = recipe.recipe_languages(name)
+    assert {"sw", "qu", "gn", "mi"} <= set(codes)
+    assert {load_language(code).flores for code in codes} <= set(FAIRSEQ_LANGUAGE_CODES)
+    assert "non-commercial" in recipe.resolve(name, "sw", "lilt").description
 
 
 @pytest.mark.parametrize("name", RECIPES)

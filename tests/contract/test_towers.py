@@ -30,7 +30,7 @@ def expected() -> Outcomes:
     return json.loads((DOCS / "towers.json").read_text(encoding="utf-8"))
 
 
-@pytest.mark.slow
+@pytest.mark.towers
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in KINDS.items() for name in names])
 def test_every_strategy_works_or_is_refused_as_the_table_says(kind, name):
     for strategy in STRATEGIES:

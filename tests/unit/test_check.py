@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from polyalign.config import language as languages
 from polyalign.data import check as data_check
@@ -112,6 +114,29 @@ def test_tokens_are_counted_without_cutting():
 def test_a_script_without_spaces_has_no_words():
     lang = languages.load_language("en").model_copy(update={"script": "Hans"})
     assert data_check.check(table([(0, "一个女人")]), lang, Words()).tokens.subwords_per_word is None
+
+
+def test_towers_are_ranked_by_subwords_and_many_unknown_tokens_come_last():
+    def tokenizer(*pieces: str) -> PreTrainedTokenizerFast:
+        vocab = {piece: index for index, piece in enumerate(("[UNK]", *pieces))}
+        inner = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", continuing_subword_prefix="##"))
+        inner.pre_tokenizer = pre_tokenizers.Whitespace()
+        return PreTrainedTokenizerFast(tokenizer_object=inner, unk_token="[UNK]")
+
+    whole = tokenizer("mbwa", "mweusi")
+    split = tokenizer("m", "##b", "##w", "##a", "##e", "##u", "##s", "##i")
+    ignorant = tokenizer("mbwa")
+    lang = languages.load_language("sw")
+    fits = data_check.rank_towers(
+        table([(0, "mbwa mweusi")]), lang, {("c", "C"): ignorant, ("b", "B"): split, ("a", "A"): whole}
+    )
+    assert [(fit.recipe, fit.subwords_per_word, fit.unknown_rate) for fit in fits] == [
+        ("a", 1.0, 0.0),
+        ("b", 5.0, 0.0),
+        ("c", 1.0, 0.5),
+    ]
+    assert "recommended: --recipe a" in str(data_check.render_towers(fits, lang).caption)
+    assert data_check.render_towers([], lang).caption is None
 
 
 def test_an_empty_table_is_no_crash():

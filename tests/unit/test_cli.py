@@ -130,6 +130,18 @@ def takes_offline(command: Any) -> bool:
 # Valid input
 
 
+def test_towers_are_recommended_and_those_that_are_not_available_are_named(run, recipe):
+    code, out, err = run("data", "check", "--lang", "en", "--recipe", recipe, "--recommend", "--offline", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert [split["captions"] for split in found["splits"]] == [128, 48, 48]
+    assert [tower["recipe"] for tower in found["towers"]] == ["starter"]
+    assert "recipe nllb-siglip is left out: cannot load the text tower" in " ".join(err.split())
+    code, out, _ = run("data", "check", "--lang", "en", "--recipe", recipe, "--recommend", "--offline")
+    assert code == 0
+    assert "recommended: --recipe starter" in " ".join(out.split())
+
+
 def test_training_shows_the_table_what_it_cost_and_what_to_try_next(run, recipe, tmp_path):
     code, out, _ = run("train", "--lang", "en", "--recipe", recipe, "--out", tmp_path / "run")
     assert code == 0

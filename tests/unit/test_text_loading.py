@@ -103,12 +103,14 @@ def test_a_decoder_pools_its_last_token_and_keeps_no_keys(tmp_path):
     assert tower.model.config.use_cache is False
 
 
-def test_a_tokenizer_without_a_pad_token_pads_with_its_end_token(tmp_path):
+def test_a_tokenizer_without_a_pad_token_pads_with_its_end_token(tmp_path, caplog):
     shutil.copytree(tiny.text("bert"), tmp_path, dirs_exist_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path)
     tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
     tokenizer.save_pretrained(tmp_path)
-    tower = build_text(TextSpec(model=str(tmp_path)))
+    with caplog.at_level("INFO"):
+        tower = build_text(TextSpec(model=str(tmp_path)))
+    assert "has no pad token: [SEP], its end of sequence, is used for padding" in caplog.text
     assert tower.collate([[5], [5, 6]]).ids.tolist() == [[5, tokenizer.eos_token_id], [5, 6]]
     tokenizer.eos_token = None
     tokenizer.save_pretrained(tmp_path)

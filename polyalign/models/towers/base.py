@@ -178,7 +178,7 @@ class Tower(nn.Module, ABC):
         return lambda model: cast(torch.Tensor, self.head(self.features(model, x)))
 
     def is_exact(self, cut: int) -> bool:
-        """Run a small batch whole and cut: whether the features are the same.
+        """Run a small batch whole and cut: whether the features are the same, and nothing below the cut is trained.
 
         Raises:
             UserError: the features are not finite.
@@ -189,7 +189,11 @@ class Tower(nn.Module, ABC):
             if not whole.isfinite().all():
                 raise UserError(f"the {self.name} gives features that are not finite")
             try:
-                parts = self.suffix(self.prefix(x, cut), cut)
+                with torch.enable_grad():
+                    below = self.prefix(x, cut)
+                parts = self.suffix(below, cut)
             except Exception:  # noqa: BLE001 - whatever a network of others raises when it is cut: it stays whole
+                return False
+            if self.values(below).requires_grad:
                 return False
         return parts.shape == whole.shape and bool((parts - whole).abs().max() <= _TOLERANCE * whole.abs().max())

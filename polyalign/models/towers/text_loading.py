@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -19,13 +20,15 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import logging
+from transformers.utils import logging as transformers_logging
 
 from polyalign.config.tower import STARTER, TextSpec
 from polyalign.models.towers import sentence_transformers
 from polyalign.models.towers.common import fingerprint
 from polyalign.models.towers.text import TextTower
 from polyalign.utils.errors import UserError, first_line
+
+logger = logging.getLogger(__name__)
 
 
 def build_text(spec: TextSpec, *, pretrained: bool = True, tokenizer: Path | None = None) -> TextTower:
@@ -92,14 +95,14 @@ def load_encoder(spec: TextSpec) -> PreTrainedModel:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence the messages and progress bars of transformers."""
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
+        transformers_logging.set_verbosity(verbosity)
+        transformers_logging.enable_progress_bar()
 
 
 def _auto_class(config: PretrainedConfig) -> Any:
@@ -155,6 +158,7 @@ def _with_pad(tokenizer: Any, model: str) -> Any:
         if tokenizer.eos_token is None:
             raise UserError(f"the tokenizer of {model} has no pad token and no end-of-sequence token to pad with")
         tokenizer.pad_token = tokenizer.eos_token
+        logger.info(f"{model} has no pad token: {tokenizer.eos_token}, its end of sequence, is used for padding")
     return tokenizer
 
 
