@@ -189,14 +189,21 @@ def complete(resolved: dict[str, Any]) -> dict[str, Any]:
 
 
 def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Merge nested tables; values in ``over`` win, and a section with another ``name`` replaces the whole section."""
+    """Merge nested tables; values in ``over`` win.
+
+    A section with another ``name`` or ``model`` replaces the whole section: its other values belong to that plugin or
+    tower.
+    """
     merged = under | over
     for key, value in over.items():
         below: Any = under.get(key)
-        both_tables = isinstance(value, dict) and isinstance(below, dict)
-        if both_tables and value.get("name", below.get("name")) == below.get("name"):
+        if isinstance(value, dict) and isinstance(below, dict) and not _is_other(value, below):
             merged[key] = merge(below, value)
     return merged
+
+
+def _is_other(value: dict[str, Any], below: dict[str, Any]) -> bool:
+    return any(key in value and key in below and value[key] != below[key] for key in ("name", "model"))
 
 
 def nest(path: Sequence[str], value: Any) -> dict[str, Any]:

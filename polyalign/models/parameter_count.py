@@ -1,4 +1,4 @@
-"""Count the trainable parameters of each strategy on the meta device, without weights, memory or network."""
+"""Count the trainable parameters of each strategy without weights or network, and mostly without memory."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.table import Table
 from polyalign.config.plugins import load_plugin, plugin_names
 from polyalign.config.resolve import resolve
 from polyalign.models.build import build_aligner
+from polyalign.models.towers.base import ValuesNeededError
 from polyalign.utils.errors import UserError
 
 
@@ -35,7 +36,10 @@ def count(recipe: str, lang: str, overrides: dict[str, Any]) -> list[Row]:
         row = Row(strategy=name, about=(module.__doc__ or "").strip().splitlines()[0].rstrip("."))
         resolved = resolve(recipe, lang, name, overrides)
         try:
-            with torch.device("meta"):
+            try:
+                with torch.device("meta"):
+                    aligner = build_aligner(resolved, pretrained=False)
+            except ValuesNeededError:
                 aligner = build_aligner(resolved, pretrained=False)
         except UserError as error:
             row.problem = str(error)

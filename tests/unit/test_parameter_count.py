@@ -6,7 +6,7 @@ from rich.console import Console
 
 from polyalign.config import plugins
 from polyalign.models import parameter_count as strategy_table
-from tests import tiny
+from tests import architectures, tiny
 
 
 def shown(rows: list[strategy_table.Row]) -> str:
@@ -42,3 +42,11 @@ def test_a_strategy_the_towers_cannot_carry_is_a_row_that_says_why(tmp_path):
     assert not any(rows[name].problem for name in ("projection", "layernorm", "full"))
     assert "needs transformer blocks" in str(rows["lilt"].problem)
     assert "needs transformer" in shown(list(rows.values()))
+
+
+def test_a_network_that_looks_at_values_is_counted_too():
+    architecture = {**architectures.SMALL, **architectures.TEXT["deberta-v2"], "model_type": "deberta-v2"}
+    text = {"model": "not/there", "architecture": architecture, "max_tokens": 20}
+    [lora] = [row for row in strategy_table.count("starter", "sw", {"text": text}) if row.strategy == "lora"]
+    assert lora.problem is None
+    assert lora.text_cut == "1 of 5"

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyalign.config import resolve as recipe
+from polyalign.config.tower import TextSpec, VisionSpec
 from polyalign.utils.errors import UserError
 from tests import tiny
 
@@ -284,3 +285,19 @@ def test_data_is_a_folder_or_a_source(tmp_path, monkeypatch):
     assert recipe.gather_overrides([], data="starter")["source"]["name"] == "folder"
     with pytest.raises(UserError, match='--data "flickr8" is neither a folder nor a source: did you mean "flickr8k"'):
         recipe.gather_overrides([], data="flickr8")
+
+
+def test_another_tower_takes_nothing_of_the_recipes_own_tower_but_what_is_stated():
+    text = {"model": "intfloat/multilingual-e5-small", "max_tokens": 50}
+    resolved = recipe.resolve("xlmr-dinov2", "sw", "lilt", {"text": text, "vision": {"model": "resnet50"}})
+    assert resolved.text == TextSpec(**text)
+    assert resolved.vision == VisionSpec(model="resnet50")
+    longer = recipe.resolve("xlmr-dinov2", "sw", "lilt", {"text": {"max_tokens": 50}})
+    assert (longer.text.model, longer.text.pooling) == ("FacebookAI/xlm-roberta-base", "mean")
+
+
+@pytest.mark.parametrize("order", [("model", "pooling"), ("pooling", "model")])
+def test_the_order_of_overrides_does_not_matter(order):
+    values = {"model": "some/encoder", "pooling": "cls"}
+    overrides = recipe.parse_set([f"text.{key}={values[key]}" for key in order])
+    assert overrides == {"text": values}

@@ -16,6 +16,10 @@ _TOLERANCE = 1e-4
 """Largest difference between a cut tower and the whole one, relative to the largest feature."""
 
 
+class ValuesNeededError(Exception):
+    """The forward pass of a network looks at values, which the meta device does not have."""
+
+
 class Tower(nn.Module, ABC):
     """A pretrained network with pooling, cut between its transformer blocks.
 
@@ -59,6 +63,7 @@ class Tower(nn.Module, ABC):
 
         Raises:
             UserError: the network cannot be run on the tower's input.
+            ValuesNeededError: the network is on the meta device and cannot be run there.
         """
         self._paths = staging.find_blocks(self.model)
         try:
@@ -67,6 +72,8 @@ class Tower(nn.Module, ABC):
         except UserError:
             raise
         except Exception as error:  # whatever a network of others raises on input that it does not take
+            if next(self.model.parameters()).is_meta:
+                raise ValuesNeededError from error
             raise UserError(f"the {self.name} cannot be run: {first_line(error)}") from error
         self.width = self.trace.width
         self._paths = [path for path in self._paths if path in self.trace.calls]

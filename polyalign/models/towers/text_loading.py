@@ -185,11 +185,12 @@ def _cannot_load(what: str, error: Exception) -> UserError:
 
 def _config(spec: TextSpec, source: str) -> PretrainedConfig:
     try:
-        config: PretrainedConfig = (
-            AutoConfig.for_model(**spec.architecture)
-            if spec.architecture
-            else AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=False)
-        )
+        with quiet():
+            config: PretrainedConfig = (
+                AutoConfig.for_model(**spec.architecture)
+                if spec.architecture
+                else AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=False)
+            )
     except (OSError, ValueError, TypeError) as error:
         if spec.architecture:
             raise UserError(f"cannot read the configuration of {spec.model}: {first_line(error)}") from error
