@@ -1,4 +1,4 @@
-"""A checkpoint is the difference: what was trained, and what is needed to be sure of the rest."""
+"""Checkpoints: the trained parameters, and hashes that identify the pretrained rest."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILES = (WEIGHTS, RECIPE, TOWERS, TOKENIZER)
 
 
 class Towers(BaseModel):
-    """What the trained part belongs to: hashes of the pretrained weights, and how images are prepared."""
+    """The towers that a checkpoint belongs to: hashes of their pretrained weights, and the image preprocessing."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -35,7 +35,7 @@ class Towers(BaseModel):
 def trained_state(aligner: Aligner) -> dict[str, torch.Tensor]:
     """Return what training changes: trainable parameters, and the statistics of norms in training mode.
 
-    Whether the aligner is in training mode stays as it is.
+    The training mode of the aligner does not change.
     """
     modes = [(module, module.training) for module in aligner.modules()]
     aligner.train()

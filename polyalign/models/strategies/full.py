@@ -1,4 +1,4 @@
-"""Train everything from the pretrained weights (CLIP's way)."""
+"""Train everything from the pretrained weights (as CLIP does, but pretrained)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lock one tower, train the other whole (LiT, Zhai et al. 2022: vision locked)."""
+"""Train the whole text tower and keep the vision tower locked (LiT, Zhai et al. 2022)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from polyalign.utils.errors import UserError
 
 
 class Config(Scope):
-    """``towers`` names the one tower that trains: the text tower, unless told otherwise."""
+    """``towers`` names the tower that trains; the default is the text tower, as published."""
 
     towers: Literal["both", "vision", "text"] = "text"
 
@@ -19,7 +19,7 @@ def apply(aligner: Aligner, config: Config) -> None:
     """Unlock every parameter of one tower.
 
     Raises:
-        UserError: both towers are asked for, which is the strategy ``full``.
+        UserError: ``towers`` is ``both``, which is the strategy ``full``.
     """
     if config.towers == "both":
         raise UserError("lit locks one tower: use --towers text (the published way) or vision, or the strategy full")

@@ -1,4 +1,4 @@
-"""Train everything from random weights (CLIP without pretraining): the floor that pretraining is held against."""
+"""Train everything from random weights, as CLIP does without pretraining: a baseline."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Config", "apply"]
 
 
 def apply(aligner: Aligner, config: Config) -> None:
-    """Throw the pretrained weights of the towers in reach away and unlock every parameter.
+    """Replace the pretrained weights of the towers in reach by random ones and unlock every parameter.
 
     Raises:
         UserError: ``layers`` is limited; random lower layers that stay frozen are no tower.
