@@ -128,10 +128,10 @@ STRATEGIES = ("projection", "layernorm", "bitfit", "lora", "lilt", "lilt-deep", 
 LAYERS = ("all", "last:1")
 
 
-def text(name: str) -> TextTower:
+def text(name: str, pooling: str = "mean") -> TextTower:
     """A three-layer encoder of a family of transformers."""
     logging.set_verbosity_error()
-    spec = TextSpec(model=name, pooling="mean", max_tokens=12)
+    spec = TextSpec(model=name, pooling=pooling, max_tokens=12)
     config = AutoConfig.for_model(name, **(TEXT[name] if name == "siglip" else {**SMALL, **TEXT[name]}))
     torch.manual_seed(0)
     fresh = partial(text_loading._random, config, "mean")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 STARTER = Path(__file__).parent.parent / "data" / "starter" / "weights"
 """Folder with the weights of the starter towers (``model = "starter"`` in a recipe)."""
@@ -67,6 +67,14 @@ class Preprocessing(BaseModel):
     crop_pct: float
     interpolation: str
     crop_mode: Literal["center", "squash", "border"] = "center"
+
+    @model_validator(mode="after")
+    def _channels(self) -> Preprocessing:
+        if len(self.mean) != len(self.std):
+            raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}")
+        if min(self.std) <= 0:
+            raise ValueError("std must be above zero")
+        return self
 
     @property
     def size(self) -> tuple[int, int]:

@@ -60,6 +60,11 @@ def parts(tower: Tower, scope: Scope, strategy: str) -> list[nn.Module]:
     """List the modules in reach: the whole network, or the last k blocks and what lies above them."""
     if scope.layers == "all":
         return [tower.model, tower.head]
+    if not tower.blocks:
+        raise UserError(
+            f"layers = {scope.layers} needs transformer blocks in a list, and the {tower.name} has no such list: "
+            "use --layers all"
+        )
     return [*blocks(tower, scope, strategy), *tower.top]
 
 

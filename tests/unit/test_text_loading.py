@@ -233,7 +233,9 @@ def test_the_oldest_layout_has_the_encoder_in_a_subfolder(tmp_path):
 @pytest.mark.parametrize(
     ("modules", "pooling", "complaint"),
     [
-        (["WordEmbeddings", "LSTM"], {}, "module LSTM is not supported"),
+        (["WordEmbeddings", "LSTM"], {}, "must be a Transformer"),
+        (["Transformer", "LSTM"], {}, "module LSTM is not supported"),
+        (["Transformer", "Normalize", "Pooling"], {}, "Normalize module before Pooling is not supported"),
         (["Transformer", "Pooling"], {"pooling_mode": "weightedmean"}, "its pooling weightedmean is not supported"),
         (["Transformer", "Pooling"], {}, "its pooling is not stated"),
         (["Transformer", "Dense"], {"in_features": 32, "out_features": 8}, "has no 1_x/model.safetensors"),
@@ -277,3 +279,109 @@ def test_the_tokens_of_a_pretrained_encoder_give_what_its_own_forward_gives():
         with torch.no_grad():
             hidden = network.eval()(**inputs).last_hidden_state
         torch.testing.assert_close(features(tower), masked_pool(hidden, inputs.attention_mask.bool(), "mean"))
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '[{"path": ""}]', "7", '[{"type": "x.Transformer", "path": ""}, 3]'])
+def test_a_strange_list_of_modules_is_an_error_of_one_line(tmp_path, content):
+    shutil.copytree(tiny.text("bert"), tmp_path, dirs_exist_ok=True)
+    (tmp_path / "modules.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        build_text(TextSpec(model=str(tmp_path)))
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_lower_case_is_that_of_the_folder(tmp_path):
+    folder = saved(tmp_path, "mean")
+    settings = json.loads((folder / "sentence_bert_config.json").read_text(encoding="utf-8"))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({**settings, "do_lower_case": True}), encoding="utf-8")
+    tower = build_text(TextSpec(model=str(folder)))
+    assert tower.tokenize(["RED"]) == tower.tokenize(["red"])
+
+
+def test_pooling_without_the_prompt_is_refused(tmp_path):
+    folder = saved(tmp_path, "mean", prompt="red ")
+    path = folder / "1_Pooling" / "config.json"
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**facts, "include_prompt": False}), encoding="utf-8")
+    with pytest.raises(UserError, match="pooling without the prompt is not supported"):
+        build_text(TextSpec(model=str(folder)))
+
+
+# What is refused
+
+
+def folder_with(out: Path, **config: object) -> Path:
+    """A copy of the tiny BERT with another config.json."""
+    shutil.copytree(tiny.text("bert"), out, dirs_exist_ok=True)
+    facts = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    (out / "config.json").write_text(json.dumps({**facts, **config}), encoding="utf-8")
+    return out
+
+
+@pytest.mark.parametrize(
+    "config", [{"vocab_size": 3000}, {"hidden_size": 64}, {"hidden_act": "foo"}, {"num_hidden_layers": "three"}]
+)
+def test_a_configuration_that_does_not_fit_the_weights_is_an_error_of_one_line(tmp_path, config):
+    with pytest.raises(UserError, match=r"cannot load the text tower .*check the files in the folder") as caught:
+        build_text(TextSpec(model=str(folder_with(tmp_path, **config))))
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_of_more_layers_than_the_configuration_states_are_refused(tmp_path):
+    with pytest.raises(UserError, match=r"weights of layers that its config\.json does not state, such as .*layer\.2"):
+        build_text(TextSpec(model=str(folder_with(tmp_path, num_hidden_layers=2))))
+
+
+def test_a_tokenizer_of_another_model_is_refused(tmp_path):
+    size = 9
+    network = AutoModel.from_config(AutoConfig.from_pretrained(tiny.text("bert"), vocab_size=size))
+    shutil.copytree(tiny.text("bert"), tmp_path, dirs_exist_ok=True)
+    network.save_pretrained(tmp_path)
+    tower = build_text(TextSpec(model=str(tmp_path)))
+    with pytest.raises(UserError, match=r"the tokenizer does not belong to the text tower .*gives token \d+, and .* 9"):
+        tower.tokenize(CAPTIONS)
+
+
+def test_a_folder_without_tokenizer_files_is_refused_when_captions_are_read(tmp_path):
+    shutil.copytree(tiny.text("bert"), tmp_path, dirs_exist_ok=True)
+    for path in tmp_path.glob("*tok*"):
+        path.unlink()
+    for path in tmp_path.glob("vocab*"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"knows hardly any word|cannot load the text tower"):
+        build_text(TextSpec(model=str(tmp_path))).count_cut(CAPTIONS)
+
+
+def test_a_prompt_that_leaves_no_room_is_refused():
+    tower = build_text(TextSpec(model=str(tiny.text("bert")), max_tokens=6, prompt="a red and a blue "))
+    with pytest.raises(UserError, match=r"text\.prompt .* takes all of text\.max_tokens = 6"):
+        tower.count_cut(CAPTIONS)
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    shutil.copytree(tiny.text("bert"), tmp_path, dirs_exist_ok=True)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["encoder.layer.1.output.dense.weight"][0, 0] = float("nan")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match="gives features that are not finite: check its weights"):
+        build_text(TextSpec(model=str(tmp_path)))
+
+
+def test_the_first_token_of_a_decoder_is_no_pooling():
+    with pytest.raises(UserError, match=r"text\.pooling = cls .* depend on the first token alone: choose last or mean"):
+        architectures.text("qwen3", pooling="cls")
+
+
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "towers").mkdir()
+    with pytest.raises(UserError, match="no such folder: towers/bertt"):
+        build_text(TextSpec(model="towers/bertt"))
+
+
+def test_weights_in_another_format_are_named(tmp_path):
+    shutil.copytree(tiny.text("bert"), tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match="only safetensors files are read, since other formats can run code"):
+        build_text(TextSpec(model=str(tmp_path)))

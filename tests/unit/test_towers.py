@@ -511,3 +511,18 @@ def test_preprocessing_is_read_from_timms_configuration_of_the_weights(name):
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (how.mean, how.std))
     theirs = create_transform(**config, is_training=False)(image) * std + mean
     assert (ours / 255 - theirs).abs().max() <= 1 / 255
+
+
+@pytest.mark.parametrize(
+    ("stated", "complaint"),
+    [
+        ({"mean": (0.5,)}, "mean has 1 values and std 3"),
+        ({"std": (0.0, 0.5, 0.5)}, "std must be above zero"),
+        ({"mean": (0.5,), "std": (0.2,)}, "cannot be run"),
+        ({"args": {"global_pool": ""}, "pooling": "tower"}, "gives features of shape .* not one vector a row"),
+    ],
+)
+def test_preprocessing_and_pooling_that_cannot_be_right_are_refused(stated, complaint):
+    with pytest.raises(UserError, match=complaint) as caught:
+        vit(**stated)
+    assert "\n" not in str(caught.value)

@@ -75,6 +75,8 @@ class Tower(nn.Module, ABC):
             if next(self.model.parameters()).is_meta:
                 raise ValuesNeededError from error
             raise UserError(f"the {self.name} cannot be run: {first_line(error)}") from error
+        if not self.trace.is_finite:
+            raise UserError(f"the {self.name} gives features that are not finite: check its weights")
         self.width = self.trace.width
         self._paths = [path for path in self._paths if path in self.trace.calls]
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from transformers.utils.hub import cached_file
@@ -45,6 +46,7 @@ class Modules:
     pooling: str | None = None
     prompt: str | None = None
     head: nn.Sequential = field(default_factory=nn.Sequential)
+    lower_case: bool = False
 
     def completed(self, spec: TextSpec) -> TextSpec:
         """Return the spec with the folder's pooling and prompt where it states none itself; else mean, without."""
@@ -62,24 +64,38 @@ def read(source: str, revision: str | None, stated: str | None = None) -> Module
     listed = _json(source, "modules.json", revision)
     if listed is None:
         return Modules()
+    try:
+        return _read(source, listed, revision, stated)
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError, SafetensorError) as error:
+        problem = f"{type(error).__name__} {first_line(error)}"
+        raise UserError(f"the sentence-transformers files of {source} cannot be read: {problem}") from error
+
+
+def _read(source: str, listed: Any, revision: str | None, stated: str | None) -> Modules:
     pooling: str | None = None
     parts: list[nn.Module] = []
-    for module in listed[1:]:
-        kind, folder = str(module["type"]).rpartition(".")[2], str(module["path"])
+    kinds = [str(module["type"]).rpartition(".")[2] for module in listed]
+    if kinds[:1] != ["Transformer"]:
+        raise UserError(f"{source}: its first sentence-transformers module is {kinds[:1]}, and must be a Transformer")
+    settings = _json(source, "config_sentence_transformers.json", revision) or {}
+    prompt = (settings.get("prompts") or {}).get(settings.get("default_prompt_name"))
+    for kind, folder in zip(kinds[1:], (str(module["path"]) for module in listed[1:]), strict=True):
         config = _json(source, f"{folder}/config.json", revision) or {}
         if kind == "Pooling":
+            if parts:
+                raise UserError(f"{source}: a Dense or Normalize module before Pooling is not supported")
+            if prompt and config.get("include_prompt") is False:
+                raise UserError(f'{source}: pooling without the prompt is not supported: set text.prompt="" or another')
             pooling = stated or _pooling(config, source)
         elif kind == "Normalize":
             parts.append(UnitLength())
         elif kind == "Dense":
             parts.append(_dense(source, folder, config, revision))
         elif kind != "Dropout":
-            raise UserError(
-                f"{source}: sentence-transformers module {kind} is not supported (Pooling, Dense, Normalize are)"
-            )
-    settings = _json(source, "config_sentence_transformers.json", revision) or {}
-    prompt = (settings.get("prompts") or {}).get(settings.get("default_prompt_name"))
-    return Modules(pooling, prompt, nn.Sequential(*parts))
+            supported = "Pooling, Dense and Normalize are"
+            raise UserError(f"{source}: sentence-transformers module {kind} is not supported ({supported})")
+    inner = _json(source, "sentence_bert_config.json", revision) or {}
+    return Modules(pooling, prompt, nn.Sequential(*parts), bool(inner.get("do_lower_case")))
 
 
 def _pooling(config: dict[str, Any], source: str) -> str:

@@ -56,7 +56,9 @@ class TextTower(Tower):
         """
         assert spec.pooling is not None
         super().__init__(model, fresh, spec.pooling)
-        config = cast(PretrainedConfig, model.config)
+        config = getattr(model, "config", None)
+        if not isinstance(config, PretrainedConfig) or not hasattr(config.get_text_config(), "vocab_size"):
+            raise UserError(f"the {self.name} is not a text encoder that can be used: it states no vocabulary")
         if getattr(config, "use_cache", False):
             config.use_cache = False  # a decoder's keys are for generation
         self.head = head
@@ -64,8 +66,10 @@ class TextTower(Tower):
         self.revision = spec.revision
         self.max_tokens = spec.max_tokens
         self.prompt = spec.prompt or ""
+        self.lower_case = False
         self.lang: str | None = None
         self.variant = " ".join([spec.pooling, *([repr(head)] if len(head) else []), _facts(config)])
+        self.vocabulary = int(config.get_text_config().vocab_size)
         self.pad = int(getattr(tokenizer, "pad_token_id", None) or getattr(config, "pad_token_id", None) or 0)
         self._probe_tokens = spec.max_tokens
         self.look()
@@ -101,21 +105,31 @@ class TextTower(Tower):
         return low if low > 2 else None
 
     def _check_padding(self) -> None:
-        """Check that padding does not change features: some networks, such as FNet, do not use the mask.
+        """Check that features depend on all tokens of a caption, and not on padding.
 
         Raises:
-            UserError: it does.
+            UserError: padding changes them, as in FNet, which does not use the mask; or they depend on the first token
+                alone, as the class token of a decoder does.
         """
         x = self.probe()
         if x.ids.device.type == "meta":
             return
         length = int(x.mask[1].sum())
+        other = x.ids[1:, :length].flip(1)
+        other[:, 0] = x.ids[1, 0]
         with staging.evaluation_mode(self):
             padded, alone = self(x)[1:], self(Tokens(x.ids[1:, :length], x.mask[1:, :length]))
-        if not torch.allclose(padded, alone, rtol=1e-2, atol=float(1e-2 * alone.abs().max())):
+            reversed_rest = self(Tokens(other, x.mask[1:, :length]))
+        scale = float(alone.abs().max())
+        if not torch.allclose(padded, alone, rtol=0, atol=1e-3 * scale):
             raise UserError(
-                f"padding changes the features of the {self.name}, which does not use the attention mask: "
+                f"padding changes the features of the {self.name}, so those of a caption would depend on its batch: "
                 "choose another encoder"
+            )
+        if length > 3 and torch.allclose(reversed_rest, alone, rtol=0, atol=1e-6 * scale):
+            raise UserError(
+                f"with text.pooling = {self.pooling} the features of the {self.name} depend on the first token alone: "
+                "choose last or mean"
             )
 
     def tokenize(self, captions: list[str], lang: str | None = None) -> list[list[int]]:
@@ -131,18 +145,40 @@ class TextTower(Tower):
         if (token := language_token(self.tokenizer, lang or self.lang)) is not None:
             self.tokenizer.src_lang = token
         encoded = self.tokenizer(
-            [self.prompt + caption for caption in captions],
+            self._texts(captions),
             truncation=True,
             max_length=self.max_tokens,
             add_special_tokens=True,
             # A tower trained without a mask (SigLIP) attends to padding, up to a fixed length.
             padding=False if "attention_mask" in self.tokenizer.model_input_names else "max_length",
         )
-        return cast(list[list[int]], encoded["input_ids"])
+        ids = cast(list[list[int]], encoded["input_ids"])
+        if (largest := max(max(row, default=0) for row in ids)) >= self.vocabulary:
+            raise UserError(
+                f"the tokenizer does not belong to the {self.name}: it gives token {largest:,}, and the model has "
+                f"{self.vocabulary:,}"
+            )
+        return ids
+
+    def _texts(self, captions: list[str]) -> list[str]:
+        texts = [self.prompt + caption for caption in captions]
+        return [text.lower() for text in texts] if self.lower_case else texts
 
     def count_cut(self, captions: list[str]) -> int:
-        """Return the number of captions that have more than ``max_tokens`` tokens and are cut."""
-        whole = self.tokenizer([self.prompt + caption for caption in captions], verbose=False)["input_ids"]
+        """Return the number of captions that have more than ``max_tokens`` tokens and are cut.
+
+        Raises:
+            UserError: the tokenizer knows hardly any of the words, or the prompt leaves no room for them.
+        """
+        whole = self.tokenizer(self._texts(captions), verbose=False)["input_ids"]
+        unknown = self.tokenizer.unk_token_id
+        if unknown is not None and sum(row.count(unknown) for row in whole) > sum(map(len, whole)) / 2:
+            raise UserError(
+                f"the tokenizer of the {self.name} knows hardly any word of the captions: most tokens are "
+                f"{self.tokenizer.unk_token}; are its files in the tower's folder?"
+            )
+        if self.prompt and len(self.tokenizer([self.prompt])["input_ids"][0]) >= self.max_tokens:
+            raise UserError(f'text.prompt "{self.prompt}" takes all of text.max_tokens = {self.max_tokens}')
         return sum(len(ids) > self.max_tokens for ids in whole)
 
     def collate(self, ids: list[list[int]]) -> Tokens:
@@ -174,7 +210,7 @@ class TextTower(Tower):
 
     def probe(self) -> Tokens:
         """Return two rows of token ids: one of ``max_tokens``, and one of half as many with padding."""
-        length, words = self._probe_tokens, int(cast(Any, self.model.config).vocab_size)
+        length, words = self._probe_tokens, self.vocabulary
         device = next(self.model.parameters()).device
         ids = torch.arange(2 * length, device=device).view(2, length) * 31 % words
         ids = torch.where(ids == self.pad, (self.pad + 1) % words, ids)

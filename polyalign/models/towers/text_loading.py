@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -25,6 +24,7 @@ from transformers.utils import logging as transformers_logging
 from polyalign.config.tower import STARTER, TextSpec
 from polyalign.models.towers import sentence_transformers
 from polyalign.models.towers.common import fingerprint
+from polyalign.models.towers.staging import find_blocks
 from polyalign.models.towers.text import TextTower
 from polyalign.utils.errors import UserError, first_line
 
@@ -57,6 +57,7 @@ def build_text(spec: TextSpec, *, pretrained: bool = True, tokenizer: Path | Non
     own = _with_pad(load_tokenizer(spec, tokenizer), spec.model)
     model = _without_pooler(load_encoder(spec).eval(), spec.pooling)
     tower = TextTower(model, own, spec, fresh, modules.head)
+    tower.lower_case = modules.lower_case
     tower.fingerprint = fingerprint(tower.model, tower.head)
     return tower
 
@@ -79,11 +80,12 @@ def load_encoder(spec: TextSpec) -> PreTrainedModel:
                 use_safetensors=True,
                 trust_remote_code=False,
             )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+    except Exception as error:  # transformers raises many types on files that do not fit each other
         raise _cannot_load(spec.model, error) from error
     encoder = _encoder(model)
     kept = {id(tensor) for tensor in [*encoder.parameters(), *encoder.buffers()]}
     used = {name for name, tensor in [*model.named_parameters(), *model.named_buffers()] if id(tensor) in kept}
+    _check_layers(spec, encoder, info["unexpected_keys"])
     missing = sorted(key for key in info["missing_keys"] if key in used)
     pooler = [key for key in missing if "pooler." in key]
     if len(pooler) < len(missing) or (pooler and spec.pooling == "pooler"):
@@ -103,6 +105,18 @@ def quiet() -> Iterator[None]:
     finally:
         transformers_logging.set_verbosity(verbosity)
         transformers_logging.enable_progress_bar()
+
+
+def _check_layers(spec: TextSpec, encoder: nn.Module, spare: Iterable[str]) -> None:
+    """Check that the file has no more layers than the configuration states.
+
+    Raises:
+        UserError: it has.
+    """
+    stacks = {path.rpartition(".")[0] for path in find_blocks(encoder)}
+    left = sorted(key for key in spare if any(f".{stack}." in f".{key}" and "decoder" not in key for stack in stacks))
+    if left:
+        raise UserError(f"{spec.model} has weights of layers that its config.json does not state, such as {left[0]}")
 
 
 def _auto_class(config: PretrainedConfig) -> Any:
@@ -174,13 +188,19 @@ def _root(spec: TextSpec) -> str:
     source = str(STARTER / "text") if spec.model == "starter" else str(Path(spec.model).expanduser())
     if Path(source).is_dir():
         return source
-    if spec.model.startswith(("/", "~", ".")):
+    if spec.model.startswith(("/", "~", ".")) or ("/" in spec.model and Path(spec.model).parent.is_dir()):
         raise UserError(f"no such folder: {spec.model}")
     return spec.model
 
 
 def _cannot_load(what: str, error: Exception) -> UserError:
-    return UserError(f"cannot load the text tower {what}: {first_line(error)} (offline? give a local folder)")
+    problem = first_line(error)
+    if "model.safetensors" in problem:
+        hint = "only safetensors files are read, since other formats can run code"
+    else:
+        is_local = Path(what.partition(",")[0]).expanduser().is_dir()
+        hint = "check the files in the folder" if is_local else "offline? give a local folder"
+    return UserError(f"cannot load the text tower {what}: {problem} ({hint})")
 
 
 def _config(spec: TextSpec, source: str) -> PretrainedConfig:
@@ -191,7 +211,7 @@ def _config(spec: TextSpec, source: str) -> PretrainedConfig:
                 if spec.architecture
                 else AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=False)
             )
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # transformers validates configurations with errors of its own
         if spec.architecture:
             raise UserError(f"cannot read the configuration of {spec.model}: {first_line(error)}") from error
         raise _cannot_load(spec.model, error) from error

@@ -128,7 +128,10 @@ def _preprocessing(model: nn.Module, spec: VisionSpec, args: dict[str, Any]) -> 
     own = preprocessing_of({**config, "input_size": (args.get("in_chans", 3), *config["input_size"][1:])})
     stated = {"image_px": spec.image_px or args.get("img_size"), "mean": spec.mean, "std": spec.std}
     changes = {**stated, "crop_pct": spec.crop_pct}
-    return Preprocessing(**{**own.model_dump(), **{key: value for key, value in changes.items() if value is not None}})
+    try:
+        return Preprocessing(**{**own.model_dump(), **{k: value for k, value in changes.items() if value is not None}})
+    except ValidationError as error:
+        raise UserError(f"vision.{describe_error(error)}") from error
 
 
 def preprocessing_of(config: dict[str, Any]) -> Preprocessing:
