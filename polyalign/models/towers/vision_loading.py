@@ -131,7 +131,8 @@ def _preprocessing(model: nn.Module, spec: VisionSpec, args: dict[str, Any]) -> 
     try:
         return Preprocessing(**{**own.model_dump(), **{k: value for k, value in changes.items() if value is not None}})
     except ValidationError as error:
-        raise UserError(f"vision.{describe_error(error)}") from error
+        problem = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise UserError(f"the image preprocessing of the vision tower cannot be right: {problem}") from error
 
 
 def preprocessing_of(config: dict[str, Any]) -> Preprocessing:
