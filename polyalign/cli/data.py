@@ -18,6 +18,7 @@ from polyalign.cli.options import (
     app,
     console,
     go_offline,
+    interruptible,
     print_json,
     resolve,
     say,
@@ -47,12 +48,8 @@ def get(
     from polyalign.data.download import download_dataset
     from polyalign.utils.progress import progress_bars
 
-    try:
-        with progress_bars():
-            told = download_dataset(name, root, photos)
-    except KeyboardInterrupt:
-        say("interrupted; run the same command again to continue")
-        raise typer.Exit(130) from None
+    with interruptible("run the same command again to continue"), progress_bars():
+        told = download_dataset(name, root, photos)
     print(told)
 
 

@@ -25,10 +25,9 @@ class Branch(NamedTuple):
 
 def branches(tower: Tower, block: nn.Module) -> list[Branch]:
     """List the branches of a block of the tower: a norm outside attention, or the end of attention, divides them."""
-    path = next(path for path, module in tower.model.named_modules() if module is block)
     found: list[list[str]] = [[]]
     attention: list[bool] = [False]
-    for name in _calls(tower.trace.calls, path):
+    for name in _calls(tower.trace.calls, tower.path_of(block)):
         module = block.get_submodule(name)
         in_attention = "att" in name.lower()
         if is_norm(module) and not in_attention:

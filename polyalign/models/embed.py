@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import torch
 import torch.nn.functional as F
 
@@ -69,7 +70,7 @@ def prepare(aligner: Aligner, table: PairTable, config: Cache, data: Data | None
         image_features(aligner.vision, images, vision_cut, config),
         caption_features(aligner.text, table.captions, text_cut, config, table.lang),
         table.image_of,
-        np.unique([caption.strip() for caption in table.captions], return_inverse=True)[1],
+        pd.factorize(np.array([caption.strip() for caption in table.captions], dtype=object))[0],
         len(images) // len(table.images),
     )
 

@@ -33,7 +33,7 @@ from polyalign.config.tower import TextSpec
 from polyalign.models.towers.text_loading import load_tokenizer, quiet
 from polyalign.models.vocabulary import read_sentences
 from polyalign.utils import storage
-from polyalign.utils.errors import UserError
+from polyalign.utils.errors import UserError, first_line
 from polyalign.utils.progress import progress
 
 RECORD = "pretrained.json"
@@ -240,8 +240,7 @@ def _load(config: Config) -> tuple[PreTrainedModel, Any]:
             tokenizer.name_or_path, revision=config.revision, dtype=torch.float32, **how
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
-        line = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"cannot load {config.model} as a masked language model: {line}") from error
+        raise UserError(f"cannot load {config.model} as a masked language model: {first_line(error)}") from error
     if tokenizer.mask_token is None:
         raise UserError(f"{config.model} has no mask token: it is not a masked language model")
     missing = sorted(info["missing_keys"])

@@ -42,8 +42,8 @@ def apply(aligner: Aligner, config: Config) -> None:
 
 def _shares_parts(tower: Tower, block: nn.Module) -> bool:
     """Whether parts of the block also belong to other modules; such parts are named after the first of them."""
-    names = {name for name, module in tower.model.named_modules() if module is block}
-    inside = {id(module) for name, module in tower.model.named_modules() if any(is_inside(name, own) for own in names)}
+    path = tower.path_of(block)
+    inside = {id(module) for name, module in tower.model.named_modules() if is_inside(name, path)}
     return any(id(module) not in inside for module in block.modules())
 
 

@@ -27,7 +27,8 @@ class Tower(nn.Module, ABC):
     blocks that are called once each, one after the other, it is one stage. ``prefix(x, cut)`` computes the stages below
     ``cut`` and ``suffix(hidden, cut)`` the others; cut 0 is the input, the last cut the features ``(B, width)``.
 
-    ``width`` is the size of the features. ``variant`` identifies what is computed with the weights, ``fingerprint`` the
+    ``width`` is the size of the features. ``is_staged`` says whether the blocks run once each, in order, so that the
+    forward pass can be cut between them. ``variant`` identifies what is computed with the weights, ``fingerprint`` the
     pretrained weights; it is None where they are random.
     """
 
@@ -75,10 +76,14 @@ class Tower(nn.Module, ABC):
             if next(self.model.parameters()).is_meta:
                 raise ValuesNeededError from error
             raise UserError(f"the {self.name} cannot be run: {first_line(error)}") from error
-        if not self.trace.is_finite:
+        features = self.trace.features
+        if not features.is_meta and not features.isfinite().all():
             raise UserError(f"the {self.name} gives features that are not finite: check its weights")
-        self.width = self.trace.width
+        self.width = features.shape[-1]
         self._paths = [path for path in self._paths if path in self.trace.calls]
+        self.is_staged = bool(self._paths) and self.trace.is_sequence(self._paths)
+        above = self.trace.after(self._paths[-1]) if self._paths else []
+        self._top = [one for one in above if not any(one != outer and staging.is_inside(one, outer) for outer in above)]
 
     @property
     def blocks(self) -> list[nn.Module]:
@@ -88,19 +93,11 @@ class Tower(nn.Module, ABC):
     @property
     def top(self) -> list[nn.Module]:
         """The modules above the blocks: final norms, pooling, and the head."""
-        above = self.trace.after(self._last_traced()) if self._paths else []
-        outermost = [
-            path for path in above if path and not any(path != o and staging.is_inside(path, o) for o in above)
-        ]
-        return [*(self.model.get_submodule(path) for path in outermost), self.head]
+        return [*(self.model.get_submodule(path) for path in self._top), self.head]
 
-    def _last_traced(self) -> str:
-        return next(path for path in reversed(self._paths) if path in self.trace.calls)
-
-    @property
-    def is_staged(self) -> bool:
-        """Whether the forward pass can be cut between blocks: they run once each, in order."""
-        return bool(self._paths) and self.trace.is_sequence([p for p in self._paths if p in self.trace.calls])
+    def path_of(self, block: nn.Module) -> str:
+        """Return the path of one of the ``blocks`` in the network."""
+        return next(path for path in self._paths if self.model.get_submodule(path) is block)
 
     @property
     def whole(self) -> int:

@@ -24,13 +24,12 @@ class Trace:
 
     ``calls`` are the paths of all modules in the order of their calls. ``returns`` says of each block how many values
     it returns besides the hidden states, None where it returns no tuple, and whether any of them is a tensor.
-    ``width`` is the size of the features, and ``is_finite`` whether all are.
+    ``features`` ``(B, width)`` are those of the probe.
     """
 
     calls: tuple[str, ...]
     returns: dict[str, tuple[int | None, bool]]
-    width: int
-    is_finite: bool
+    features: torch.Tensor
 
     def is_sequence(self, blocks: list[str]) -> bool:
         """Whether the blocks are called once each, in this order."""
@@ -68,8 +67,7 @@ def trace(model: nn.Module, blocks: list[str], run: Callable[[], torch.Tensor]) 
     if features.ndim != 2:
         shape = tuple(features.shape)
         raise UserError(f"{type(model).__name__} gives features of shape {shape}, not one vector a row: set pooling")
-    is_finite = features.is_meta or bool(features.isfinite().all())
-    return Trace(tuple(calls), returns, features.shape[-1], is_finite)
+    return Trace(tuple(calls), returns, features)
 
 
 def _beside(out: Any) -> tuple[int | None, bool]:

@@ -118,10 +118,10 @@ class TextTower(Tower):
         other = (x.ids[1:, :length] + 1) % self.vocabulary
         other[:, 0] = x.ids[1, 0]
         with staging.evaluation_mode(self):
-            padded, alone = self(x)[1:], self(Tokens(x.ids[1:, :length], x.mask[1:, :length]))
+            alone = self(Tokens(x.ids[1:, :length], x.mask[1:, :length]))
             same_start = self(Tokens(other, x.mask[1:, :length]))
         scale = float(alone.abs().max())
-        if not torch.allclose(padded, alone, rtol=0, atol=1e-3 * scale):
+        if not torch.allclose(self.trace.features[1:], alone, rtol=0, atol=1e-3 * scale):
             raise UserError(
                 f"padding changes the features of the {self.name}, so those of a caption would depend on its batch: "
                 "choose another encoder"
@@ -202,11 +202,9 @@ class TextTower(Tower):
         wanted = "pooler_output" if self.pooling == "pooler" else "last_hidden_state"
         found = getattr(output, wanted, None)
         if found is None:
-            raise UserError(f"the {self.name} gives no {wanted}" + self._another_pooling())
-        return cast(torch.Tensor, found) if wanted == "pooler_output" else masked_pool(found, x.mask, self.pooling)
-
-    def _another_pooling(self) -> str:
-        return ": choose text.pooling mean, cls, max or last" if self.pooling == "pooler" else ""
+            way_out = ": choose text.pooling mean, cls, max or last" if self.pooling == "pooler" else ""
+            raise UserError(f"the {self.name} gives no {wanted}{way_out}")
+        return cast(torch.Tensor, found) if self.pooling == "pooler" else masked_pool(found, x.mask, self.pooling)
 
     def probe(self) -> Tokens:
         """Return two rows of token ids: one of ``max_tokens``, and one of half as many with padding."""

@@ -42,14 +42,13 @@ def build_text(spec: TextSpec, *, pretrained: bool = True, tokenizer: Path | Non
         UserError: no such model or folder, it does not fit the stated architecture, or it is not an encoder that reads
             ``max_tokens`` token ids.
     """
-    root, source = _root(spec), _source(spec)
     if not pretrained and spec.architecture:
         spec = spec.model_copy(update={"pooling": spec.pooling or "mean"})
-        fresh = partial(_random, _config(spec, source), spec.pooling)
+        fresh = partial(_random, _stated_config(spec), spec.pooling)
         return TextTower(fresh(), None, spec, fresh, nn.Sequential())
-    modules = sentence_transformers.read(root, spec.revision, spec.pooling)
+    modules = sentence_transformers.read(_root(spec), spec.revision, spec.pooling)
     spec = modules.completed(spec)
-    config = _config(spec.model_copy(update={"architecture": {}}), source)
+    config = _config(spec)
     fresh = partial(_random, config, spec.pooling)
     if not pretrained:
         return TextTower(fresh(), None, spec, fresh, modules.head)
@@ -68,8 +67,7 @@ def load_encoder(spec: TextSpec) -> PreTrainedModel:
     Raises:
         UserError: no such model or folder, or it lacks weights, which transformers would draw at random.
     """
-    source = _source(spec)
-    config = _config(spec.model_copy(update={"architecture": {}}), source)
+    source, config = _source(spec), _config(spec)
     try:
         with quiet():
             model, info = _auto_class(config).from_pretrained(
@@ -203,18 +201,26 @@ def _cannot_load(what: str, error: Exception) -> UserError:
     return UserError(f"cannot load the text tower {what}: {problem} ({hint})")
 
 
-def _config(spec: TextSpec, source: str) -> PretrainedConfig:
+def _config(spec: TextSpec) -> PretrainedConfig:
+    """Read the configuration of the model."""
+    source = _source(spec)
     try:
         with quiet():
-            config: PretrainedConfig = (
-                AutoConfig.for_model(**spec.architecture)
-                if spec.architecture
-                else AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=False)
+            config: PretrainedConfig = AutoConfig.from_pretrained(
+                source, revision=spec.revision, trust_remote_code=False
             )
     except Exception as error:  # transformers validates configurations with errors of its own
-        if spec.architecture:
-            raise UserError(f"cannot read the configuration of {spec.model}: {first_line(error)}") from error
         raise _cannot_load(spec.model, error) from error
+    return config
+
+
+def _stated_config(spec: TextSpec) -> PretrainedConfig:
+    """Return the configuration that the recipe states as ``architecture``."""
+    try:
+        with quiet():
+            config: PretrainedConfig = AutoConfig.for_model(**spec.architecture)
+    except Exception as error:  # transformers validates configurations with errors of its own
+        raise UserError(f"cannot read the configuration of {spec.model}: {first_line(error)}") from error
     return config
 
 
