@@ -9,6 +9,7 @@ import typer
 
 from polyalign.cli.options import app
 from polyalign.utils.errors import UserError
+from polyalign.utils.text import clean
 
 # isort: off
 # The order of the commands in `polyalign --help`.
@@ -22,7 +23,7 @@ class _StandardError(logging.Handler):
     """Print messages to the current ``sys.stderr``, which progress bars replace."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr, flush=True)
+        print(clean(self.format(record)), file=sys.stderr, flush=True)
 
 
 _MESSAGES = _StandardError()
@@ -38,5 +39,5 @@ def main() -> None:
     except (UserError, typer.TyperException) as error:
         message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
         if message:  # empty if a group of commands has shown its help
-            print(f"error: {' '.join(message.split())}", file=sys.stderr)
+            print(f"error: {clean(message)}", file=sys.stderr)
         sys.exit(2)

@@ -157,7 +157,7 @@ def _mclip(name: str) -> ExternalModel:
     if not (folder / "model.safetensors").is_file():
         raise UserError(f"{folder} has no model.safetensors: convert its pytorch_model.bin (pickles are not read)")
     facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    weights, _ = storage.load_tensors(folder / "model.safetensors")
+    weights, _ = storage.read_tensors(folder / "model.safetensors")
     # The configuration of the base model is in the folder ``base``, else on the hub.
     base = folder / "base" if (folder / "base").is_dir() else facts["modelBase"]
     encoder: Any = AutoModel.from_config(AutoConfig.from_pretrained(base, trust_remote_code=False))

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
+import json
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from polyalign.utils.errors import UserError
+from polyalign.utils.errors import UserError, first_line
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+logger = logging.getLogger(__name__)
+
+_CHECKSUM = "xxh3_128"  # key of the checksum in the metadata of a safetensors file
+_PARTIAL = ".partial"
+# Errors of the disk rather than of what is written to it.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def cache_folder() -> Path:
@@ -33,11 +44,11 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=_nearest(folder)):
             pass
     except OSError as error:
-        raise _cannot_write(folder, error) from error
+        raise cannot_write(folder, error) from error
 
 
 def check_room(folder: Path, size: int, what: str) -> None:
-    """Check that ``size`` bytes fit on the disk of ``folder``; writing a memory map to a full disk kills the process.
+    """Check that ``size`` bytes fit on the disk of ``folder``, before anything is computed for them.
 
     Raises:
         UserError: they do not fit.
@@ -52,25 +63,53 @@ def check_room(folder: Path, size: int, what: str) -> None:
 def write(path: Path, fill: Callable[[Path], object]) -> None:
     """Let ``fill`` write a temporary file next to ``path``, then move it into place atomically.
 
+    The temporary file is locked while it is written, which tells it from one that a killed process left; those of this
+    ``path`` are deleted first.
+
     Raises:
         UserError: the folder cannot be written to, or the disk is full.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        remove_abandoned(path.parent, path.name)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=_PARTIAL)
     except OSError as error:
-        raise _cannot_write(path, error) from error
-    os.close(handle)
+        raise cannot_write(path, error) from error
     partial = Path(name)
     try:
+        with suppress(OSError):  # a file system without locks, where abandoned files are left alone
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fill(partial)
         partial.chmod(0o644)
         partial.replace(path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _FULL:
-            raise _cannot_write(path, error) from error
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK and error.filename in (None, str(partial)):
+            raise cannot_write(path, error) from error
         raise
+    finally:
+        os.close(handle)
+
+
+def remove_abandoned(folder: Path, name: str = "*") -> int:
+    """Delete the temporary files that killed processes left in a folder, and return the number of bytes freed.
+
+    Args:
+        folder: the folder; its subfolders are not searched.
+        name: only temporary files for this file name.
+    """
+    freed = 0
+    pattern = name if name == "*" else glob.escape(name[:100])
+    for partial in folder.glob(f".{pattern}.*{_PARTIAL}"):
+        try:
+            with partial.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                size = partial.stat().st_size
+                partial.unlink()
+                freed += size
+        except OSError:  # being written, or of another user
+            continue
+    return freed
 
 
 def _nearest(folder: Path) -> Path:
@@ -78,7 +117,8 @@ def _nearest(folder: Path) -> Path:
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
 
 
-def _cannot_write(path: Path, error: OSError) -> UserError:
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """Return the error to raise if ``path`` cannot be written to."""
     return UserError(f"cannot write {path}: {error.strerror}; make room or choose another folder")
 
 
@@ -88,7 +128,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file atomically.
+    """Write a safetensors file atomically, with a checksum of all its contents in its metadata.
 
     Only tensors that share memory, which safetensors refuses, are copied, since a training state is large.
 
@@ -102,20 +142,49 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
         shares = plain.untyped_storage().data_ptr() in places
         ready[name] = plain.clone() if shares else plain
         places.add(ready[name].untyped_storage().data_ptr())
+    facts = dict(metadata or {})
+    facts[_CHECKSUM] = _checksum(ready, facts)
     try:
-        write(path, lambda partial: save_file(ready, partial, metadata=dict(metadata or {})))
+        write(path, lambda partial: save_file(ready, partial, metadata=facts))
     except SafetensorError as error:
-        raise UserError(f"cannot write {path}: {error}") from error
+        raise UserError(f"cannot write {path}: {first_line(error)}; make room or choose another folder") from error
 
 
-def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Read a safetensors file and its metadata.
+def read_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read a safetensors file of any program, and its metadata.
 
     Raises:
         UserError: the file is missing or is not a safetensors file.
     """
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {first_line(error)}") from error
+
+
+def load_tensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Read a file of ``save_tensors`` and its metadata, and compare them with its checksum.
+
+    A file without a checksum, as older versions wrote it, is read with a message.
+
+    Raises:
+        UserError: the file is missing, is not a safetensors file, or is damaged.
+    """
+    tensors, metadata = read_tensors(path)
+    checksum = metadata.pop(_CHECKSUM, None)
+    if checksum is None:
+        logger.info(f"{path} has no checksum, so damage to it cannot be detected")
+    elif checksum != _checksum(tensors, metadata):
+        raise UserError(f"{path} is damaged: its contents differ from its checksum; copy it again, or train again")
+    return tensors, metadata
+
+
+def _checksum(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> str:
+    """Return a hash of the names, types, shapes and values of contiguous tensors on the CPU, and of the metadata."""
+    digest = xxhash.xxh3_128(json.dumps(sorted(metadata.items())).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        if tensor.numel():
+            digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

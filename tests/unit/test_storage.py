@@ -128,3 +128,45 @@ def test_what_is_larger_than_the_disk_is_refused(tmp_path):
     storage.check_room(tmp_path / "not" / "there", free // 2, "the cache")
     with pytest.raises(UserError, match=r"the cache would take .* GiB in .*, where .* GiB are free"):
         storage.check_room(tmp_path, 2 * free, "the cache")
+
+
+def test_every_flipped_byte_of_a_file_is_found(tmp_path):
+    path = tmp_path / "x"
+    tensors = {"a": torch.arange(5.0), "b": torch.ones(2, 2, dtype=torch.bfloat16), "empty": torch.zeros(0, 3)}
+    storage.save_tensors(path, tensors, {"recipe": "name = 1", "other": "é"})
+    whole = path.read_bytes()
+    found = 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        try:
+            again, metadata = storage.load_tensors(path)
+        except UserError as error:
+            found += str(path) in str(error)
+        else:  # in the name of the checksum, which then counts as absent
+            assert len(metadata) == 3, place
+            assert all(torch.equal(again[name], tensors[name]) for name in tensors)
+    assert found > 0.9 * len(whole)
+
+
+def test_a_file_without_a_checksum_is_read_with_a_message(tmp_path, caplog):
+    storage.save_file({"a": torch.ones(1)}, tmp_path / "x")
+    with caplog.at_level("INFO"):
+        assert storage.load_tensors(tmp_path / "x")[0]["a"].item() == 1
+    assert "no checksum" in caplog.text
+
+
+def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(tmp_path):
+    left = tmp_path / ".x.npy.abc.partial"
+    left.write_bytes(b"1234")
+    others = tmp_path / ".y.npy.abc.partial"
+    others.write_bytes(b"12")
+
+    def fill(partial):
+        assert not left.exists()
+        assert partial.exists()
+        assert storage.remove_abandoned(tmp_path) == 2
+        assert partial.exists()
+        assert not others.exists()
+
+    storage.write(tmp_path / "x.npy", fill)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]

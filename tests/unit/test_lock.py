@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from polyalign.utils.errors import UserError
+from polyalign.utils.lock import LOCK_FILES, OWNER, locked
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from polyalign.utils.lock import locked
+with locked(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_second_process_is_told_who_holds_the_folder_until_the_first_dies(tmp_path):
+    folder = tmp_path / "new" / "run"
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(folder)], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=rf"in use by process {holder.pid} on .+ since \d{{4}}-"), locked(folder):
+            pass
+        (folder / OWNER).write_text('{"pid": "\\u001b[2J"}')
+        with pytest.raises(UserError, match=rf"{re.escape(str(folder))} is in use: wait"), locked(folder):
+            pass
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+        with locked(folder):
+            assert {path.name for path in folder.iterdir()} <= set(LOCK_FILES)
+    assert {path.name for path in folder.iterdir()} <= set(LOCK_FILES) - {OWNER}
+
+
+def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"), locked(tmp_path / "file" / "run"):
+        pass
