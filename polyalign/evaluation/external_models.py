@@ -22,6 +22,7 @@ from polyalign.evaluation.encoders import Vectors, device, in_batches
 from polyalign.models.towers.common import masked_pool
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError, did_you_mean
+from polyalign.utils.hub import check_hub
 
 # The vision towers that M-CLIP's text towers were trained to match (see its model card), by open_clip name.
 _MCLIP_VISION = {
@@ -65,6 +66,8 @@ def load(model: str) -> ExternalModel:
         raise UserError(f'unknown model family "{family}": {did_you_mean(family, _LOADERS)}')
     if not name:
         raise UserError(f"{model}: the model's name is missing after the colon, see polyalign eval --help")
+    if not Path(name.removeprefix("local-dir:")).exists():
+        check_hub()
     try:
         return _LOADERS[family](name)
     except (OSError, RuntimeError, ValueError, KeyError) as error:

@@ -19,6 +19,8 @@ class AbsentError(UserError):
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's text that is not empty, or the name of its class."""
+    if isinstance(error, KeyError):
+        return f"the key {error} is missing"
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 

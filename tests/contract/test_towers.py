@@ -1,7 +1,7 @@
 """Every strategy on towers of many architectures: each works, or is refused with the message that is expected.
 
 ``docs/towers.json`` has the expected outcome of every combination and ``docs/towers.md`` shows it. ``python -m
-tests.contract.test_towers`` measures and writes both again.
+tests.contract.test_towers`` measures and writes both again; with names, only these architectures.
 """
 
 from __future__ import annotations
@@ -98,13 +98,16 @@ def _cell(found: list[str], notes: dict[str, int]) -> str:
     return "✓" if last == "works" else "◐"
 
 
-def write() -> None:
-    """Measure every combination and write the table and the page."""
-    outcomes: Outcomes = {}
-    for kind, names in KINDS.items():
-        for name in names:
+def write(only: list[str]) -> None:
+    """Measure every combination of all architectures, or of those named, and write the table and the page."""
+    known = expected() if only else {}
+    outcomes: Outcomes = {kind: {name: known.get(kind, {}).get(name, {}) for name in KINDS[kind]} for kind in KINDS}
+    for kind, rows in outcomes.items():
+        for name in only or rows:
+            if name not in rows:
+                continue
             sys.stderr.write(f"{kind} {name}\n")
-            row = outcomes.setdefault(kind, {}).setdefault(name, {})
+            row = rows[name]
             for strategy in STRATEGIES:
                 for layers in LAYERS:
                     row[f"{strategy} {layers}"] = architectures.outcome(kind, name, strategy, layers)
@@ -114,4 +117,4 @@ def write() -> None:
 
 
 if __name__ == "__main__":
-    write()
+    write(sys.argv[1:])

@@ -36,6 +36,13 @@ def test_a_copied_block_with_parts_that_are_not_used_is_refused():
         rehearse(aligner)
 
 
+def test_a_gradient_that_stays_zero_is_told_from_that_of_a_closed_branch():
+    rehearse(architectures.aligned("vision", "vit_small_patch14_dinov2", "lilt-deep", "all"))
+    aligner = architectures.aligned("vision", "vit_relpos_medium_patch16_cls_224", "lilt-deep", "all")
+    with pytest.raises(UserError, match=r"4 trainable tensors would never train, .*rel_pos\.mlp"):
+        rehearse(aligner)
+
+
 def test_pretrained_parameters_that_are_not_used_are_named(caplog):
     with caplog.at_level("INFO"):
         rehearse(architectures.aligned("text", "longformer", "full", "all"))

@@ -239,7 +239,7 @@ def test_building_without_weights_is_random_and_has_no_fingerprint():
         ({"model": "timm/some-model"}, "no such folder: timm/some-model .a hub model is written hf-hub:timm/some"),
         ({"model": "vit_tiny_patch16_224", "args": {"img_sizes": 32}}, "timm cannot build vit_tiny_patch16_224 with"),
         ({"model": "vit_tiny_patch16_224", "weights": "gone.safetensors"}, "cannot read weights from gone.safetensors"),
-        ({"model": "vit_tiny_patch16_224"}, "timm cannot build .* .offline. give a local folder"),
+        ({"model": "vit_tiny_patch16_224"}, "timm cannot build .* .without network, give a local folder"),
     ],
 )
 def test_a_vision_tower_that_is_not_there_is_an_error_of_one_line(spec, complaint, monkeypatch, tmp_path):

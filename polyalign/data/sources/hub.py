@@ -19,6 +19,7 @@ from polyalign.data.pairs import CorruptImageError, FileImage, PairTable, decode
 from polyalign.data.readers.columns import IMAGE_NAMES, Columns, find, need, select
 from polyalign.data.readers.sheet import Sheet
 from polyalign.utils.errors import UserError
+from polyalign.utils.hub import check_hub
 
 _ID_NAMES = ("image_id", "img_id", "imgid", "cocoid", "filename", "file_name")
 _PART_NAMES = {"train": ("train",), "dev": ("validation", "dev", "val", "valid"), "test": ("test",)}
@@ -112,6 +113,8 @@ def load_parts(dataset: str, subset: str | None = None, revision: str | None = N
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
             loaded = datasets.load_from_disk(str(folder))
         else:
+            if not folder.exists():
+                check_hub()
             loaded = datasets.load_dataset(dataset, subset, revision=revision)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         reason = str(error).partition("\n")[0]

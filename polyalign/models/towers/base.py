@@ -35,6 +35,7 @@ class Tower(nn.Module, ABC):
     kind: str
     name: str
     variant: str
+    on_input = ""  # continues "cannot be run"
 
     def __init__(self, model: nn.Module, fresh: Callable[[], nn.Module], pooling: str) -> None:
         """Wrap ``model``; ``fresh`` makes it anew with random weights."""
@@ -75,7 +76,7 @@ class Tower(nn.Module, ABC):
         except Exception as error:  # whatever a network of others raises on input that it does not take
             if next(self.model.parameters()).is_meta:
                 raise ValuesNeededError from error
-            raise UserError(f"the {self.name} cannot be run: {first_line(error)}") from error
+            raise UserError(f"the {self.name} cannot be run{self.on_input}: {first_line(error)}") from error
         features = self.trace.features
         if not features.is_meta and not features.isfinite().all():
             raise UserError(f"the {self.name} gives features that are not finite: check its weights")

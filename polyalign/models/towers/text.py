@@ -70,7 +70,8 @@ class TextTower(Tower):
         self.lang: str | None = None
         self.variant = " ".join([spec.pooling, *([repr(head)] if len(head) else []), _facts(config)])
         self.vocabulary = int(config.get_text_config().vocab_size)
-        self.pad = int(getattr(tokenizer, "pad_token_id", None) or getattr(config, "pad_token_id", None) or 0)
+        pads = (getattr(tokenizer, "pad_token_id", None), getattr(config, "pad_token_id", None), 0)
+        self.pad = int(next(pad for pad in pads if pad is not None))
         self._probe_tokens = spec.max_tokens
         self.look()
         self._check_padding()

@@ -27,6 +27,7 @@ from polyalign.models.towers.common import fingerprint
 from polyalign.models.towers.staging import find_blocks
 from polyalign.models.towers.text import TextTower
 from polyalign.utils.errors import UserError, first_line
+from polyalign.utils.hub import check_hub
 
 logger = logging.getLogger(__name__)
 
@@ -125,9 +126,10 @@ def _auto_class(config: PretrainedConfig) -> Any:
 
 
 def _encoder(model: Any) -> PreTrainedModel:
-    """Return the network that encodes text: the text side of a dual model, the encoder of an encoder-decoder model."""
-    if hasattr(model.config, "text_config") and hasattr(model, "text_model"):
-        model = model.text_model
+    """Return the network that encodes text: the text side of a multimodal model, the encoder of a translation model."""
+    sides = [side for side in ("text_model", "language_model") if hasattr(model, side)]
+    if hasattr(model.config, "text_config") and sides:
+        model = getattr(model, sides[0])
     elif getattr(model.config, "is_encoder_decoder", False) and hasattr(model, "decoder"):
         model = model.get_encoder()
     return cast(PreTrainedModel, model)
@@ -143,8 +145,9 @@ def _without_pooler(model: PreTrainedModel, pooling: str | None) -> PreTrainedMo
 def _random(config: PretrainedConfig, pooling: str | None) -> nn.Module:
     try:
         return _without_pooler(_encoder(_auto_class(config).from_config(config)), pooling)
-    except ValueError as error:
-        raise UserError(f"transformers builds no encoder for {config.model_type}: {first_line(error)}") from error
+    except Exception as error:  # configurations whose numbers contradict each other raise many types
+        problem = f"transformers builds no text encoder for {config.model_type}: {first_line(error)}"
+        raise UserError(f"{problem.rstrip('.')}; choose another encoder") from error
 
 
 def load_tokenizer(spec: TextSpec, folder: Path | None = None) -> Any:
@@ -188,6 +191,7 @@ def _root(spec: TextSpec) -> str:
         return source
     if spec.model.startswith(("/", "~", ".")) or ("/" in spec.model and Path(spec.model).parent.is_dir()):
         raise UserError(f"no such folder: {spec.model}")
+    check_hub()
     return spec.model
 
 
@@ -197,7 +201,7 @@ def _cannot_load(what: str, error: Exception) -> UserError:
         hint = "only safetensors files are read, since other formats can run code"
     else:
         is_local = Path(what.partition(",")[0]).expanduser().is_dir()
-        hint = "check the files in the folder" if is_local else "offline? give a local folder"
+        hint = "check the files in the folder" if is_local else "without network, give a local folder"
     return UserError(f"cannot load the text tower {what}: {problem} ({hint})")
 
 

@@ -43,6 +43,8 @@ class VisionTower(Tower):
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1) * 255, persistent=False)
         self._transform = _transform(preprocessing)
         self._single_stand_in = True
+        height, width = preprocessing.size
+        self.on_input = f" on images of {height} x {width} px (vision.image_px; some need vision.args.img_size too)"
         self.look()
 
     def transform(self, image: Image.Image) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from polyalign.config.tower import STARTER, Preprocessing, VisionSpec
 from polyalign.models.towers.common import fingerprint
 from polyalign.models.towers.vision import VisionTower
 from polyalign.utils.errors import UserError, did_you_mean, first_line
+from polyalign.utils.hub import check_hub
 
 
 def build_vision(
@@ -58,6 +60,7 @@ def _locate(spec: VisionSpec) -> tuple[str, dict[str, Any], Path | None, VisionS
         return spec.model, dict(spec.args), spec.weights, spec
     if not (folder / "tower.toml").is_file():
         if (folder / "config.json").is_file():
+            _check_timm_config(folder / "config.json")
             return f"local-dir:{folder}", dict(spec.args), None, spec
         raise UserError(f"{folder} holds no vision tower: expected tower.toml (polyalign's) or config.json (timm's)")
     facts = read_toml(folder / "tower.toml")
@@ -67,6 +70,15 @@ def _locate(spec: VisionSpec) -> tuple[str, dict[str, Any], Path | None, VisionS
     except ValidationError as error:
         raise UserError(f"{folder / 'tower.toml'}: {describe_error(error)}") from error
     return stated.model, {**stated.args, **spec.args}, spec.weights or folder / "model.safetensors", stated
+
+
+def _check_timm_config(path: Path) -> None:
+    try:
+        named = "architecture" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {first_line(error)}") from error
+    if not named:
+        raise UserError(f"{path} names no architecture of timm: the folder of a text encoder belongs to text.model")
 
 
 def _is_of_fixed_size(name: str) -> bool:
@@ -82,10 +94,12 @@ def _create(name: str, args: dict[str, Any], *, hub: bool) -> nn.Module:
     if ":" not in name and not timm.is_model(base):
         known = did_you_mean(base, timm.list_models()).split(" (known")[0]
         raise UserError(f'timm knows no model "{base}": {known}')
+    if is_from_hub := hub and not name.startswith("local-dir:"):
+        check_hub()
     try:
         return timm.create_model(name, pretrained=hub, num_classes=0, **args)
     except (OSError, RuntimeError, TypeError, ValueError, AssertionError, KeyError) as error:
-        hint = " (offline? give a local folder, or weights = FILE)" if hub else ""
+        hint = " (without network, give a local folder or vision.weights)" if is_from_hub else ""
         raise UserError(f"timm cannot build {name} with {args}: {_short(error)}{hint}") from error
 
 
