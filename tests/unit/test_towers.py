@@ -317,7 +317,7 @@ def test_a_text_tower_whose_weights_are_not_all_there_is_refused(tmp_path):
 def test_a_text_tower_with_a_corrupt_file_is_an_error_of_one_line(name, content, tmp_path):
     folder = shutil.copytree(tiny.text("xlmr"), tmp_path / "text")
     (folder / name).write_bytes(content)
-    with pytest.raises(UserError, match="cannot load the text tower") as caught:
+    with pytest.raises(UserError, match=r"cannot (load the text tower|read .*config.json)") as caught:
         build_text(TextSpec(model=str(folder)))
     assert "\n" not in str(caught.value)
 
@@ -412,7 +412,7 @@ def test_more_tokens_than_the_encoder_reads_are_refused_with_the_number_that_fit
 
 
 def test_an_image_size_that_the_model_does_not_take_is_refused():
-    with pytest.raises(UserError, match=r"the vision tower \(VisionTransformer\) cannot be run: .*28"):
+    with pytest.raises(UserError, match=r"cannot be run on images of 28 x 28 px .*img_size.*: .*28"):
         build_vision(VisionSpec(model=str(tiny.vision()), image_px=28, args={"img_size": 32}))
 
 

@@ -23,13 +23,20 @@ from transformers.utils import logging as transformers_logging
 
 from polyalign.config.tower import STARTER, TextSpec
 from polyalign.models.towers import sentence_transformers
-from polyalign.models.towers.common import fingerprint
+from polyalign.models.towers.common import check_numbers, check_size, entries, fingerprint, to_safetensors
 from polyalign.models.towers.staging import find_blocks
 from polyalign.models.towers.text import TextTower
 from polyalign.utils.errors import UserError, first_line
 from polyalign.utils.hub import check_hub
+from polyalign.utils.text import clean
 
 logger = logging.getLogger(__name__)
+
+_BACKBONES = (
+    "backbone",
+    "use_timm_backbone",
+    "use_pretrained_backbone",
+)  # of timm, which would load weights of its own
 
 
 def build_text(spec: TextSpec, *, pretrained: bool = True, tokenizer: Path | None = None) -> TextTower:
@@ -69,6 +76,7 @@ def load_encoder(spec: TextSpec) -> PreTrainedModel:
         UserError: no such model or folder, or it lacks weights, which transformers would draw at random.
     """
     source, config = _source(spec), _config(spec)
+    check_size(partial(_random, config, spec.pooling), _weights(spec, source, config), spec.model)
     try:
         with quiet():
             model, info = _auto_class(config).from_pretrained(
@@ -144,10 +152,11 @@ def _without_pooler(model: PreTrainedModel, pooling: str | None) -> PreTrainedMo
 
 def _random(config: PretrainedConfig, pooling: str | None) -> nn.Module:
     try:
-        return _without_pooler(_encoder(_auto_class(config).from_config(config)), pooling)
-    except Exception as error:  # configurations whose numbers contradict each other raise many types
-        problem = f"transformers builds no text encoder for {config.model_type}: {first_line(error)}"
-        raise UserError(f"{problem.rstrip('.')}; choose another encoder") from error
+        return _without_pooler(_encoder(_auto_class(config).from_config(config, trust_remote_code=False)), pooling)
+    except Exception as error:  # configurations are not checked before they are used
+        problem = clean(f"{type(error).__name__} {first_line(error)}", 300).rstrip(".")
+        kind = clean(config.model_type, 40)
+        raise UserError(f"transformers builds no text encoder for {kind}: {problem}; choose another encoder") from error
 
 
 def load_tokenizer(spec: TextSpec, folder: Path | None = None) -> Any:
@@ -196,9 +205,15 @@ def _root(spec: TextSpec) -> str:
 
 
 def _cannot_load(what: str, error: Exception) -> UserError:
-    problem = first_line(error)
-    if "model.safetensors" in problem:
-        hint = "only safetensors files are read, since other formats can run code"
+    problem = clean(first_line(error), 300)
+    if "trust_remote_code" in str(error):
+        problem, hint = (
+            "it needs code of its own",
+            "which is never run: choose a model of a type that transformers knows",
+        )
+    elif "model.safetensors" in problem:
+        convert = to_safetensors("pytorch_model.bin")
+        hint = f"only safetensors files are read, since other formats can run code; to convert one: {convert}"
     else:
         is_local = Path(what.partition(",")[0]).expanduser().is_dir()
         hint = "check the files in the folder" if is_local else "without network, give a local folder"
@@ -208,6 +223,7 @@ def _cannot_load(what: str, error: Exception) -> UserError:
 def _config(spec: TextSpec) -> PretrainedConfig:
     """Read the configuration of the model."""
     source = _source(spec)
+    _check_files(spec, source)
     try:
         with quiet():
             config: PretrainedConfig = AutoConfig.from_pretrained(
@@ -216,6 +232,43 @@ def _config(spec: TextSpec) -> PretrainedConfig:
     except Exception as error:  # transformers validates configurations with errors of its own
         raise _cannot_load(spec.model, error) from error
     return config
+
+
+def _check_files(spec: TextSpec, source: str) -> None:
+    """Check the files that tell transformers what to load, before it follows them.
+
+    Raises:
+        UserError: they name other models, or sizes that no text encoder has.
+    """
+    facts = sentence_transformers.json_of(source, "config.json", spec.revision)
+    if not isinstance(facts, dict | None):
+        raise UserError(f"{spec.model} has a config.json that is not a table")
+    if sentence_transformers.file_of(source, "adapter_config.json", spec.revision) is not None:
+        raise UserError(f"{spec.model} is an adapter of another model: merge both with peft's merge_and_unload")
+    check_numbers(facts, f"{spec.model}: its config.json")
+    for key, value in entries(facts):
+        if value and (key in _BACKBONES or (key == "model_type" and str(value).startswith("timm"))):
+            stated = clean(f"{key} = {value}", 80)
+            raise UserError(f"{spec.model} cannot be a text encoder: its config.json has {stated}")
+
+
+def _weights(spec: TextSpec, source: str, config: PretrainedConfig) -> list[str]:
+    """Return the local paths of the files of weights.
+
+    Raises:
+        UserError: the model names other files than safetensors files beside its configuration.
+    """
+    index = sentence_transformers.json_of(source, "model.safetensors.index.json", spec.revision)
+    shards = index.get("weight_map") if isinstance(index, dict) else {}
+    if not isinstance(shards, dict):
+        raise UserError(f"{spec.model} has a model.safetensors.index.json that is not a table")
+    names = [getattr(config, "transformers_weights", None) or "model.safetensors", *shards.values()]
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or ".safetensors" not in Path(name).suffixes:
+            wanted = "it must be a safetensors file in the same folder"
+            raise UserError(f"{spec.model} names {clean(name, 80)} as its weights: {wanted}")
+    files = [sentence_transformers.file_of(source, name, spec.revision) for name in sorted(set(names))]
+    return [file for file in files if file is not None]
 
 
 def _stated_config(spec: TextSpec) -> PretrainedConfig:
