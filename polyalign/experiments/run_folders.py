@@ -24,6 +24,7 @@ from polyalign.utils.errors import UserError, first_line
 from polyalign.utils.lock import LOCK_FILES, locked
 from polyalign.utils.process import from_main_process, processes
 from polyalign.utils.progress import progress_bars
+from polyalign.utils.text import safe_stem
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def run_name(recipe: Recipe, recipe_file: str, usual: dict[str, Any] | None = No
     if _plain(recipe, recipe_file, usual or {}) != recipe:
         unseeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": 0})})
         parts.append(hashlib.sha256(unseeded.to_toml().encode()).hexdigest()[:6])
-    return "-".join(parts).replace(":", "")
+    return safe_stem("-".join(parts).replace(":", ""))
 
 
 def _plain(recipe: Recipe, recipe_file: str, usual: dict[str, Any]) -> Recipe | None:
