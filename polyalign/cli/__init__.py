@@ -55,8 +55,9 @@ def main() -> None:
         code = _discard_output()
     except OSError as error:
         if error.errno in DISK_ERRORS:
+            if error.filename is None:
+                _discard_output()
             code = _fail(f"{error.filename or 'standard output'}: {error.strerror}")
-            _discard_output()
         else:
             raise
     sys.exit(code)
