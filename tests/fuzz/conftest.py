@@ -43,7 +43,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         box.run("train", "--lang", "en", "--out", "run", "--json", may_write=("run",))
         shutil.copytree(box.work / "run", folder / "run")
         box.run("report", may_write=("eval",))
-        for command in (("retention", "run"), ("data", "check", "--lang", "en"), ("search", "run", "red", "--images", "photos")):
+        for command in (
+            ("retention", "run"),
+            ("data", "check", "--lang", "en"),
+            ("search", "run", "red", "--images", "photos"),
+        ):
             box.run(*command)
     assert run_folders.train.RESULT in {path.name for path in (folder / "run").iterdir()}
     return folder

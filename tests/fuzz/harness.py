@@ -123,7 +123,7 @@ def check(outcome: Outcome) -> None:
 def run_cli(arguments: list[str], sandbox: Sandbox, *, idle: bool = False) -> Outcome:
     """Run the command line as ``polyalign.cli.main`` does, with its own streams, folders and environment."""
     # As of a process: UTF-8, and on standard error whatever cannot be encoded is escaped.
-    out, err = io.TextIOWrapper(io.BytesIO(), "utf-8", newline=""), None
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8", newline="")
     err = io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace", newline="", write_through=True)
     folders = {"HOME": str(sandbox.root / "home"), "POLYALIGN_CACHE": str(sandbox.cache)}
     here = Path.cwd()
@@ -147,7 +147,7 @@ def run_cli(arguments: list[str], sandbox: Sandbox, *, idle: bool = False) -> Ou
             code = left.code if isinstance(left.code, int) else int(left.code is not None)
         except (KeyboardInterrupt, TooLongError):
             raise
-        except BaseException:
+        except BaseException:  # noqa: BLE001 - what the program would end with
             code = 1
             traceback.print_exc(file=err)
     out.flush()
@@ -179,7 +179,9 @@ def _time_limit() -> Iterator[None]:
 
     before = signal.signal(signal.SIGALRM, stop)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
-    faulthandler.dump_traceback_later(6 * SECONDS, exit=True, file=sys.__stderr__)  # where no Python code runs, no signal is handled
+    faulthandler.dump_traceback_later(
+        6 * SECONDS, exit=True, file=sys.__stderr__
+    )  # where no Python code runs, no signal is handled
     try:
         yield
     finally:

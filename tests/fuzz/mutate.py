@@ -12,14 +12,19 @@ import tomli_w
 from hypothesis import strategies as st
 
 # Letters of several scripts, and what terminals, paths, rich's markup, CSV, JSON and TOML give a meaning to.
-ALPHABET = "abcxyz019 éß语ي🙂\u0301\u200f\u202e\x00\x07\x08\x1b\x7f\x85\x9b\r\n\t\u2028\ufeff\"'`\\/.,;:=+-_*?#%$&|<>{}[]()~!@^"
+ALPHABET = (
+    "abcxyz019 éß语ي🙂\u0301\u200f\u202e\x00\x07\x08\x1b\x7f\x85\x9b\r\n\t\u2028"
+    "\ufeff\"'`\\/.,;:=+-_*?#%$&|<>{}[]()~!@^"
+)
 texts = st.text(ALPHABET, max_size=12) | st.text(max_size=6)
 NASTY = (
     "", " ", ".", "..", "../..", "/", "/etc/passwd", "~", "-", "--", "--help", "a/b", "a\\b", "nul", "\x00", "\n", "\r",
-    "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "\x9b2J", "\u202egnp.exe", "[red]x[/red]", "[/]", "[/b]", "{}", "{0}", "{lang}",
+    "\x1b[31mred\x1b[0m", "\x1b]0;title\x07", "\x9b2J", "\u202egnp.exe", "[red]x[/red]", "[/]", "[/b]", "{}",
+    "{0}", "{lang}",
     "{x!r}", "%s", "%n", "${HOME}", "$(id)", "`id`", "a" * 300, "é" * 200, "1e999", "nan", "inf", "-1", "0", "1_000",
     "9" * 400, "true", "null", "None", "sw", "en", "lilt", "folder", "starter", "http://127.0.0.1:9/x", "hf:x/y",
-    "file:///etc/passwd", "last:1", "last:0", "last:-1", "10k-pairs", "0-pairs", "1e9GiB", "20min", "error: x", "error: x\nerror: y",
+    "file:///etc/passwd", "last:1", "last:0", "last:-1", "10k-pairs", "0-pairs", "1e9GiB", "20min", "error: x",
+    "error: x\nerror: y",
 )  # fmt: skip
 strings = st.sampled_from(NASTY) | texts
 integers = st.sampled_from((0, 1, 2, -1, 7, 255, 2**31, 2**63 - 1, -(2**63), 2**64, 10**30)) | st.integers(-3, 40)
@@ -29,7 +34,7 @@ values = st.recursive(
     scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(strings, inner, max_size=3), max_leaves=5
 )
 json_values = values | st.none()
-toml_values = values | st.just(datetime.datetime(2020, 1, 1)) | st.just(datetime.date(1, 1, 1))  # noqa: DTZ001
+toml_values = values | st.just(datetime.datetime(2020, 1, 1)) | st.just(datetime.date(1, 1, 1))
 
 
 @st.composite
@@ -41,7 +46,7 @@ def mutated(draw: st.DrawFn, base: bytes, most: int = 4) -> bytes:
         # Headers are at the start: half of all damage is there.
         start = draw(st.integers(0, min(size, 64)) | st.integers(0, size))
         length = draw(st.integers(1, 16) | st.integers(1, max(1, size)))
-        match draw(st.sampled_from("flip set insert delete repeat cut zero".split())):
+        match draw(st.sampled_from(["flip", "set", "insert", "delete", "repeat", "cut", "zero"])):
             case "flip" if start < size:
                 data[start] ^= 1 << draw(st.integers(0, 7))
             case "set" if start < size:
@@ -81,7 +86,7 @@ def edited(draw: st.DrawFn, base: Any, new: st.SearchStrategy[Any] = json_values
         for key in path[:-1]:
             holder = holder[key]
         last = path[-1]
-        match draw(st.sampled_from("replace replace delete rename add swap".split())):
+        match draw(st.sampled_from(["replace", "replace", "delete", "rename", "add", "swap"])):
             case "replace":
                 holder[last] = draw(new)
             case "delete":
@@ -99,9 +104,18 @@ def edited(draw: st.DrawFn, base: Any, new: st.SearchStrategy[Any] = json_values
 
 
 # A parser must not fall over numbers of 5,000 digits, or 5,000 brackets.
-DEEP = ("[" * 5_000, "[" * 5_000 + "]" * 5_000, '{"a":' * 5_000, "9" * 5_000, "1e" + "9" * 5_000, '"\\ud800"', "{" * 200)
+DEEP = (
+    "[" * 5_000,
+    "[" * 5_000 + "]" * 5_000,
+    '{"a":' * 5_000,
+    "9" * 5_000,
+    "1e" + "9" * 5_000,
+    '"\\ud800"',
+    "{" * 200,
+)
 NASTY_TOML = (
-    "", "\x00", "\ufeffa = 1", "a", "a = ", "a = 1\na = 2", "[a]\n[a]", "a = 1e400", "a.b.c = 1\na.b = 2", "=", "[[a]]\n[a]",
+    "", "\x00", "\ufeffa = 1", "a", "a = ", "a = 1\na = 2", "[a]\n[a]", "a = 1e400", "a.b.c = 1\na.b = 2", "=",
+    "[[a]]\n[a]",
     *(f"a = {text}" for text in DEEP), ".".join(["a"] * 3_000) + " = 1",
 )  # fmt: skip
 

@@ -14,7 +14,13 @@ from polyalign.data import image_prints
 from tests.fuzz.harness import Sandbox, cases, sandbox
 from tests.fuzz.mutate import json_file, mutated
 
-READERS = (("search", "run", "red", "--images", "photos/images"), ("eval", "run"), ("cache", "list"), ("cache", "list", "--json"), ("cache", "clear"))
+READERS = (
+    ("search", "run", "red", "--images", "photos/images"),
+    ("eval", "run"),
+    ("cache", "list"),
+    ("cache", "list", "--json"),
+    ("cache", "clear"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from tests.fuzz.mutate import mutated
 # How Pillow writes each kind.
 KINDS = {
     "png": {"format": "PNG"}, "png16": {"format": "PNG", "mode": "I;16"}, "png-palette": {"format": "PNG", "mode": "P"},
-    "jpeg": {"format": "JPEG"}, "jpeg-cmyk": {"format": "JPEG", "mode": "CMYK"}, "jpeg-exif": {"format": "JPEG", "exif": True},
+    "jpeg": {"format": "JPEG"}, "jpeg-cmyk": {"format": "JPEG", "mode": "CMYK"},
+    "jpeg-exif": {"format": "JPEG", "exif": True},
     "tiff": {"format": "TIFF"}, "tiff-lzw": {"format": "TIFF", "compression": "tiff_lzw"},
     "tiff-float": {"format": "TIFF", "mode": "F"}, "gif": {"format": "GIF", "frames": 3}, "webp": {"format": "WEBP"},
     "webp-lossless": {"format": "WEBP", "lossless": True}, "bmp": {"format": "BMP"},
@@ -74,7 +75,9 @@ def test_a_damaged_image(world: Path, kind: str, data: st.DataObject) -> None:
 
 
 @cases(30)
-@given(name=st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=20), as_json=st.booleans())
+@given(
+    name=st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=20), as_json=st.booleans()
+)
 def test_any_file_name(world: Path, name: str, as_json: bool) -> None:
     with sandbox(world) as box:
         (box.work / "few").mkdir()

@@ -1,4 +1,4 @@
-"""Nothing of a stranger's is run: pickles under every name that a library may read, and code beside weights and data."""
+"""Nothing of a stranger's is run: pickles under every name that a library reads, and code beside weights and data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ReadsPickleError(BaseException):
 
 
 def test_the_pickle_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pickle  # noqa: PLC0415, TID251
+    import pickle  # noqa: TID251
 
     monkeypatch.chdir(tmp_path)
     pickle.loads(PICKLE).close()  # noqa: S301
@@ -88,7 +88,11 @@ def test_a_pickle_in_place_of_any_file_of_the_cache(world: Path) -> None:
 
 AUTO = {"AutoConfig": "configuration.Config", "AutoModel": "modeling.Model", "AutoModelForMaskedLM": "modeling.Model"}
 BERT = {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "vocab_size": 40}
-CLIP = {"model_type": "clip", "text_config": {"model_type": "clip_text_model"}, "vision_config": {"model_type": "clip_vision_model"}}
+CLIP = {
+    "model_type": "clip",
+    "text_config": {"model_type": "clip_text_model"},
+    "vision_config": {"model_type": "clip_vision_model"},
+}
 OPEN_CLIP = {
     "embed_dim": 16,
     "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 8},
@@ -141,7 +145,13 @@ STRANGERS: dict[str, Callable[[Sandbox], tuple[str, ...]]] = {
     "text tower with code": lambda box: text_tower(box, {"model_type": "own"}, auto_map=AUTO),
     "known text tower with code": lambda box: text_tower(box, BERT, auto_map=AUTO),
     "attention from the hub": lambda box: text_tower(box, BERT, attn_implementation="someone/kernel"),
-    "pretrain on pickles": lambda box: (*text_tower(box, BERT)[:0], "pretrain", "--text-tower=tower", "--texts=texts.txt", "--out=out"),
+    "pretrain on pickles": lambda box: (
+        *text_tower(box, BERT)[:0],
+        "pretrain",
+        "--text-tower=tower",
+        "--texts=texts.txt",
+        "--out=out",
+    ),
     "vision weights": lambda box: of_weights(box, "weights.bin"),
     "vision weights named safe": lambda box: of_weights(box, "weights.safetensors"),
     "vision folder of timm": lambda box: (pickled(box.work / "tower", TIMM), vision(box, model="./tower"))[1],
@@ -151,17 +161,26 @@ STRANGERS: dict[str, Callable[[Sandbox], tuple[str, ...]]] = {
     "timm argument url": lambda box: of_timm(box, "pretrained_cfg_overlay", {"url": "http://127.0.0.1:9/weights.bin"}),
     "timm argument in tower.toml": of_tower_toml,
     "open_clip": lambda box: of_folder(
-        box, {"model_cfg": OPEN_CLIP, "preprocess_cfg": {}}, "open_clip_config.json", "eval", "open_clip:tower", *EXTERNAL
+        box,
+        {"model_cfg": OPEN_CLIP, "preprocess_cfg": {}},
+        "open_clip_config.json",
+        "eval",
+        "open_clip:tower",
+        *EXTERNAL,
     ),
     "clip": lambda box: of_folder(box, CLIP, "config.json", "eval", "hf:tower", *EXTERNAL),
-    "clip with code": lambda box: of_folder(box, {**CLIP, "auto_map": AUTO}, "config.json", "eval", "hf:tower", *EXTERNAL),
+    "clip with code": lambda box: of_folder(
+        box, {**CLIP, "auto_map": AUTO}, "config.json", "eval", "hf:tower", *EXTERNAL
+    ),
     "mclip": lambda box: of_folder(
         box, {"modelBase": "tower", **BERT}, "config.json", "eval", "mclip:tower+ViT-B-32/openai", *EXTERNAL
     ),
     "hub dataset with a script": lambda box: of_folder(
         box, {}, "dataset_info.json", "data", "check", "--lang=en", "--data=hub", "--set=source.dataset=tower"
     ),
-    "zeroshot dataset with a script": lambda box: of_folder(box, {}, "dataset_info.json", "zeroshot", "run", "tower", "--lang=en"),
+    "zeroshot dataset with a script": lambda box: of_folder(
+        box, {}, "dataset_info.json", "zeroshot", "run", "tower", "--lang=en"
+    ),
 }
 
 
@@ -177,7 +196,11 @@ def test_code_of_the_working_folder_is_run_only_when_it_is_named(world: Path, ki
     with sandbox(world) as box:
         (box.work / kind).mkdir()
         (box.work / kind / "own.py").write_text(CODE, encoding="utf-8")
-        for command in (("eval", "run"), ("data", "check", "--lang", "en"), ("search", "run", "red", "--images", "photos")):
+        for command in (
+            ("eval", "run"),
+            ("data", "check", "--lang", "en"),
+            ("search", "run", "red", "--images", "photos"),
+        ):
             assert run(box, *command).code == 0
         section = {"strategies": "strategy.name", "sources": "source.name"}.get(kind)
         named = ("train", "--lang=en", "--set", f"{section}=own") if section else ("eval", "run", "--task", "own")

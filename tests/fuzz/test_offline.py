@@ -1,4 +1,4 @@
-"""``--offline`` with names of the hub: one line, no request and so no retries, within the time of ``harness.SECONDS``."""
+"""``--offline`` with names of the hub: one line, no request, and so no retries (``harness.SECONDS`` is the limit)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from tests.conftest import REPO
 from tests.fuzz.harness import Sandbox, sandbox
 from tests.fuzz.test_options import COMMANDS
 
-OFFLINE = {" ".join(path): command for path, command in COMMANDS if any("--offline" in param.opts for param in command.params)}
+OFFLINE = {
+    " ".join(path): command for path, command in COMMANDS if any("--offline" in param.opts for param in command.params)
+}
 TEXT, VISION, DATASET = "someone/some-text-tower", "timm/some_vision_tower.in1k", "someone/some-dataset"
 HUB = ("--data", "hub", "--set", f"source.dataset={DATASET}")
 
@@ -27,7 +29,10 @@ LINES: dict[str, list[tuple[str, ...]]] = {
     ],
     "repeat": [("text.toml", "--out", "again"), ("vision.toml", "--out", "again")],
     "pretrain": [("--text-tower", TEXT, "--texts", "texts.txt", "--out", "tower")],
-    "trim": [("--lang", "en", "--text-tower", TEXT, "--out", "tower"), ("--lang", "en", "--text-tower", "x", "--out", "tower", *HUB)],
+    "trim": [
+        ("--lang", "en", "--text-tower", TEXT, "--out", "tower"),
+        ("--lang", "en", "--text-tower", "x", "--out", "tower", *HUB),
+    ],
     "compare": [("--lang", "en", "--strategies", "projection", *HUB)],
     "eval": [
         ("run", *HUB),
@@ -40,7 +45,9 @@ LINES: dict[str, list[tuple[str, ...]]] = {
     "zeroshot": [("run", DATASET, "--lang", "en"), ("hf:someone/some-model", "photos", "--lang", "en")],
     "retention": [("run", *HUB)],
     "data check": [("--lang", "en", *HUB), ("--lang", "en", "--set", f"text.model={TEXT}")],
-    "data audit": [("hub", "hub", "--lang", "en", "--candidate-set", f"dataset={DATASET}", "--reference-set", f"dataset={DATASET}")],
+    "data audit": [
+        ("hub", "hub", "--lang", "en", "--candidate-set", f"dataset={DATASET}", "--reference-set", f"dataset={DATASET}")
+    ],
     "search": [("hf:someone/some-model", "red", "--images", "photos/images")],
     "memory": [("text.toml",), ("vision.toml",)],
 }
@@ -57,13 +64,19 @@ def box(world: Path) -> Iterator[Sandbox]:
         resolved = (made.work / "run" / "recipe.toml").read_text(encoding="utf-8")
         for section, name in (("text", TEXT), ("vision", VISION)):
             before, _, after = resolved.partition(f"[{section}]\n")
-            own = "\n".join(line for line in after.splitlines() if not line.startswith("model") or "model = \"" not in line)
-            (made.work / f"{section}.toml").write_text(f'{before}[{section}]\nmodel = "{name}"\n{own}', encoding="utf-8")
+            own = "\n".join(
+                line for line in after.splitlines() if not line.startswith("model") or 'model = "' not in line
+            )
+            (made.work / f"{section}.toml").write_text(
+                f'{before}[{section}]\nmodel = "{name}"\n{own}', encoding="utf-8"
+            )
         yield made
 
 
 @pytest.mark.parametrize(
-    ("command", "arguments"), [(command, line) for command, lines in LINES.items() for line in lines], ids=lambda part: str(part)[:60]
+    ("command", "arguments"),
+    [(command, line) for command, lines in LINES.items() for line in lines],
+    ids=lambda part: str(part)[:60],
 )
 def test_it_is_refused_in_one_line_at_once(box: Sandbox, command: str, arguments: tuple[str, ...]) -> None:
     outcome = box.run(*command.split(), *arguments, "--offline", may_write=("again", "tower", "runs", "eval"))
@@ -83,13 +96,17 @@ main()
 """
 
 
-@pytest.mark.parametrize("arguments", [("train", *LINES["train"][0]), ("data", "check", *LINES["data check"][0])], ids=str)
+@pytest.mark.parametrize(
+    "arguments", [("train", *LINES["train"][0]), ("data", "check", *LINES["data check"][0])], ids=str
+)
 def test_the_option_alone_is_enough(box: Sandbox, arguments: tuple[str, ...]) -> None:
     """As a program of its own, in which no variable says that there is no network."""
     own = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
     paths = {"PYTHONPATH": str(REPO), "HOME": str(box.root / "home"), "POLYALIGN_CACHE": str(box.cache)}
     command = [sys.executable, "-c", _PROGRAM, *arguments, "--offline"]
-    done = subprocess.run(command, cwd=box.work, env=own | paths, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(
+        command, cwd=box.work, env=own | paths, capture_output=True, text=True, timeout=120, check=False
+    )
     assert done.returncode == 2, done
     assert "asked the network" not in done.stdout, done
     assert "Traceback" not in done.stderr, done

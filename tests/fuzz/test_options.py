@@ -25,21 +25,40 @@ def commands(group: Any = None, path: tuple[str, ...] = ()) -> list[tuple[tuple[
 
 COMMANDS = commands()
 
-PLACES = ("run", "photos", "photos/captions.csv", "eval", "texts.txt", "run/recipe.toml", "recipes/starter.toml", ".", "absent", "new/run")
+PLACES = (
+    "run",
+    "photos",
+    "photos/captions.csv",
+    "eval",
+    "texts.txt",
+    "run/recipe.toml",
+    "recipes/starter.toml",
+    ".",
+    "absent",
+    "new/run",
+)
 NAMES = (
-    "en", "sw", "all", "en,sw", ",", "starter", "lilt-bert", "lilt", "projection", "projection,lilt", "retrieval", "zeroshot",
-    "retention", "text-by-retrieval", "karpathy", "test", "dev", "train", "both", "vision", "text", "last:1", "all", "4-pairs",
-    "1k-pairs,2k-pairs", "1s", "1GiB", "folder", "xtd", "photos:dev", "photos:x:y", "run:test", "openai", "hf:run", "mclip:run",
+    "en", "sw", "all", "en,sw", ",", "starter", "lilt-bert", "lilt", "projection", "projection,lilt",
+    "retrieval", "zeroshot",
+    "retention", "text-by-retrieval", "karpathy", "test", "dev", "train", "both", "vision", "text", "last:1",
+    "all", "4-pairs",
+    "1k-pairs,2k-pairs", "1s", "1GiB", "folder", "xtd", "photos:dev", "photos:x:y", "run:test", "openai",
+    "hf:run", "mclip:run",
     "open_clip:run",
 )  # fmt: skip
 SETS = (
-    "optim.lr", "optim", "source.root", "source", "source.name", "strategy", "strategy.name", "text.model", "vision.image_px",
-    "vision.mean", "train.evals", "data.keep_out", "data.budget", "test.languages", "cache.dtype", "task.k", "task", "root", "name", "x",
-    "lr", "epochs", "model", "projection.dim", "text.pooling", "source.captions", "source.images", "source.dev_share", "lang",
+    "optim.lr", "optim", "source.root", "source", "source.name", "strategy", "strategy.name", "text.model",
+    "vision.image_px",
+    "vision.mean", "train.evals", "data.keep_out", "data.budget", "test.languages", "cache.dtype", "task.k",
+    "task", "root", "name", "x",
+    "lr", "epochs", "model", "projection.dim", "text.pooling", "source.captions", "source.images",
+    "source.dev_share", "lang",
 )  # fmt: skip
 # In a real command line, no argument has a NUL.
 words = (st.sampled_from(PLACES) | st.sampled_from(NAMES) | strings).map(lambda text: text.replace("\0", ""))
-settings = st.builds("{}={}".format, st.sampled_from(SETS), words | st.sampled_from(("[]", "{}", "[1]", "{a = 1}", "-1", "1e99")))
+settings = st.builds(
+    "{}={}".format, st.sampled_from(SETS), words | st.sampled_from(("[]", "{}", "[1]", "{a = 1}", "-1", "1e99"))
+)
 
 
 def value_of(param: Any) -> st.SearchStrategy[str]:
@@ -70,9 +89,17 @@ def command_lines(draw: st.DrawFn, path: tuple[str, ...], command: Any) -> tuple
             value = draw(value_of(param))
             if param.name in ("out", "root"):
                 written.append(value)
-            arguments += [value] if is_argument else [f"{param.opts[0]}={value}"] if draw(st.booleans()) else [param.opts[0], value]
+            arguments += (
+                [value]
+                if is_argument
+                else [f"{param.opts[0]}={value}"]
+                if draw(st.booleans())
+                else [param.opts[0], value]
+            )
     if draw(st.integers(0, 9)) == 0:
-        arguments.insert(draw(st.integers(0, len(arguments))), draw(st.sampled_from(("--help", "--nonsense", "--", "-x", "extra"))))
+        arguments.insert(
+            draw(st.integers(0, len(arguments))), draw(st.sampled_from(("--help", "--nonsense", "--", "-x", "extra")))
+        )
     return [*path, *arguments], tuple(written)
 
 
@@ -94,4 +121,3 @@ def test_any_options(world: Path, path: tuple[str, ...], command: Any, data: st.
 def test_any_words(world: Path, arguments: list[str]) -> None:
     with sandbox(world) as box:
         box.run(*arguments, may_write=("runs", "eval", "data"), idle=True)
-

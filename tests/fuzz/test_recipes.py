@@ -67,7 +67,9 @@ def _written(table: Any) -> str:
 
 def by_schema(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
     """Draw tables with the keys of a model, each of any value or left out."""
-    return st.fixed_dictionaries({}, optional={name: _any(field.annotation) for name, field in model.model_fields.items()})
+    return st.fixed_dictionaries(
+        {}, optional={name: _any(field.annotation) for name, field in model.model_fields.items()}
+    )
 
 
 def _any(kind: Any) -> st.SearchStrategy[Any]:
@@ -82,7 +84,10 @@ def test_a_table_by_the_schema(world: Path, data: st.DataObject) -> None:
         name = data.draw(st.sampled_from(plugin_names(kind)))  # type: ignore[arg-type]
         options = data.draw(by_schema(load_plugin(kind, name).Config))  # type: ignore[arg-type]
         table[section] = data.draw(st.just({"name": name, **options}) | toml_values)
-    table |= {"vision": {"model": "x", **_table(table.get("vision"))}, "text": {"model": "x", **_table(table.get("text"))}}
+    table |= {
+        "vision": {"model": "x", **_table(table.get("vision"))},
+        "text": {"model": "x", **_table(table.get("text"))},
+    }
     with sandbox(world) as box:
         (box.work / "other.toml").write_text(_written(table), encoding="utf-8")
         box.run("train", "--lang", "en", "--recipe", "other.toml", "--out", "out", may_write=WRITTEN, idle=True)

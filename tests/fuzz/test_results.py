@@ -71,8 +71,9 @@ def test_figures_of_an_edited_result(world: Path, data: st.DataObject) -> None:
 @cases(40)
 @given(data=st.data())
 def test_a_page_that_quotes(world: Path, data: st.DataObject) -> None:
-    page = b"# Page\n\n| language | recipe | budget | strategy | R@1 |\n|---|---|---|---|---:|\n| en | starter | 10k-pairs | lilt | 1.0 |\n"
-    content = data.draw(mutated(page))
+    page = "# Page\n\n| language | recipe | budget | strategy | R@1 |\n|---|---|---|---|---:|\n"
+    page += "| en | starter | 10k-pairs | lilt | 1.0 |\n"
+    content = data.draw(mutated(page.encode()))
     with sandbox(world) as box:
         (box.work / "eval" / "own.md").write_bytes(content)
         report(box)

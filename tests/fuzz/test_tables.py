@@ -124,7 +124,17 @@ def test_deep_json(world: Path, text: str, key: str) -> None:
 @cases(50)
 @given(data=st.data())
 def test_any_column_settings(world: Path, data: st.DataObject) -> None:
-    keys = ("image_column", "caption_column", "id_column", "lang_column", "split_column", "captions", "images", "dev_share", "split_seed")
+    keys = (
+        "image_column",
+        "caption_column",
+        "id_column",
+        "lang_column",
+        "split_column",
+        "captions",
+        "images",
+        "dev_share",
+        "split_seed",
+    )
     chosen = data.draw(st.lists(st.sampled_from(keys), min_size=1, max_size=3, unique=True))
     values = [data.draw(names).replace("\0", "") for _ in chosen]
     options = [word for key, value in zip(chosen, values, strict=True) for word in ("--set", f"source.{key}={value}")]
