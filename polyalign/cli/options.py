@@ -111,4 +111,4 @@ def console() -> Any:
     """Return a console for results, 120 columns wide if it is not a terminal, so that tables are not cut."""
     from rich.console import Console
 
-    return Console() if sys.stdout.isatty() else Console(width=120)
+    return Console(emoji=False, width=None if sys.stdout.isatty() else 120)

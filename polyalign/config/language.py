@@ -11,6 +11,9 @@ from polyalign.utils.errors import UserError, did_you_mean
 
 _WITHOUT_SPACES = ("Hani", "Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt")
 
+LANG_CODE = r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$"
+"""The form of a language code."""
+
 
 class Lang(BaseModel):
     """A language.
@@ -22,7 +25,7 @@ class Lang(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    code: str = Field(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$")
+    code: str = Field(pattern=LANG_CODE)
     name: str
     english_name: str
     script: str = Field(pattern=r"^[A-Z][a-z]{3}$")

@@ -6,23 +6,26 @@ Values are fractions, seconds and bytes.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
 
-from polyalign.config.language import describe_error
+from polyalign.config.language import LANG_CODE, describe_error
 from polyalign.data.pairs import Origin
 from polyalign.evaluation import ranking
 from polyalign.evaluation.intervals import recall_intervals
 from polyalign.utils import storage
-from polyalign.utils.errors import UserError
+from polyalign.utils.errors import UserError, first_line
 
 DirectionName = Literal["text_to_image", "image_to_text"]
+_MAX_DEPTH = 32
 _NUMBERS = re.compile(r"\[\n([-+.eE\d\s,]+)\n *\]")  # strings in JSON contain no line break
 
 
@@ -53,11 +56,45 @@ class Record(BaseModel):
             UserError: the file is missing, is not JSON or does not fit the schema.
         """
         try:
-            return cls.model_validate_json(path.read_bytes())
+            raw = from_json(path.read_bytes(), allow_inf_nan=False)
+            _check_json(raw)
+            return cls.model_validate(raw)
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
-        except ValidationError as error:
-            raise UserError(f"{path} is not a {cls.__name__.lower()} result: {describe_error(error)}") from error
+        except ValueError as error:
+            why = describe_error(error) if isinstance(error, ValidationError) else first_line(error)
+            raise UserError(f"{path} is not a {cls.__name__.lower()} result: {why}") from error
+
+
+def _check_json(raw: Any) -> None:
+    """Check that JSON is not nested too deeply, and that all its numbers are finite and fit 64 bits.
+
+    Raises:
+        ValueError: it is, or one is not.
+    """
+    level = [raw]
+    for _ in range(_MAX_DEPTH):
+        for one in level:
+            if (isinstance(one, float) and not math.isfinite(one)) or (isinstance(one, int) and abs(one) >= 2**63):
+                raise ValueError("it has a number that is infinite or has more than 64 bits")
+        inner = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [value for values in inner for value in values]
+    if level:
+        raise ValueError(f"it is nested more than {_MAX_DEPTH} levels deep")
+
+
+def _named(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Check the parts of a resolved recipe that tables use."""
+    if not isinstance(recipe.get("name"), str):
+        raise ValueError("it has no name")
+    if not isinstance(recipe.get("train", {}), dict):
+        raise ValueError("train is not a table")
+    return recipe
+
+
+RecipeTable = Annotated[dict[str, Any], AfterValidator(_named)]
+LangCode = Annotated[str, Field(pattern=LANG_CODE)]
+Count = Annotated[int, Field(ge=1)]
 
 
 class Score(Record):
@@ -96,7 +133,13 @@ class Direction(Record):
     mean_rank: float
     queries: int
     ties: int
-    ranks: tuple[int, ...] = ()
+    ranks: tuple[Count, ...] = ()
+
+    @model_validator(mode="after")
+    def _cutoffs_are_known(self) -> Self:
+        if tuple(self.recall) != ranking.RECALL_AT:
+            raise ValueError(f"recall is not at {', '.join(map(str, ranking.RECALL_AT))}")
+        return self
 
 
 class Retrieval(Record):
@@ -112,8 +155,8 @@ class Retrieval(Record):
     lang: str
     origin: Origin
     fingerprint: str
-    images: int
-    captions: int
+    images: Count
+    captions: Count
     image_of: tuple[int, ...] = ()
     fold_of: tuple[int, ...] = ()
     tie_rule: Literal["pessimistic"] = "pessimistic"
@@ -124,8 +167,10 @@ class Retrieval(Record):
     @model_validator(mode="after")
     def _counts_agree(self) -> Self:
         queries = {len(direction.ranks) for direction in (self.text_to_image, self.image_to_text)}
-        if len(self._image_of()) != self.captions:
+        if len(self.image_of or range(self.images)) != self.captions:
             raise ValueError("the captions and their images differ in number")
+        if self.image_of and not 0 <= min(self.image_of) <= max(self.image_of) < self.images:
+            raise ValueError(f"image_of is not one of the {self.images} images")
         if queries not in ({0}, {self.captions, self.images}):
             raise ValueError("the queries and their ranks differ in number")
         if self.fold_of and len(self.fold_of) != self.images:
@@ -212,8 +257,8 @@ class TextByRetrieval(Record):
 class Change(Record):
     """A value before and after alignment."""
 
-    before: float
-    after: float
+    before: float = Field(ge=0)
+    after: float = Field(ge=0)
 
 
 class Retention(Record):
@@ -267,8 +312,8 @@ class Run(Record):
     """
 
     schema_version: Literal[1] = 1
-    recipe: dict[str, Any]
-    lang: str
+    recipe: RecipeTable
+    lang: LangCode
     strategy: str
     towers: Literal["both", "vision", "text"]
     budget: str
@@ -280,7 +325,7 @@ class Run(Record):
     epochs: float
     stopped_early: bool
     trainable: int
-    total: int
+    total: Count
     seconds: float
     cpu_seconds: float
     peak_memory_bytes: int
@@ -305,8 +350,8 @@ class Run(Record):
 class LeftOut(Record):
     """A run that failed in a comparison, and why; the other fields are those of ``Run``."""
 
-    recipe: dict[str, Any]
-    lang: str
+    recipe: RecipeTable
+    lang: LangCode
     strategy: str
     towers: Literal["both", "vision", "text"]
     budget: str

@@ -252,8 +252,8 @@ def render(result: SuiteResult) -> Table:
         table.add_section()
     for mean in result.averages:
         over = mean.over if len(mean.languages) > 1 else mean.over.removesuffix("s")
-        row = f"[bold]mean of {len(mean.languages)} {over}[/], {mean.gallery}"
-        table.add_row(row, "", "", "", *_percent(mean.scores))
+        row = f"mean of {len(mean.languages)} {over}, {mean.gallery}"
+        table.add_row(row, "", "", "", *_percent(mean.scores), style="bold")
     return table
 
 

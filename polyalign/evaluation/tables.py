@@ -9,13 +9,14 @@ from rich.table import Table
 
 from polyalign.evaluation import ranking
 from polyalign.evaluation.results import Direction, Retrieval, Run, Score
+from polyalign.utils.text import PlainTable
 
 RECALL_NAMES = [f"{way} R@{k}" for way in ("t→i", "i→t") for k in ranking.RECALL_AT] + ["mean recall"]
 
 
-def table(title: str, first: str, numbers: Iterable[str], caption: str = "") -> Table:
+def table(title: str, first: str, numbers: Iterable[str], caption: str = "") -> PlainTable:
     """Return an empty table with a column of names and columns of numbers."""
-    made = Table(title=title, caption=caption or None, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    made = PlainTable(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     made.add_column(first, overflow="fold")
     for name in numbers:
         made.add_column(name, justify="right", no_wrap=True)
@@ -85,7 +86,7 @@ def searched(result: Retrieval) -> str:
     return each if len(sizes) == 1 else f"{len(sizes)}×{each}"
 
 
-def retrieval_table(trained: Retrieval, untrained: Retrieval | None = None, *, label: str = "trained") -> Table:
+def retrieval_table(trained: Retrieval, untrained: Retrieval | None = None, *, label: str = "trained") -> PlainTable:
     """Compare a result with chance and, if given, the untrained projection: both directions, with intervals."""
     title = f"Retrieval, {trained.gallery}, {trained.lang}: percent found, with 95 % intervals"
     columns = [*(f"R@{k}" for k in ranking.RECALL_AT), "median\nrank"]
@@ -93,13 +94,13 @@ def retrieval_table(trained: Retrieval, untrained: Retrieval | None = None, *, l
     chance = trained.chance()
     results = [(label, trained)] if untrained is None else [("untrained projection", untrained), (label, trained)]
     for way, values in (("text_to_image", chance[:3]), ("image_to_text", chance[3:])):
-        shown.add_row(f"[bold]{way.replace('_', ' ')}[/]")
+        shown.add_row(way.replace("_", " "), style="bold")
         shown.add_row("  chance", *map(percent, values))
         for row, result in results:
             found: Direction = getattr(result, way)
             shown.add_row(f"  {row}", *map(percent, found.recall.values()), f"{found.median_rank:,g}")
     shown.add_section()
-    shown.add_row("[bold]mean recall[/]")
+    shown.add_row("mean recall", style="bold")
     shown.add_row("  chance", percent(float(chance.mean())))
     for row, result in results:
         shown.add_row(f"  {row}", percent(result.mean_recall))
@@ -108,7 +109,9 @@ def retrieval_table(trained: Retrieval, untrained: Retrieval | None = None, *, l
 
 def run_facts(run: Run) -> Table:
     """Show what a run trained and its cost."""
-    shown = Table.grid(padding=(0, 2))
+    shown = PlainTable.grid(padding=(0, 2))
+    shown.add_column(style="bold")
+    shown.add_column()
     early = ", stopped early" if run.stopped_early else ""
     facts = {
         "strategy": f"{run.strategy}, towers: {run.towers}, language: {run.lang}, seed {run.seed}",
@@ -121,11 +124,11 @@ def run_facts(run: Run) -> Table:
         "checkpoint": size(run.checkpoint_bytes),
     }
     for name, value in facts.items():
-        shown.add_row(f"[bold]{name}[/]", value)
+        shown.add_row(name, value)
     return shown
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table: the first column is left-aligned, the others are right-aligned."""
+    """Return a table of Markdown cells: the first column is left-aligned, the others are right-aligned."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

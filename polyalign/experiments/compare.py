@@ -21,6 +21,7 @@ from polyalign.experiments.workers import RECIPE, Outcome, Pool, restarts
 from polyalign.training import train
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
+from polyalign.utils.text import safe_stem
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +155,8 @@ class Grid:
         name = run_name(recipe, cell.recipe, usual)
         source = self.overrides.get("source", {})
         if "name" in source:  # other data than the recipe's
-            name += f"-{Path(source['root']).resolve().stem if 'root' in source else source['name']}"
+            data = Path(source["root"]).resolve().stem if "root" in source else source["name"]
+            name = safe_stem(f"{name}-{data}")
         return Job(
             recipe,
             (self.work / f"{name}-{versioned_digest(recipe)}").resolve(),

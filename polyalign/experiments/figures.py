@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
@@ -15,6 +16,8 @@ from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from polyalign.evaluation.results import Run
 from polyalign.evaluation.tables import counted
 from polyalign.experiments.significance import Comparison, Method, grouped
+from polyalign.utils import storage
+from polyalign.utils.text import clean, safe_stem
 
 # Colours of Okabe and Ito (2008) for colour-blind readers, without yellow, and four more. The numbers of colours and of
 # shapes have no common factor, so that 88 methods look different.
@@ -35,9 +38,8 @@ def names(comparison: Comparison) -> dict[str, str]:
     Under a budget of time or memory there is no figure over pairs.
     """
     compute = "-compute" if comparison.of_compute else ""
-    stem = re.sub(
-        r"[^A-Za-z0-9.-]+", "-", f"{comparison.lang}-{comparison.gallery.gallery}-{comparison.recipe}{compute}"
-    )
+    name = f"{comparison.lang}-{comparison.gallery.gallery}-{'-'.join(comparison.recipes)}{compute}"
+    stem = safe_stem(name)
     pairs = {} if comparison.of_compute else {"Mean recall against pairs": f"{stem}-pairs.png"}
     return {
         "Mean recall against trainable parameters": f"{stem}-parameters.png",
@@ -64,7 +66,6 @@ def draw(found: Sequence[Comparison], folder: Path) -> list[Path]:
 
     A method has the same colour and marker in all of them.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     methods = sorted({method.name for comparison in found for method in comparison.methods})
     styles = {
         name: {"color": _COLOURS[i % len(_COLOURS)], "marker": _SHAPES[i % len(_SHAPES)]}
@@ -72,13 +73,14 @@ def draw(found: Sequence[Comparison], folder: Path) -> list[Path]:
     }
     written = []
     for own in together(found):
-        drawn = [
-            _scatter(own, styles, lambda run: run.trainable, "trainable parameters"),
-            *([] if own[0].of_compute else [_lines(own, styles)]),
-            _scatter(own, styles, lambda run: run.cost_seconds, f"seconds ({clock(own[0])})"),
-        ]
+        with rc_context({"text.parse_math": False}):  # a dollar sign in a name is no formula
+            drawn = [
+                _scatter(own, styles, lambda run: run.trainable, "trainable parameters"),
+                *([] if own[0].of_compute else [_lines(own, styles)]),
+                _scatter(own, styles, lambda run: run.cost_seconds, f"seconds ({clock(own[0])})"),
+            ]
         for name, figure in zip(names(own[0]).values(), drawn, strict=True):
-            figure.savefig(folder / name, dpi=110)
+            storage.write(folder / name, partial(figure.savefig, format="png", dpi=110))
             written.append(folder / name)
     return written
 
@@ -90,7 +92,7 @@ def _scatter(found: Sequence[Comparison], styles: dict[str, Style], of: Callable
     for comparison, panel in zip(found, panels, strict=True):
         for method in comparison.methods:
             _point(panel, [method.mean(of)], [method], styles[method.name])
-        _dress(panel, comparison, methods, f"{comparison.budget}, {_seeds(comparison)}", what)
+        _dress(panel, comparison, methods, clean(f"{comparison.budget}, {_seeds(comparison)}", 60), what)
     return _with_legend(figure, panels)
 
 
@@ -110,7 +112,8 @@ def _lines(found: Sequence[Comparison], styles: dict[str, Style]) -> Figure:
 def _panels(count: int, comparison: Comparison) -> tuple[Figure, list[Axes]]:
     width = max(_PANEL_INCHES * count, 1.5 * _PANEL_INCHES)
     figure = Figure(figsize=(width, _HEIGHT_INCHES), layout="constrained")
-    figure.suptitle(f"{comparison.lang}: {comparison.gallery.gallery}, recipe {comparison.recipe}", fontsize=12)
+    title = clean(f"{comparison.lang}: {comparison.gallery.gallery}, recipe {comparison.recipe}", 100)
+    figure.suptitle(title, fontsize=12)
     row = figure.subplots(1, count, sharey=True, squeeze=False)[0]
     return figure, list(row)
 
@@ -121,7 +124,12 @@ def _point(panel: Axes, x: Sequence[float], methods: Sequence[Method], style: St
     below = [100 * (score.value - score.low) for score in means]
     above = [100 * (score.high - score.value) for score in means]
     look = {"markersize": 8, "markeredgecolor": "white", "capsize": 2, "elinewidth": 1, "linewidth": 1.3}
-    panel.errorbar(x, values, yerr=[below, above], label=methods[0].name, **style, **look)  # type: ignore[arg-type]
+    panel.errorbar(x, values, yerr=[below, above], label=_label(methods[0].name), **style, **look)  # type: ignore[arg-type]
+
+
+def _label(name: str) -> str:
+    """Return a name for the legend, which leaves out labels that begin with an underscore."""
+    return clean(name, 60).replace("_", "\u2009_", 1) if name.startswith("_") else clean(name, 60)
 
 
 def _dress(panel: Axes, comparison: Comparison, methods: Sequence[Method], title: str, what: str) -> None:

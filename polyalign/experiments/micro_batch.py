@@ -22,6 +22,7 @@ from polyalign.experiments.workers import RECIPE, Outcome, Pool
 from polyalign.models.embed import PairFeatures
 from polyalign.training import train
 from polyalign.utils.process import peak_memory
+from polyalign.utils.text import safe_stem
 
 K = TypeVar("K")
 _STEPS = 2  # the optimiser's state is allocated in the first step
@@ -75,7 +76,7 @@ class Fit:
         optim = self._recipe.optim.model_copy(update={"micro_batch": self._open[self._next]})
         recipe = unbound(self._recipe.model_copy(update={"optim": optim}))
         name = f"{recipe.name}-{recipe.lang}-{recipe.strategy['name']}-{versioned_digest(recipe)}"
-        return Probe(recipe, work / name)
+        return Probe(recipe, work / safe_stem(name))
 
     def learn(self, peak: int | None, outcome: Outcome | None) -> None:
         """Update the range with the result of the probe: the bytes measured, or how it failed."""

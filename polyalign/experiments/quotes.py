@@ -14,6 +14,7 @@ from polyalign.evaluation import tables
 from polyalign.experiments.significance import Comparison, Method
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
+from polyalign.utils.text import for_markdown
 
 _KEYS = ("language", "recipe", "budget", "strategy")
 _TABLE = re.compile(r"(?:^\|.*\|[ \t]*(?:\n|\Z))+", re.MULTILINE)
@@ -29,7 +30,9 @@ def renew(path: Path, found: Sequence[Comparison]) -> None:
         page = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: convert it, or move it to another folder") from error
-    storage.write_text(path, renewed(page, found, str(path)))
+    text = renewed(page, found, str(path))
+    if text != page:
+        storage.write_text(path, text)
 
 
 def renewed(page: str, found: Sequence[Comparison], name: str = "the page") -> str:
@@ -49,7 +52,11 @@ def _table(text: str, found: Sequence[Comparison], name: str) -> str:
     columns = header[len(_KEYS) :]
     if unknown := [column for column in columns if column not in COLUMNS]:
         raise UserError(f'{name}: unknown column "{unknown[0]}" (known: {", ".join(COLUMNS)})')
-    methods = {(c.lang, c.recipe, c.budget, method.name): (c, method) for c in found for method in c.methods}
+    methods = {
+        tuple(map(for_markdown, (c.lang, c.recipe, c.budget, method.name))): (c, method)
+        for c in found
+        for method in c.methods
+    }
     lines = [header, rule]
     for key in (tuple(row[: len(_KEYS)]) for row in rows):
         if key not in methods:
@@ -61,7 +68,8 @@ def _table(text: str, found: Sequence[Comparison], name: str) -> str:
 def _of_full(comparison: Comparison, method: Method) -> str:
     """Return mean recall as a percentage of that of full training of both towers."""
     full = next((other for other in comparison.methods if other.name == "full"), None)
-    return "" if full is None else f"{100 * method.scores[-1].value / full.scores[-1].value:.0f} %"
+    of = 0 if full is None else full.scores[-1].value
+    return f"{100 * method.scores[-1].value / of:.0f} %" if of else ""
 
 
 _STANDINGS = {"best": "highest", "level": "not significantly different", "worse": "worse", "untested": "not tested"}

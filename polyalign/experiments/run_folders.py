@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
-import shutil
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+
+import xxhash
 
 import polyalign
 from polyalign.config.resolve import budget_overrides, resolve
 from polyalign.config.schema import Recipe, merge
 from polyalign.evaluation.results import Run
 from polyalign.experiments.workers import LOG, RECIPE, RESTARTS
-from polyalign.models import checkpoint
 from polyalign.training import train
 from polyalign.utils import storage
-from polyalign.utils.errors import UserError
+from polyalign.utils.errors import UserError, first_line
+from polyalign.utils.lock import LOCK_FILES, locked
 from polyalign.utils.process import from_main_process, processes
 from polyalign.utils.progress import progress_bars
+from polyalign.utils.text import safe_stem
 
 logger = logging.getLogger(__name__)
+
+MANIFEST = ".polyalign.files.json"
+"""Lists the files of a run with hashes of their contents, None while they may be written."""
 
 
 def default_folder(recipe: Recipe, recipe_file: str) -> Path:
@@ -48,7 +57,7 @@ def run_name(recipe: Recipe, recipe_file: str, usual: dict[str, Any] | None = No
     if _plain(recipe, recipe_file, usual or {}) != recipe:
         unseeded = recipe.model_copy(update={"train": recipe.train.model_copy(update={"seed": 0})})
         parts.append(hashlib.sha256(unseeded.to_toml().encode()).hexdigest()[:6])
-    return "-".join(parts).replace(":", "")
+    return safe_stem("-".join(parts).replace(":", ""))
 
 
 def _plain(recipe: Recipe, recipe_file: str, usual: dict[str, Any]) -> Recipe | None:
@@ -79,62 +88,127 @@ def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -
 
     Raises:
         UserError: the folder holds a run with other settings, an unfinished run (without ``resume`` and ``overwrite``),
-            or a ``result.json`` that is not of a run; or it is not writable.
+            or other files where the run would write; another process uses it; or it is not writable.
     """
-    storage.check_writable(folder)
     main = processes().is_main_process
     if main:
         _refuse_foreign(folder)
-    if overwrite and main:
-        _delete_run(folder)
-    if not main:
+        storage.check_writable(folder)
+    else:
         logging.getLogger("polyalign").setLevel(logging.ERROR)
-    # Only the main process reads the folder, which other machines may not share.
-    finished = from_main_process((folder / train.RESULT).exists())
-    begun = from_main_process((folder / train.STATE).exists())
-    if finished:
-        if not main:
-            return None
-        run = Run.load_json(folder / train.RESULT)
-        if not recipe.is_of(run.recipe):
-            raise UserError(f"{folder} holds a run with other settings: use another --out, or --overwrite")
-        logger.info(f"the run in {folder} is already finished; train it again with --overwrite")
-        return run
-    if begun and not resume:
-        raise UserError(f"{folder} holds an unfinished run: continue it with --resume, or start over with --overwrite")
-    if resume and not begun:
-        logger.info(f"nothing to resume in {folder}: starting a new run")
-    with progress_bars(enabled=main):
-        return train.train(recipe, folder, resume=resume)
+    with locked(folder) if main else nullcontext():
+        if overwrite and main:
+            _delete_run(folder)
+        # Only the main process reads the folder, which other machines may not share.
+        finished = from_main_process((folder / train.RESULT).exists())
+        begun = from_main_process((folder / train.STATE).exists())
+        if finished:
+            return _finished(folder, recipe) if main else None
+        if begun and not resume:
+            raise UserError(
+                f"{folder} holds an unfinished run: continue it with --resume, or start over with --overwrite"
+            )
+        if resume and not begun:
+            logger.info(f"nothing to resume in {folder}: starting a new run")
+        if main and not begun:
+            _refuse_changed(folder)
+        with progress_bars(enabled=main), _listed(folder) if main else nullcontext():
+            return train.train(recipe, folder, resume=resume)
+
+
+def _finished(folder: Path, recipe: Recipe) -> Run:
+    """Return the finished run in a folder, which must be of this recipe."""
+    run = Run.load_json(folder / train.RESULT)
+    if not recipe.is_of(run.recipe):
+        raise UserError(f"{folder} holds a run with other settings: use another --out, or --overwrite")
+    logger.info(f"the run in {folder} is already finished; train it again with --overwrite")
+    return run
 
 
 def _refuse_foreign(folder: Path) -> None:
     """Check that a folder is new, is empty, or holds a run, so that the files of a run are not mixed with others."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if names - {RECIPE, LOG, RESTARTS} and not names & {train.RESULT, train.STATE}:
+    if names - {RECIPE, LOG, RESTARTS, *LOCK_FILES} and not names & {train.RESULT, train.STATE, MANIFEST}:
         raise UserError(f"{folder} contains other files and no run: use a new folder for --out")
 
 
 def _delete_run(folder: Path) -> None:
-    """Delete only the files of a run in its folder; symbolic links are removed, not followed."""
-    owned: tuple[str, ...] = (train.STATE,)  # the only file of an unfinished run
-    if (folder / checkpoint.TOWERS).is_file():
-        owned = train.FILES
-    elif (folder / train.RESULT).is_file():
-        Run.load_json(folder / train.RESULT)  # refuses a file of another kind
-        owned += (train.RESULT,)
-    for path in [folder / name for name in owned]:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+    """Delete the files of a run that are listed in its manifest; symbolic links are removed, not followed.
+
+    Raises:
+        UserError: there is no manifest, or other files are where the run would write; nothing is deleted.
+    """
+    if _files(folder) and not (folder / MANIFEST).exists():
+        raise UserError(
+            f"{folder} does not list the files of its run, as older versions wrote it: delete the run yourself, "
+            "or use another --out"
+        )
+    _refuse_changed(folder)
+    for name in (train.RESULT, *train.FILES):  # without its result, a half-deleted run is not taken for a finished one
+        path = folder / name
+        for file in [path] if path.is_symlink() or not path.is_dir() else _files(folder, (name,)):
+            file.unlink(missing_ok=True)
+
+
+def _refuse_changed(folder: Path) -> None:
+    """Check that each file where a run writes is one that the last run in this folder wrote.
+
+    The files of a run that was killed while it wrote them are known by name only, those in subfolders not at all.
+    """
+    listed = _manifest(folder)
+    for path in _files(folder):
+        name = path.relative_to(folder).as_posix()
+        if name not in listed or listed[name] not in (None, _digest(path)):
+            raise UserError(f"{path} is not as a run left it: move it away, or use another --out")
+
+
+def _files(folder: Path, names: tuple[str, ...] = train.FILES) -> list[Path]:
+    """Return all that exists under the names of a run's files, with the contents of subfolders."""
+    paths = [path for name in names for path in (folder / name, *(folder / name).rglob("*"))]
+    return [path for path in paths if not path.is_dir() and (path.exists() or path.is_symlink())]
+
+
+def _digest(path: Path) -> str:
+    """Return a hash of the contents of a file, which is empty for a broken link or a device."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+
+
+@contextmanager
+def _listed(folder: Path) -> Iterator[None]:
+    """List the files of the run that is written inside the context, in ``MANIFEST``, at its start and at its end."""
+
+    def write(files: dict[str, str | None]) -> None:
+        storage.write_text(folder / MANIFEST, json.dumps(files, indent=2) + "\n")
+
+    write(dict.fromkeys(train.FILES))
+    try:
+        yield
+    finally:
+        write({path.relative_to(folder).as_posix(): _digest(path) for path in _files(folder)})
+
+
+def _manifest(folder: Path) -> dict[str, str | None]:
+    """Read ``MANIFEST``; without one no files are listed."""
+    path = folder / MANIFEST
+    try:
+        listed = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {first_line(error)}; use another --out") from error
+    if not isinstance(listed, dict):
+        raise UserError(f"{path} is not a list of files: use another --out")
+    return listed
 
 
 def next_commands(folder: Path, run: Run) -> list[str]:
-    """Return commands to try after training."""
+    """Return commands to try after training, quoted for a shell."""
     other = next((strategy for strategy in ("lilt", "projection", "lit") if strategy != run.strategy), "full")
-    return [
-        f"polyalign eval {folder} --lang {run.lang},en",
-        f"polyalign train --lang {run.lang} --strategy {other} --recipe {run.recipe['name']}",
-        f"polyalign strategies --recipe {run.recipe['name']}",
-    ]
+    name = run.recipe["name"]
+    commands = (
+        ("eval", str(folder), "--lang", f"{run.lang},en"),
+        ("train", "--lang", run.lang, "--strategy", other, "--recipe", name),
+        ("strategies", "--recipe", name),
+    )
+    return [shlex.join(("polyalign", *words)) for words in commands]

@@ -166,6 +166,13 @@ def _comparison(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Comparison:
                 f"there are two results of {one.strategy}, {one.lang}, {one.budget}, seed {one.seed} "
                 f"(recipe {one.recipe.get('name')}): remove one"
             )
+    first = groups[0][0]
+    for run in runs:
+        if not run.test[0].text_to_image.ranks or _queries(run) != _queries(first):
+            raise UserError(
+                f"the test of {run.strategy}, {run.lang}, {run.budget}, seed {run.seed} has no ranks, or other queries "
+                f"than that of {first.strategy} with the same fingerprint: remove one"
+            )
     hits = [[run.test[0].hits() for run in group] for group in groups]
     scores = [recall_scores(seeds) for seeds in hits]
     leader = max(range(len(groups)), key=lambda i: scores[i][_MEAN_RECALL].value)
@@ -193,6 +200,11 @@ def _comparison(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Comparison:
         of_compute=of_compute(first),
         left_out=tuple(sorted(left_out, key=lambda one: (one.strategy, _recipe_name(one), one.seed))),
     )
+
+
+def _queries(run: Run) -> Hashable:
+    test = run.test[0]
+    return test.images, test.image_of, test.fold_of
 
 
 def _tested(hits: Sequence[Sequence[Hits]], leader: int) -> Sequence[AgainstBest | None]:

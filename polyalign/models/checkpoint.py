@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 from pathlib import Path
 
 import torch
@@ -14,7 +17,10 @@ from polyalign.config.tower import Preprocessing
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
 from polyalign.utils import storage
-from polyalign.utils.errors import UserError
+from polyalign.utils.errors import UserError, first_line
+from polyalign.utils.text import clean
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS, RECIPE, TOWERS, TOKENIZER = "model.safetensors", "recipe.toml", "towers.json", "tokenizer"
 FILES = (WEIGHTS, RECIPE, TOWERS, TOKENIZER)
@@ -59,11 +65,41 @@ def save(folder: Path, aligner: Aligner, recipe: Recipe) -> int:
         text=aligner.text.fingerprint or "",
         preprocessing=aligner.vision.preprocessing,
     )
-    aligner.text.tokenizer.save_pretrained(folder / TOKENIZER)
+    try:
+        aligner.text.tokenizer.save_pretrained(folder / TOKENIZER)
+    except OSError as error:
+        raise storage.cannot_write(folder / TOKENIZER, error) from error
     storage.write_text(folder / TOWERS, towers.model_dump_json(indent=2) + "\n")
     storage.write_text(folder / RECIPE, recipe.to_toml())
-    storage.save_tensors(folder / WEIGHTS, trained_state(aligner), {"format": "polyalign 1"})
+    metadata = {"format": "polyalign 1", "files": json.dumps(_digests(folder))}
+    storage.save_tensors(folder / WEIGHTS, trained_state(aligner), metadata)
     return (folder / WEIGHTS).stat().st_size
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file of a checkpoint except the weights, by its path in the folder."""
+    names = [folder / RECIPE, folder / TOWERS, *sorted((folder / TOKENIZER).rglob("*"))]
+    files = [path for path in names if path.is_file() and not path.name.startswith(".")]
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _check_files(folder: Path, recorded: str | None) -> None:
+    """Compare the files of a checkpoint with their digests in its weights.
+
+    Raises:
+        UserError: a file differs, is missing, or was added.
+    """
+    if recorded is None:
+        return logger.info(f"{folder} was saved before its files were recorded: changes to them cannot be detected")
+    try:
+        then, now = dict(json.loads(recorded)), _digests(folder)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"cannot read the files of {folder}: {first_line(error)}") from error
+    for name in sorted({*then, *now}):
+        if then.get(name) != now.get(name):
+            how = "deleted" if name not in now else "changed" if name in then else "added"
+            hint = "copy the whole folder again, or train again"
+            raise UserError(f"{folder / clean(name)} was {how} after {WEIGHTS} was saved: {hint}")
 
 
 def check_finished(folder: Path) -> None:
@@ -82,9 +118,12 @@ def load(folder: Path) -> tuple[Aligner, Recipe]:
     Preprocessing and tokenizer are the saved ones, whatever the hub says today.
 
     Raises:
-        UserError: there is no checkpoint, the towers' weights are not those it was trained on, or it does not fit.
+        UserError: there is no checkpoint, a file of it was changed, the towers' weights are not those it was trained
+            on, or it does not fit.
     """
     check_finished(folder)
+    tensors, metadata = storage.load_tensors(folder / WEIGHTS)
+    _check_files(folder, metadata.get("files"))
     recipe = read_recipe(folder / RECIPE)
     towers = _read_towers(folder / TOWERS)
     aligner = build_aligner(recipe, preprocessing=towers.preprocessing, tokenizer=folder / TOKENIZER)
@@ -97,7 +136,6 @@ def load(folder: Path) -> tuple[Aligner, Recipe]:
                 f"the {name} tower's weights are not those this checkpoint was trained on ({found}, not {wanted}): "
                 "get the same revision of the tower, or train again"
             )
-    tensors, _ = storage.load_tensors(folder / WEIGHTS)
     restore(aligner, tensors, str(folder / WEIGHTS))
     return aligner.eval(), recipe
 
@@ -119,8 +157,23 @@ def restore(aligner: Aligner, tensors: dict[str, torch.Tensor], where: str) -> N
         UserError: the tensors are not those that the recipe trains.
     """
     state = trained_state(aligner)
-    if set(state) != set(tensors) or any(state[name].shape != tensors[name].shape for name in state):
-        wrong = sorted(set(state) ^ set(tensors))[:3]
-        raise UserError(f"{where} does not fit its recipe: it differs in {wrong or 'shapes'}")
+    check_fits(state, tensors, where)
     for name, tensor in state.items():
         tensor.copy_(tensors[name])
+
+
+def check_fits(state: dict[str, torch.Tensor], tensors: dict[str, torch.Tensor], where: str) -> None:
+    """Check that tensors have the names, shapes and types of a trained state.
+
+    Raises:
+        UserError: they have not.
+    """
+    names = state.keys() & tensors.keys()
+    kinds = [(name, tensors[name], state[name]) for name in sorted(names)]
+    wrong = sorted(state.keys() ^ tensors.keys()) or [
+        f"{name} ({found.dtype} {list(found.shape)}, not {wanted.dtype} {list(wanted.shape)})"
+        for name, found, wanted in kinds
+        if (found.dtype, found.shape) != (wanted.dtype, wanted.shape)
+    ]
+    if wrong:
+        raise UserError(f"{where} does not fit its recipe: it differs in {clean(', '.join(wrong[:3]), 300)}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import logging
 import math
 import os
@@ -16,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,17 +25,17 @@ from polyalign.config.schema import Cache
 from polyalign.data.pairs import ImageRef
 from polyalign.models.towers.text import TextTower, Tokens
 from polyalign.models.towers.vision import VisionTower
-from polyalign.utils import precision, storage
+from polyalign.utils import array_cache, precision
 from polyalign.utils.errors import UserError
 from polyalign.utils.process import Spent
 from polyalign.utils.progress import progress
 
 logger = logging.getLogger(__name__)
 
-folder = storage.cache_folder
+folder, clear = array_cache.folder, array_cache.clear
 
 _BATCH = 64
-_FORMAT = "4"  # version of the stores and their keys; ``polyalign cache clear`` deletes those of older versions
+_FORMAT = "5"  # version of the stores and their keys
 _LIBRARIES = {"vision": ("torch", "timm", "pillow"), "text": ("torch", "transformers")}
 
 Places = npt.NDArray[np.int64]
@@ -126,7 +124,7 @@ def image_features(tower: VisionTower, refs: Sequence[ImageRef], cut: int, confi
 
     how = tower.preprocessing.model_dump_json() + (tower.variant if cut else "")
     key = _key("vision", tower, cut, config, [ref.key() for ref in refs], how, in_bf16=in_bf16)
-    values, spent = _find(key) or _collect(key, batches, len(refs), len(refs), config, "images")
+    values, spent = _find(key, len(refs)) or _collect(key, batches, len(refs), len(refs), config, "images")
     return CachedFeatures(values, cut, spent=spent, in_bf16=in_bf16)
 
 
@@ -164,7 +162,7 @@ def caption_features(
     key = _key("text", tower, cut, config, contents, tower.variant, in_bf16=in_bf16)
     ragged = offsets if cut < tower.whole else None
     total = len(ids) if ragged is None else len(flat)
-    values, spent = _find(key) or _collect(key, batches, total, len(ids), config, "captions")
+    values, spent = _find(key, total) or _collect(key, batches, total, len(ids), config, "captions")
     of_tokens = None if ragged is None else flat
     return CachedFeatures(values, cut, ragged, of_tokens, tower.pad, spent, in_bf16)
 
@@ -217,16 +215,13 @@ def _key(
     return f"{kind}-{cut}-{digest.hexdigest()[:24]}"
 
 
-def _find(key: str | None) -> tuple[npt.NDArray[Any], Spent] | None:
-    """Return a store and the cost of computing it, or None if it is not on disk."""
-    path = folder() / f"{key}.npy"
-    card = path.with_suffix(".json")
-    # The card is written last: without it, a run was interrupted between the two files.
-    if key is None or not path.is_file() or not card.is_file():
+def _find(key: str | None, total: int) -> tuple[npt.NDArray[Any], Spent] | None:
+    """Return a store of ``total`` rows and the cost of computing it, or None if it is not on disk."""
+    found = None if key is None else array_cache.find(key)
+    if found is None or len(found[0]) != total:
         return None
-    facts = json.loads(card.read_text(encoding="utf-8"))
-    os.utime(path)
-    return np.load(path, mmap_mode="r", allow_pickle=False), Spent(facts["seconds"], facts["cpu_seconds"])
+    values, card = found
+    return values, Spent(card.seconds, card.cpu_seconds)
 
 
 def _collect(
@@ -244,7 +239,7 @@ def _store(
     key: str | None, batches: Iterator[Filled], total: int, items: int, config: Cache, what: str
 ) -> tuple[npt.NDArray[Any], Spent]:
     """Write the batches into one array of ``total`` rows: atomically on disk, or in memory if ``key`` is None."""
-    began = Spent.until_now()
+    began = spent = Spent.until_now()
     first = next(batches)
     shape, dtype = (total, *first[1].shape[1:]), first[1].dtype
     size = total * first[1][0].nbytes
@@ -255,22 +250,17 @@ def _store(
             "or keep only pixels with --set cache.prefix=false"
         )
     batches = itertools.chain([first], batches)
-    if key is None:
-        values: npt.NDArray[Any] = np.empty(shape, dtype)
+
+    def fill(values: npt.NDArray[Any]) -> dict[str, Any]:
+        nonlocal spent
         _write(values, batches, items, what)
-        return values, Spent.until_now() - began
+        spent = Spent.until_now() - began
+        return {"what": what, "rows": items, **asdict(spent)}
 
-    def fill(partial: Path) -> None:
-        array = np.lib.format.open_memmap(partial, "w+", dtype, shape)
-        _write(array, batches, items, what)
-        array.flush()
-
-    storage.check_room(folder(), size, f"the cache of {items:,} {what}")
-    path = folder() / f"{key}.npy"
-    storage.write(path, fill)
-    spent = Spent.until_now() - began
-    storage.write_text(path.with_suffix(".json"), json.dumps({"what": what, "rows": items, **asdict(spent)}))
-    return np.load(path, mmap_mode="r", allow_pickle=False), spent
+    if key is not None:
+        return array_cache.write(key, shape, dtype, fill), spent
+    fill(values := np.empty(shape, dtype))
+    return values, spent
 
 
 def _write(values: npt.NDArray[Any], batches: Iterable[Filled], items: int, what: str) -> None:
@@ -292,19 +282,5 @@ class CacheEntry:
 
 def list_entries() -> list[CacheEntry]:
     """Return the stores on disk, largest first."""
-    found = []
-    for path in folder().glob("*.npy"):
-        card = path.with_suffix(".json")
-        if card.is_file():  # an interrupted run leaves no card
-            facts = json.loads(card.read_text(encoding="utf-8"))
-            found.append(CacheEntry(path.stem, facts["what"], facts["rows"], path.stat().st_size, facts["seconds"]))
+    found = [CacheEntry(card.name, card.what, card.rows, card.bytes, card.seconds) for card in array_cache.cards()]
     return sorted(found, key=lambda entry: (-entry.bytes, entry.name))
-
-
-def clear() -> int:
-    """Delete all stores and the partial files of interrupted runs; return the number of bytes freed."""
-    freed = 0
-    for path in [path for ending in ("*.npy", "*.json", ".*.npy.*") for path in folder().glob(ending)]:
-        freed += path.stat().st_size
-        path.unlink()
-    return freed

@@ -7,13 +7,13 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 from rich import box
-from rich.table import Table
 
 from polyalign.config.plugins import load_plugin, plugin_names
 from polyalign.config.resolve import resolve
 from polyalign.models.build import build_aligner
 from polyalign.models.towers.base import ValuesNeededError
 from polyalign.utils.errors import UserError
+from polyalign.utils.text import PlainTable
 
 
 class Row(BaseModel):
@@ -52,9 +52,9 @@ def count(recipe: str, lang: str, overrides: dict[str, Any]) -> list[Row]:
     return sorted(rows, key=lambda row: row.trainable)
 
 
-def render(rows: list[Row], recipe: str) -> Table:
+def render(rows: list[Row], recipe: str) -> PlainTable:
     """Draw the rows for the terminal."""
-    table = Table(
+    table = PlainTable(
         title=f"What trains with recipe {recipe}",
         caption="frozen stages: the number of stages of each tower that are computed once and cached",
         box=box.SIMPLE_HEAD,

@@ -7,14 +7,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import nn
 
+from polyalign.config.language import describe_error
 from polyalign.evaluation.results import DevEvaluation
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 from polyalign.utils.process import Spent
+from polyalign.utils.text import clean
+
+_ANEW = "train again with --overwrite"
 
 
 @dataclass
@@ -39,6 +44,18 @@ class State:
         )
 
 
+class _Position(BaseModel):
+    """The fields of ``State`` that are not tensors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    step: int = Field(ge=0)
+    spent: Spent
+    dev_evaluations: list[DevEvaluation]
+    losses: list[float]
+    finished: bool
+
+
 def save(path: Path, state: State, aligner: Aligner, optimiser: torch.optim.Optimizer, recipe_toml: str) -> None:
     """Write the state atomically. It holds no random state, since every step is seeded by its number."""
     named = _names(aligner, optimiser)
@@ -61,27 +78,52 @@ def load(path: Path, aligner: Aligner, optimiser: torch.optim.Optimizer, recipe_
     """Restore the model and the optimiser and return the state.
 
     Raises:
-        UserError: the file is unreadable or belongs to another recipe.
+        UserError: the file is unreadable, belongs to another recipe, or does not fit the model and its optimiser.
     """
     tensors, metadata = storage.load_tensors(path)
     if metadata.get("recipe") != recipe_toml:
         raise UserError(
             f"{path} belongs to a run with other settings: use the same settings, another --out, or --overwrite"
         )
-    position = json.loads(metadata["position"])
-    position["spent"] = Spent(**position["spent"])
-    position["dev_evaluations"] = [DevEvaluation(**one) for one in position["dev_evaluations"]]
+    try:
+        position = _Position.model_validate_json(metadata.get("position", ""))
+    except ValidationError as error:
+        raise UserError(f"{path} is not a training state: {clean(describe_error(error), 300)}; {_ANEW}") from error
     parts: dict[str, dict[str, torch.Tensor]] = {"model": {}, "best": {}, "optimiser": {}}
     for key, tensor in tensors.items():
         part, _, name = key.partition("/")
+        if part not in parts:
+            raise UserError(f"{path} is not a training state: it has {clean(key, 80)}; {_ANEW}")
         parts[part][name] = tensor
+    trained = checkpoint.trained_state(aligner)
+    checkpoint.check_fits(trained if position.dev_evaluations else {}, parts["best"], f"{path}, its best state,")
+    slots = _slots(parts["optimiser"], aligner.trainable(), path)
     checkpoint.restore(aligner, parts["model"], str(path))
-    parameters = aligner.trainable()
-    for key, tensor in parts["optimiser"].items():
+    optimiser.state.update(slots)
+    return State(**dict(position), best=parts["best"])
+
+
+def _slots(
+    tensors: dict[str, torch.Tensor], parameters: dict[str, nn.Parameter], path: Path
+) -> dict[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return AdamW's state of each parameter, as ``name/slot`` holds it.
+
+    Raises:
+        UserError: a tensor is not of the optimiser, or not of the shape and type of its parameter.
+    """
+    wanted = {
+        f"{name}/{slot}": torch.tensor(0.0) if slot == "step" else parameter
+        for name, parameter in parameters.items()
+        for slot in ("step", "exp_avg", "exp_avg_sq")
+        if any(key.rpartition("/")[0] == name for key in tensors)
+    }
+    checkpoint.check_fits(dict(wanted), tensors, f"{path}, the state of its optimiser,")
+    slots: dict[torch.Tensor, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
         name, _, slot = key.rpartition("/")
         parameter = parameters[name]
-        optimiser.state[parameter][slot] = tensor.to(parameter.device)
-    return State(**position, best=parts["best"])
+        slots.setdefault(parameter, {})[slot] = tensor.to(parameter.device)
+    return slots
 
 
 def _names(aligner: Aligner, optimiser: torch.optim.Optimizer) -> dict[int, str]:

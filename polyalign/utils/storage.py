@@ -11,7 +11,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -72,13 +71,10 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(path.parent, path.name)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=_PARTIAL)
+        handle, partial = _temporary(path)
     except OSError as error:
         raise cannot_write(path, error) from error
-    partial = Path(name)
     try:
-        with suppress(OSError):  # a file system without locks, where abandoned files are left alone
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         fill(partial)
         partial.chmod(0o644)
         partial.replace(path)
@@ -88,6 +84,22 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
             raise cannot_write(path, error) from error
         raise
     finally:
+        os.close(handle)
+
+
+def _temporary(path: Path) -> tuple[int, Path]:
+    """Create and lock a temporary file next to ``path``; again if another process deletes it before it is locked."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=_PARTIAL)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_kept = os.fstat(handle).st_nlink > 0
+        except BlockingIOError:
+            is_kept = False
+        except OSError:  # a file system without locks, where abandoned files are left alone
+            is_kept = True
+        if is_kept:
+            return handle, Path(name)
         os.close(handle)
 
 

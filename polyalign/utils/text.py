@@ -1,15 +1,21 @@
-"""Text from files of unknown origin: safe to print, and safe as part of a path."""
+"""Text from files of unknown origin: safe to print, in Markdown, in a spreadsheet, and as part of a path."""
 
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 import regex
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
 # Control characters, lone surrogates, line separators, and marks that reorder the text around them. The joiners
 # U+200C and U+200D stay: Persian and the languages of India need them.
 _UNSAFE = regex.compile(r"[\p{Cc}\p{Cs}\p{Zl}\p{Zp}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
 _NOT_IN_NAMES = regex.compile(r"[^\p{L}\p{M}\p{N}._+=@-]+")
+_MARKDOWN = regex.compile(r"[\\`*|]|(?<=\])\(")
+_NUMBER = regex.compile(r"[-+]?[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?")
 _LONGEST_NAME = 100  # bytes; file systems allow 255, and endings are added
 
 
@@ -33,3 +39,31 @@ def safe_stem(name: str) -> str:
     digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:8]
     short = stem.encode("utf-8", "ignore")[: _LONGEST_NAME - 9].decode("utf-8", "ignore")
     return f"{short}-{digest}".lstrip("-")
+
+
+def for_markdown(text: object) -> str:
+    """Return text as one line of Markdown that is shown as it is: without markup, links and HTML."""
+    plain = clean(text).replace("&", "&amp;").replace("<", "&lt;")
+    escaped: str = _MARKDOWN.sub(r"\\\g<0>", plain)
+    return escaped
+
+
+def for_spreadsheet(value: object) -> object:
+    """Return a cell of a CSV file; a text that a spreadsheet would run as a formula begins with an apostrophe."""
+    if not isinstance(value, str):
+        return value
+    line = clean(value)
+    return f"'{line}" if line.startswith(tuple("=+-@＝＋－＠")) and not _NUMBER.fullmatch(line) else line
+
+
+class PlainTable(Table):
+    """A table for the terminal that shows text as it is, without markup and control characters."""
+
+    def __init__(self, *headers: Any, title: str | None = None, caption: str | None = None, **options: Any) -> None:
+        """Make an empty table, with ``rich.table.Table``'s options; only ``caption`` can have several lines."""
+        notes = [escape(clean(line)) for line in caption.split("\n")] if caption else []
+        super().__init__(*headers, title=title and escape(clean(title)), caption="\n".join(notes) or None, **options)
+
+    def add_row(self, *cells: Any, **options: Any) -> None:
+        """Add a row of texts."""
+        super().add_row(*(Text(_UNSAFE.sub(" ", cell)) for cell in cells), **options)

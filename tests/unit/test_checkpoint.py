@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from polyalign.data.trained_images import TRAINED_IMAGES, load_trained_images, save_trained_images
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
 from polyalign.models.embed import embed
@@ -94,13 +97,13 @@ def spoil(path):
     [
         (checkpoint.WEIGHTS, lambda path: path.unlink(), "holds no finished checkpoint"),
         (checkpoint.WEIGHTS, spoil, "cannot read .*model.safetensors"),
-        (checkpoint.RECIPE, lambda path: path.unlink(), "cannot read .*recipe.toml"),
-        (checkpoint.RECIPE, spoil, "cannot read .*recipe.toml"),
-        (checkpoint.TOWERS, lambda path: path.unlink(), "cannot read .*towers.json"),
-        (checkpoint.TOWERS, spoil, "towers.json is not what was saved"),
-        (checkpoint.TOWERS, spoil_json, "towers.json is not what was saved"),
-        (checkpoint.TOKENIZER, shutil.rmtree, "tokenizer"),
-        (f"{checkpoint.TOKENIZER}/tokenizer.json", spoil, "tokenizer"),
+        (checkpoint.RECIPE, lambda path: path.unlink(), "recipe.toml was deleted after model.safetensors was saved"),
+        (checkpoint.RECIPE, spoil, "recipe.toml was changed after"),
+        (checkpoint.TOWERS, lambda path: path.unlink(), "towers.json was deleted after"),
+        (checkpoint.TOWERS, spoil, "towers.json was changed after"),
+        (checkpoint.TOKENIZER, shutil.rmtree, "tokenizer/tokenizer.json was deleted after"),
+        (f"{checkpoint.TOKENIZER}/tokenizer.json", spoil, "tokenizer/tokenizer.json was changed after"),
+        (f"{checkpoint.TOKENIZER}/evil.py", spoil, "tokenizer/evil.py was added after"),
     ],
 )
 def test_a_file_that_is_missing_or_corrupt_is_an_error_of_one_line(name, change, said, tmp_path):
@@ -119,9 +122,16 @@ def test_an_unfinished_run_is_an_error_that_says_how_to_finish(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda tensors: tensors.pop("logit_scale"), r"differs in \['logit_scale'\]"),
-        (lambda tensors: tensors.update(odd=torch.zeros(1)), r"differs in \['odd'\]"),
-        (lambda tensors: tensors.update(logit_scale=torch.zeros(2)), "differs in shapes"),
+        (lambda tensors: tensors.pop("logit_scale"), "differs in logit_scale"),
+        (lambda tensors: tensors.update(odd=torch.zeros(1)), "differs in odd"),
+        (
+            lambda tensors: tensors.update(logit_scale=torch.zeros(2)),
+            r"differs in logit_scale \(torch.float32 \[2\], not ",
+        ),
+        (
+            lambda tensors: tensors.update(logit_scale=tensors["logit_scale"].double()),
+            r"differs .* \(torch.float64 \[\], ",
+        ),
     ],
 )
 def test_weights_of_another_strategy_are_refused(change, said, tmp_path):
@@ -141,3 +151,60 @@ def test_asking_for_the_state_leaves_the_mode_as_it_is(training):
     state = checkpoint.trained_state(aligner)
     assert any(name.endswith("running_mean") for name in state)
     assert [module.training for module in aligner.modules()] == modes
+
+
+def without_digests(folder, **metadata):
+    """Write the weights anew with this metadata instead of the digests of the other files."""
+    tensors, _ = storage.load_tensors(folder / checkpoint.WEIGHTS)
+    storage.save_tensors(folder / checkpoint.WEIGHTS, tensors, {"format": "polyalign 1", **metadata})
+
+
+def test_a_checkpoint_of_an_older_version_is_loaded_with_a_message(tmp_path, caplog):
+    saved(tmp_path, "projection")
+    without_digests(tmp_path)
+    with caplog.at_level("INFO"):
+        checkpoint.load(tmp_path)
+    assert caplog.text.count("changes to them cannot be detected") == 1
+
+
+@pytest.mark.parametrize("files", ["", "3", "[]", "[1]", '{"x": 1}', '{"../recipe.toml": ""}', "null"])
+def test_digests_of_another_form_are_an_error_of_one_line(files, tmp_path):
+    saved(tmp_path, "projection")
+    without_digests(tmp_path, files=files)
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [spoil, spoil_json])
+def test_other_files_of_an_older_checkpoint_are_errors_of_one_line(change, tmp_path):
+    saved(tmp_path, "projection")
+    without_digests(tmp_path)
+    change(tmp_path / checkpoint.TOWERS)
+    with pytest.raises(UserError, match=r"towers.json is not what was saved") as caught:
+        checkpoint.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_flipped_byte_in_any_file_names_it_or_changes_nothing(tmp_path):
+    table = tiny.table("train").take_pairs(range(8))
+    aligner = saved(tmp_path, "projection")
+    save_trained_images(tmp_path, table)
+    right, trained = embed(aligner, table), load_trained_images(tmp_path)
+    chance = random.Random(0)
+    for path in sorted(path for path in tmp_path.rglob("*") if path.is_file()):
+        whole = path.read_bytes()
+        for place in [*chance.sample(range(len(whole)), 8), *range(8), len(whole) - 1]:
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ (1 << chance.randrange(8))]) + whole[place + 1 :])
+            said = ""
+            try:
+                if path.name == TRAINED_IMAGES:
+                    assert load_trained_images(tmp_path).image_ids == trained.image_ids
+                else:
+                    found, _ = checkpoint.load(tmp_path)
+                    assert np.array_equal(embed(found, table).captions, right.captions)
+            except UserError as error:
+                said = str(error)
+            assert said == "" or (str(path) in said and "\n" not in said)
+        path.write_bytes(whole)
+    checkpoint.load(tmp_path)

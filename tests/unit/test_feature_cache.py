@@ -28,7 +28,7 @@ BF16 = Cache(dtype="float32", precision="bf16")
 def folder(tmp_path, monkeypatch):
     """A cache folder of the test's own."""
     monkeypatch.setenv("POLYALIGN_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+    return tmp_path / "cache" / "features"
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def frozen():
 
 
 def stores_in(folder) -> list[str]:
-    return sorted(path.name for path in folder.glob("*.npy"))
+    return sorted(path.name for path in folder.glob("*.array"))
 
 
 # The same training with and without
@@ -401,11 +401,7 @@ def test_a_stop_in_the_middle_leaves_nothing_that_is_found(frozen, table, folder
         patch.setattr(cache, "_write", stop)
         with pytest.raises(KeyboardInterrupt):
             cache.image_features(frozen.vision, table.images, 5, FULL)
-    assert list(folder.iterdir()) == []
-    with monkeypatch.context() as patch:
-        patch.setattr(cache.storage, "write_text", stop)
-        with pytest.raises(KeyboardInterrupt):
-            cache.image_features(frozen.vision, table.images, 5, FULL)
+    assert [path.name for path in folder.iterdir()] == ["CACHEDIR.TAG"]
     assert cache.list_entries() == []
     assert len(cache.image_features(frozen.vision, table.images, 5, FULL)) == len(table.images)
     assert [entry.rows for entry in cache.list_entries()] == [len(table.images)]
@@ -414,16 +410,33 @@ def test_a_stop_in_the_middle_leaves_nothing_that_is_found(frozen, table, folder
 def test_what_is_on_disk_can_be_listed_and_cleared(frozen, table, folder):
     assert cache.list_entries() == []
     prepare(frozen, table, FULL)
-    (folder / ".vision-5-x.npy.half").write_bytes(b"left by a run that was killed")
     found = cache.list_entries()
     assert [(entry.what, entry.rows) for entry in found] == [("captions", 20), ("images", 10)]
-    assert [entry.bytes for entry in found] == [128 + 20 * 32 * 4, 128 + 10 * 32 * 4]
+    assert [entry.bytes for entry in found] == [20 * 32 * 4, 10 * 32 * 4]
     assert cache.clear() > sum(entry.bytes for entry in found)
-    assert list(folder.iterdir()) == []
+    assert cache.list_entries() == stores_in(folder) == []
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "rows"])
+def test_a_damaged_store_is_computed_again(damage, frozen, table, folder, monkeypatch):
+    right = cache.image_features(frozen.vision, table.images, 5, FULL).values.copy()
+    (path,) = folder.glob("*.array")
+    whole = path.read_bytes()
+    if damage == "rows":  # a whole file of another number of rows
+        name = path.stem
+        path.unlink()
+        facts = {"what": "images", "rows": 2, "seconds": 1, "cpu_seconds": 1}
+        cache.array_cache.write(name, (2, 32), "float32", lambda values: values.fill(7) or facts)
+    else:
+        path.write_bytes(whole[:-1] if damage == "cut" else bytes([whole[0] ^ 1]) + whole[1:])
+    monkeypatch.setattr(cache.array_cache, "_CHECKED", set())
+    for _ in range(2):
+        assert np.array_equal(cache.image_features(frozen.vision, table.images, 5, FULL).values, right)
+    assert len(cache.list_entries()) == 1
 
 
 def test_the_folder_is_in_the_users_cache_unless_told(monkeypatch, tmp_path):
-    assert cache.folder() == tmp_path / "cache"
+    assert cache.folder() == tmp_path / "cache" / "features"
     monkeypatch.delenv("POLYALIGN_CACHE")
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert str(cache.folder()) == "/home/somebody/.cache/polyalign"
+    assert str(cache.folder()) == "/home/somebody/.cache/polyalign/features"

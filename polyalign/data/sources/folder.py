@@ -8,8 +8,8 @@ from pathlib import Path, PurePosixPath
 
 from polyalign.config.language import Lang
 from polyalign.data.pairs import FileImage, PairTable
-from polyalign.data.readers.columns import IMAGE_NAMES, Columns, need, select
-from polyalign.data.readers.files import as_on_disk, existing, folder
+from polyalign.data.readers.columns import IMAGE_NAMES, Columns, check_ids, ids_in, need, select, two_images
+from polyalign.data.readers.files import as_on_disk, existing, folder, is_file
 from polyalign.data.readers.sheet import SUFFIXES, Sheet, read
 from polyalign.utils.errors import UserError, did_you_mean
 
@@ -44,7 +44,8 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     names = _image_names(sheet, need(sheet, "image_column", config.image_column, IMAGE_NAMES))
     ids = [unicodedata.normalize("NFC", name) for name in names]
     if config.id_column is not None:
-        ids = [str(value) for value in sheet.column(need(sheet, "id_column", config.id_column, ()))]
+        ids = ids_in(sheet, need(sheet, "id_column", config.id_column, ()))
+        check_ids(sheet, config.id_column, two_images(ids, names.__getitem__))
     base = _image_folder(root, config, names)
     pairs = select(sheet, ids, config, lang, split)
     rows = ((image_id, caption, FileImage(as_on_disk(base, names[row]))) for image_id, caption, row in pairs)
@@ -94,4 +95,4 @@ def _image_folder(root: Path, config: Config, names: list[str]) -> Path:
             raise UserError(f"there is no folder {path} (source.images): {did_you_mean(config.images, inside)}")
         return path
     probed = names[:_PROBED_ROWS]
-    return max((root, root / "images"), key=lambda base: sum(as_on_disk(base, name).is_file() for name in probed))
+    return max((root, root / "images"), key=lambda base: sum(is_file(as_on_disk(base, name)) for name in probed))
