@@ -13,8 +13,10 @@ import pytest
 import tomli_w
 
 from polyalign.config.schema import merge
+from polyalign.models import checkpoint
 from tests import tiny
 from tests.fuzz.harness import Outcome, Sandbox, sandbox
+from tests.fuzz.test_checkpoints import sign
 
 RAN = "someone-was-here"
 PICKLE = f"cbuiltins\nopen\n(S'{RAN}'\nS'w'\ntR.".encode()
@@ -72,6 +74,9 @@ def test_a_pickle_in_place_of_any_file_of_a_run(world: Path) -> None:
         with sandbox(world) as box:
             (box.work / "run" / name).write_bytes(PICKLE)
             run(box, "eval", "run")
+            if name != checkpoint.WEIGHTS:
+                sign(box.work / "run")
+                run(box, "eval", "run")
             run(box, "train", "--lang", "en", "--out", "run", "--resume")
 
 

@@ -45,6 +45,7 @@ LINES: dict[str, list[tuple[str, ...]]] = {
     "zeroshot": [("run", DATASET, "--lang", "en"), ("hf:someone/some-model", "photos", "--lang", "en")],
     "retention": [("run", *HUB)],
     "data check": [("--lang", "en", *HUB), ("--lang", "en", "--set", f"text.model={TEXT}")],
+    "data get": [("multi30k",), ("xtd", "--photos", "test"), ("imagenet",)],
     "data audit": [
         ("hub", "hub", "--lang", "en", "--candidate-set", f"dataset={DATASET}", "--reference-set", f"dataset={DATASET}")
     ],

@@ -27,7 +27,7 @@ def test_recipes_are_found() -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-@cases(25)
+@cases(18)
 @given(data=st.data())
 def test_a_damaged_shipped_recipe(world: Path, path: Path, data: st.DataObject) -> None:
     content = data.draw(toml(tomllib.loads(path.read_text(encoding="utf-8"))))
@@ -76,7 +76,7 @@ def _any(kind: Any) -> st.SearchStrategy[Any]:
     return by_schema(kind) if isinstance(kind, type) and issubclass(kind, BaseModel) else toml_values
 
 
-@cases(120)
+@cases(90)
 @given(data=st.data())
 def test_a_table_by_the_schema(world: Path, data: st.DataObject) -> None:
     table = data.draw(by_schema(Recipe))

@@ -19,7 +19,7 @@ def report(box: Sandbox, *, idle: bool = True) -> None:
     box.run("report", may_write=("eval",), idle=idle)
 
 
-@cases(150)
+@cases(110)
 @given(data=st.data())
 def test_an_edited_result(world: Path, data: st.DataObject) -> None:
     base = json.loads((world / RESULT).read_text(encoding="utf-8"))
@@ -29,7 +29,7 @@ def test_an_edited_result(world: Path, data: st.DataObject) -> None:
         report(box)
 
 
-@cases(60)
+@cases(40)
 @given(data=st.data())
 def test_damaged_bytes(world: Path, data: st.DataObject) -> None:
     content = data.draw(mutated((world / RESULT).read_bytes()))
@@ -59,7 +59,7 @@ def test_any_text_in_a_result(world: Path, field: str, text: str, whole: bool) -
         report(box)
 
 
-@cases(20)
+@cases(10)
 @given(data=st.data())
 def test_figures_of_an_edited_result(world: Path, data: st.DataObject) -> None:
     record = data.draw(edited(json.loads((world / RESULT).read_text(encoding="utf-8")), most=1))

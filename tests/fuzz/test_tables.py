@@ -85,7 +85,7 @@ every_format = pytest.mark.parametrize("suffix", FORMATS)
 
 
 @every_format
-@cases(50)
+@cases(32)
 @given(data=st.data())
 def test_damaged_bytes(world: Path, suffix: str, data: st.DataObject) -> None:
     content = data.draw(mutated(FORMATS[suffix](rows(world))))
@@ -94,7 +94,7 @@ def test_damaged_bytes(world: Path, suffix: str, data: st.DataObject) -> None:
 
 
 @every_format
-@cases(50)
+@cases(32)
 @given(data=st.data())
 def test_any_cells(world: Path, suffix: str, data: st.DataObject) -> None:
     own = cells if suffix in (".csv", ".tsv") else cells | json_values
@@ -106,7 +106,7 @@ def test_any_cells(world: Path, suffix: str, data: st.DataObject) -> None:
 
 
 @every_format
-@cases(40)
+@cases(26)
 @given(data=st.data())
 def test_edited_rows(world: Path, suffix: str, data: st.DataObject) -> None:
     table = data.draw(edited(rows(world), cells if suffix in (".csv", ".tsv") else json_values))
@@ -121,7 +121,7 @@ def test_deep_json(world: Path, text: str, key: str) -> None:
         read(box, f'{{"{key}": {text}}}\n'.encode(), ".jsonl")
 
 
-@cases(50)
+@cases(32)
 @given(data=st.data())
 def test_any_column_settings(world: Path, data: st.DataObject) -> None:
     keys = (
