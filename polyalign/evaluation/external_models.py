@@ -160,7 +160,8 @@ def _mclip(name: str) -> ExternalModel:
     weights, _ = storage.read_tensors(folder / "model.safetensors")
     # The configuration of the base model is in the folder ``base``, else on the hub.
     base = folder / "base" if (folder / "base").is_dir() else facts["modelBase"]
-    encoder: Any = AutoModel.from_config(AutoConfig.from_pretrained(base, trust_remote_code=False))
+    config = AutoConfig.from_pretrained(base, trust_remote_code=False)
+    encoder: Any = AutoModel.from_config(config, trust_remote_code=False)
     # Files written by transformers before 4.31 hold the buffer ``position_ids``, which is computed from the sizes.
     inner = {
         key.removeprefix("transformer."): value

@@ -233,11 +233,11 @@ def _load(config: Config) -> tuple[PreTrainedModel, Any]:
         UserError: they cannot be loaded, or weights are missing, which transformers would initialise at random.
     """
     tokenizer = load_tokenizer(TextSpec(model=config.model, revision=config.revision))
-    how: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False, "output_loading_info": True}
+    how: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
     torch.manual_seed(config.seed)  # for a new head
     try:
         model, info = AutoModelForMaskedLM.from_pretrained(
-            tokenizer.name_or_path, revision=config.revision, dtype=torch.float32, **how
+            tokenizer.name_or_path, revision=config.revision, dtype=torch.float32, trust_remote_code=False, **how
         )
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(f"cannot load {config.model} as a masked language model: {first_line(error)}") from error

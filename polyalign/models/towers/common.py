@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from polyalign.utils.errors import UserError, first_line
+
+_LARGEST_JSON = 2**24
 
 
 def masked_pool(tokens: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
@@ -51,3 +57,27 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, tuple | list):
         return all(_is_plain(item) for item in value)
     return value is None or isinstance(value, bool | int | float | str)
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file that describes a model.
+
+    Raises:
+        UserError: it cannot be read, or is too large or too deep to be one.
+    """
+    path = Path(path)
+    try:
+        if path.stat().st_size > _LARGEST_JSON:
+            raise ValueError(f"it is larger than {_LARGEST_JSON / 2**20:.0f} MiB")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: {first_line(error)}") from error
+
+
+def to_safetensors(weights: str) -> str:
+    """Return the command that converts a file of weights in torch's own format."""
+    return (
+        'python -c "import torch, safetensors.torch as s; '
+        f"w = torch.load('{weights}', map_location='cpu', weights_only=True); "
+        "s.save_file({k: v.clone().contiguous() for k, v in w.items()}, 'model.safetensors', {'format': 'pt'})\""
+    )

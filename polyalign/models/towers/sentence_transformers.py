@@ -6,7 +6,6 @@ The formats are those of sentence-transformers: ``modules.json`` lists the modul
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,9 @@ from torch import nn
 from transformers.utils.hub import cached_file
 
 from polyalign.config.tower import TextSpec
+from polyalign.models.towers.common import read_json
 from polyalign.utils.errors import UserError, first_line
+from polyalign.utils.text import clean
 
 _POOLING = {
     "pooling_mode_cls_token": "cls",
@@ -61,7 +62,7 @@ def read(source: str, revision: str | None, stated: str | None = None) -> Module
     Raises:
         UserError: a module is of a kind that is not supported, or its files cannot be read.
     """
-    listed = _json(source, "modules.json", revision)
+    listed = json_of(source, "modules.json", revision)
     if listed is None:
         return Modules()
     try:
@@ -74,13 +75,14 @@ def read(source: str, revision: str | None, stated: str | None = None) -> Module
 def _read(source: str, listed: Any, revision: str | None, stated: str | None) -> Modules:
     pooling: str | None = None
     parts: list[nn.Module] = []
+    _check_listed(source, listed)
     kinds = [str(module["type"]).rpartition(".")[2] for module in listed]
     if kinds[:1] != ["Transformer"]:
         raise UserError(f"{source}: its first sentence-transformers module is {kinds[:1]}, and must be a Transformer")
-    settings = _json(source, "config_sentence_transformers.json", revision) or {}
+    settings = json_of(source, "config_sentence_transformers.json", revision) or {}
     prompt = (settings.get("prompts") or {}).get(settings.get("default_prompt_name"))
     for kind, folder in zip(kinds[1:], (str(module["path"]) for module in listed[1:]), strict=True):
-        config = _json(source, f"{folder}/config.json", revision) or {}
+        config = json_of(source, f"{folder}/config.json", revision) or {}
         if kind == "Pooling":
             if parts:
                 raise UserError(f"{source}: a Dense or Normalize module before Pooling is not supported")
@@ -94,8 +96,24 @@ def _read(source: str, listed: Any, revision: str | None, stated: str | None) ->
         elif kind != "Dropout":
             supported = "Pooling, Dense and Normalize are"
             raise UserError(f"{source}: sentence-transformers module {kind} is not supported ({supported})")
-    inner = _json(source, "sentence_bert_config.json", revision) or {}
+    inner = json_of(source, "sentence_bert_config.json", revision) or {}
     return Modules(pooling, prompt, nn.Sequential(*parts), bool(inner.get("do_lower_case")))
+
+
+def _check_listed(source: str, listed: Any) -> None:
+    """Check that the modules are those of sentence-transformers, and their files those of this model.
+
+    Raises:
+        UserError: one is not.
+    """
+    for module in listed:
+        kind, path = str(module["type"]), Path(module["path"])
+        if not kind.startswith("sentence_transformers."):
+            raise UserError(
+                f"{source}: module {clean(kind, 80)} is code of the model, which is never run: choose another"
+            )
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(f"{source}: the path {clean(path, 80)} of a module is outside of the model")
 
 
 def _pooling(config: dict[str, Any], source: str) -> str:
@@ -114,7 +132,7 @@ def _dense(source: str, folder: str, config: dict[str, Any], revision: str | Non
     activation = str(config.get("activation_function", "torch.nn.modules.linear.Identity")).rpartition(".")[2]
     if activation not in _ACTIVATIONS:
         raise UserError(f"{source}: activation {activation} of its Dense module is not supported")
-    path = _file(source, f"{folder}/model.safetensors", revision)
+    path = file_of(source, f"{folder}/model.safetensors", revision)
     if path is None:
         raise UserError(f"{source} has no {folder}/model.safetensors: its Dense module has no readable weights")
     try:
@@ -124,17 +142,17 @@ def _dense(source: str, folder: str, config: dict[str, Any], revision: str | Non
     return nn.Sequential(linear, _ACTIVATIONS[activation]())
 
 
-def _json(source: str, name: str, revision: str | None) -> Any:
-    path = _file(source, name, revision)
-    if path is None:
-        return None
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {first_line(error)}") from error
+def json_of(source: str, name: str, revision: str | None) -> Any:
+    """Return the contents of a JSON file of a local folder or a model on the hub; None if it has no such file.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    path = file_of(source, name, revision)
+    return None if path is None else read_json(path)
 
 
-def _file(source: str, name: str, revision: str | None) -> str | None:
+def file_of(source: str, name: str, revision: str | None) -> str | None:
     """Return the path of a file of the model; None if the model does not have it, or the hub cannot be reached."""
     try:
         path: str | None = cached_file(

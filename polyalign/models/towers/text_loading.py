@@ -23,12 +23,20 @@ from transformers.utils import logging as transformers_logging
 
 from polyalign.config.tower import STARTER, TextSpec
 from polyalign.models.towers import sentence_transformers
-from polyalign.models.towers.common import fingerprint
+from polyalign.models.towers.common import fingerprint, to_safetensors
 from polyalign.models.towers.staging import find_blocks
 from polyalign.models.towers.text import TextTower
 from polyalign.utils.errors import UserError, first_line
+from polyalign.utils.text import clean
 
 logger = logging.getLogger(__name__)
+
+_MOST_LAYERS, _LARGEST_SIZE = 1_000, 10**8
+_BACKBONES = (
+    "backbone",
+    "use_timm_backbone",
+    "use_pretrained_backbone",
+)  # of timm, which would load weights of its own
 
 
 def build_text(spec: TextSpec, *, pretrained: bool = True, tokenizer: Path | None = None) -> TextTower:
@@ -142,8 +150,8 @@ def _without_pooler(model: PreTrainedModel, pooling: str | None) -> PreTrainedMo
 
 def _random(config: PretrainedConfig, pooling: str | None) -> nn.Module:
     try:
-        return _without_pooler(_encoder(_auto_class(config).from_config(config)), pooling)
-    except ValueError as error:
+        return _without_pooler(_encoder(_auto_class(config).from_config(config, trust_remote_code=False)), pooling)
+    except (ValueError, RuntimeError, MemoryError) as error:
         raise UserError(f"transformers builds no encoder for {config.model_type}: {first_line(error)}") from error
 
 
@@ -192,9 +200,15 @@ def _root(spec: TextSpec) -> str:
 
 
 def _cannot_load(what: str, error: Exception) -> UserError:
-    problem = first_line(error)
-    if "model.safetensors" in problem:
-        hint = "only safetensors files are read, since other formats can run code"
+    problem = clean(first_line(error), 300)
+    if "trust_remote_code" in str(error):
+        problem, hint = (
+            "it needs code of its own",
+            "which is never run: choose a model of a type that transformers knows",
+        )
+    elif "model.safetensors" in problem:
+        convert = to_safetensors("pytorch_model.bin")
+        hint = f"only safetensors files are read, since other formats can run code; to convert one: {convert}"
     else:
         is_local = Path(what.partition(",")[0]).expanduser().is_dir()
         hint = "check the files in the folder" if is_local else "offline? give a local folder"
@@ -204,6 +218,7 @@ def _cannot_load(what: str, error: Exception) -> UserError:
 def _config(spec: TextSpec) -> PretrainedConfig:
     """Read the configuration of the model."""
     source = _source(spec)
+    _check_files(spec, source)
     try:
         with quiet():
             config: PretrainedConfig = AutoConfig.from_pretrained(
@@ -212,6 +227,44 @@ def _config(spec: TextSpec) -> PretrainedConfig:
     except Exception as error:  # transformers validates configurations with errors of its own
         raise _cannot_load(spec.model, error) from error
     return config
+
+
+def _check_files(spec: TextSpec, source: str) -> None:
+    """Check the files that tell transformers what to load, before it follows them.
+
+    Raises:
+        UserError: they name files of other models or outside of this one, or sizes that no text encoder has.
+    """
+    facts = sentence_transformers.json_of(source, "config.json", spec.revision)
+    index = sentence_transformers.json_of(source, "model.safetensors.index.json", spec.revision)
+    shards = index.get("weight_map") if isinstance(index, dict) else {}
+    if not isinstance(facts, dict | None) or not isinstance(shards, dict):
+        raise UserError(f"{spec.model} has a config.json or model.safetensors.index.json that is not a table")
+    if sentence_transformers.file_of(source, "adapter_config.json", spec.revision) is not None:
+        raise UserError(f"{spec.model} is an adapter of another model: merge both with peft's merge_and_unload")
+    for file in (*shards.values(), (facts or {}).get("transformers_weights", "model.safetensors")):
+        if not isinstance(file, str) or Path(file).name != file or ".safetensors" not in Path(file).suffixes:
+            wanted = "it must be a safetensors file in the same folder"
+            raise UserError(f"{spec.model} names {clean(file, 80)} as its weights: {wanted}")
+    for key, value in _entries(facts):
+        most = _MOST_LAYERS if "layer" in key else _LARGEST_SIZE
+        is_size = isinstance(value, int) and "max_length" not in key and abs(value) > most
+        is_backbone = value and (key in _BACKBONES or (key == "model_type" and str(value).startswith("timm")))
+        if is_size or is_backbone:
+            stated = clean(f"{key} = {value}", 80)
+            raise UserError(f"{spec.model} cannot be a text encoder: its config.json has {stated}")
+
+
+def _entries(facts: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all values of a nested table with their keys."""
+    if isinstance(facts, dict):
+        for name, value in facts.items():
+            yield from _entries(value, name)
+    elif isinstance(facts, list):
+        for value in facts:
+            yield from _entries(value, key)
+    else:
+        yield key, facts
 
 
 def _stated_config(spec: TextSpec) -> PretrainedConfig:

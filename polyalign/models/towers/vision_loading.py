@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,24 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import resolve_model_data_config
+from timm.models import build_model_with_cfg
 from torch import nn
 
 from polyalign.config.language import describe_error
 from polyalign.config.shipped import read_toml
 from polyalign.config.tower import STARTER, Preprocessing, VisionSpec
-from polyalign.models.towers.common import fingerprint
+from polyalign.models.towers.common import fingerprint, read_json, to_safetensors
 from polyalign.models.towers.vision import VisionTower
 from polyalign.utils.errors import UserError, did_you_mean, first_line
+from polyalign.utils.text import clean
+
+# Of weights on the hub only the safetensors file; without it, timm would fall back to pickles and to other servers.
+_SAFE_WEIGHTS = {"hf_hub_filename": "model.safetensors", "custom_load": False, "url": None, "file": None}
+# All that timm reads from the arguments of a model before it passes the others on to the architecture.
+_CONTROLS = {
+    *(set(signature(timm.create_model).parameters) | set(signature(build_model_with_cfg).parameters)) - {"kwargs"},
+    *("features_only", "out_indices", "feature_cls", "pruned", "num_classes"),
+}
 
 
 def build_vision(
@@ -35,6 +46,7 @@ def build_vision(
             model does not take images of the size that the recipe states.
     """
     name, args, weights, stated = _locate(spec)
+    _check_args(args, f"vision.args of {spec.model}")
     if stated.image_px is not None and "img_size" not in args and _is_of_fixed_size(name):
         args["img_size"] = stated.image_px
     fresh = partial(_create, name, args, hub=False)
@@ -58,6 +70,7 @@ def _locate(spec: VisionSpec) -> tuple[str, dict[str, Any], Path | None, VisionS
         return spec.model, dict(spec.args), spec.weights, spec
     if not (folder / "tower.toml").is_file():
         if (folder / "config.json").is_file():
+            _check_timm_folder(folder)
             return f"local-dir:{folder}", dict(spec.args), None, spec
         raise UserError(f"{folder} holds no vision tower: expected tower.toml (polyalign's) or config.json (timm's)")
     facts = read_toml(folder / "tower.toml")
@@ -66,7 +79,39 @@ def _locate(spec: VisionSpec) -> tuple[str, dict[str, Any], Path | None, VisionS
         stated = VisionSpec.model_validate({**facts, **given, "pooling": spec.pooling})
     except ValidationError as error:
         raise UserError(f"{folder / 'tower.toml'}: {describe_error(error)}") from error
+    if ":" in stated.model:
+        raise UserError(f"{folder / 'tower.toml'}: model must be a plain timm name, not {clean(stated.model, 80)}")
     return stated.model, {**stated.args, **spec.args}, spec.weights or folder / "model.safetensors", stated
+
+
+def _check_args(args: dict[str, Any], where: str) -> None:
+    """Check that the arguments are of the architecture, and do not tell timm what to load or to wrap.
+
+    Raises:
+        UserError: one does.
+    """
+    if wrong := sorted(set(args) & _CONTROLS):
+        raise UserError(f"{where}: {', '.join(wrong)} cannot be set, only arguments of the architecture")
+
+
+def _check_timm_folder(folder: Path) -> None:
+    """Check a folder in timm's own format before timm follows it.
+
+    Raises:
+        UserError: its weights are no safetensors file, or its config.json is not one of timm or sets other arguments
+            than those of the architecture.
+    """
+    facts = read_json(folder / "config.json")
+    inner = facts.get("pretrained_cfg", facts) if isinstance(facts, dict) else None
+    args = facts.get("model_args") or {} if isinstance(facts, dict) else None
+    if not isinstance(inner, dict) or not isinstance(args, dict) or not timm.is_model(str(facts.get("architecture"))):
+        raise UserError(f"{folder / 'config.json'} is not a configuration of timm with a known architecture")
+    _check_args(args, f"{folder / 'config.json'}, model_args")
+    if not (folder / "model.safetensors").is_file():
+        raise UserError(
+            f"{folder} has no model.safetensors: other formats are not read, since they can run code; "
+            f"to convert one: {to_safetensors('pytorch_model.bin')}"
+        )
 
 
 def _is_of_fixed_size(name: str) -> bool:
@@ -83,8 +128,9 @@ def _create(name: str, args: dict[str, Any], *, hub: bool) -> nn.Module:
         known = did_you_mean(base, timm.list_models()).split(" (known")[0]
         raise UserError(f'timm knows no model "{base}": {known}')
     try:
-        return timm.create_model(name, pretrained=hub, num_classes=0, **args)
-    except (OSError, RuntimeError, TypeError, ValueError, AssertionError, KeyError) as error:
+        overlay = None if name.startswith("local-dir:") else _SAFE_WEIGHTS
+        return timm.create_model(name, pretrained=hub, num_classes=0, pretrained_cfg_overlay=overlay, **args)
+    except Exception as error:  # timm passes the arguments on without checks
         hint = " (offline? give a local folder, or weights = FILE)" if hub else ""
         raise UserError(f"timm cannot build {name} with {args}: {_short(error)}{hint}") from error
 
