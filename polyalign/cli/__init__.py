@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import sys
 
 import typer
 
 from polyalign.cli.options import app
-from polyalign.utils.errors import UserError
+from polyalign.utils.errors import DISK_ERRORS, UserError
+from polyalign.utils.parent import end_with_parent
 from polyalign.utils.text import clean
 
 # isort: off
@@ -30,14 +33,51 @@ _MESSAGES = _StandardError()
 
 
 def main() -> None:
-    """Run the command line; invalid input gives one line on standard error and exit code 2."""
+    """Run the command line; invalid input gives one line on standard error and exit code 2, Ctrl-C exit code 130."""
+    end_with_parent()
     messages = logging.getLogger("polyalign")
     messages.addHandler(_MESSAGES)
     messages.setLevel(logging.INFO)
     try:
-        sys.exit(app(prog_name="polyalign", standalone_mode=False))
+        _refuse_empty(sys.argv[1:])
+        code = app(prog_name="polyalign", standalone_mode=False)
+        sys.stdout.flush()
     except (UserError, typer.TyperException) as error:
         message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
-        if message:  # empty if a group of commands has shown its help
-            print(f"error: {clean(message)}", file=sys.stderr)
-        sys.exit(2)
+        code = _fail(message)  # empty if a group of commands has shown its help
+    except KeyboardInterrupt:
+        code = 130
+    except SystemExit as stop:
+        if not isinstance(stop.__context__, BrokenPipeError):  # which typer turns into exit code 1
+            raise
+        code = _discard_output()
+    except BrokenPipeError:
+        code = _discard_output()
+    except OSError as error:
+        if error.errno in DISK_ERRORS:
+            code = _fail(f"{error.filename or 'standard output'}: {error.strerror}")
+            _discard_output()
+        else:
+            raise
+    sys.exit(code)
+
+
+def _fail(message: str) -> int:
+    """Show an error and return its exit code."""
+    if message:
+        print(f"error: {clean(message)}", file=sys.stderr)
+    return 2
+
+
+def _refuse_empty(words: list[str]) -> None:
+    """Refuse empty arguments, which a shell makes of variables that are not set; ``--out ''`` would be this folder."""
+    for before, word in zip(["", *words], words, strict=False):
+        if not word.strip() or "\0" in word or re.fullmatch("--[a-z-]+=", word):
+            name = word.rstrip("=") if word.startswith("--") else before if before.startswith("-") else "an argument"
+            raise UserError(f"{name} is empty: give a value, or leave it out")
+
+
+def _discard_output() -> int:
+    """Discard what is left to print, which Python would otherwise try again at its end; return the exit code."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0

@@ -160,7 +160,8 @@ def _measure(
 
     options = changes.pop("task", {})
     results = evaluation.evaluate(run, task, langs=langs, split=split, overrides=changes, options=options)
-    if as_json:
+    render = None if as_json else evaluation.renderer(task)
+    if render is None:
         print_json([result.model_dump(mode="json") for result in results])
     else:
-        console().print(evaluation.renderer(task)(results))
+        console().print(render(results))

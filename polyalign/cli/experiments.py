@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,6 +10,7 @@ import typer
 
 from polyalign.cli import options
 from polyalign.cli.options import EVALUATE, app, comma_separated
+from polyalign.utils.text import clean
 
 
 @app.command(
@@ -65,7 +67,7 @@ def compare(
     grid = Grid(*axes, seeds, changes, out, Path("runs") / "compare")
     with options.interruptible("continue with the same command"), progress_bars():
         written = run_grid(grid, Pool(workers, on), tune=tune)
-    print(*written, sep="\n")
+    print(*map(clean, written), sep="\n")
 
 
 @app.command(rich_help_panel=EVALUATE, epilog="Example: polyalign report --out eval")
@@ -75,6 +77,9 @@ def report(out: Annotated[Path, typer.Option(help="Folder of the results, with r
     Other Markdown files in the folder may quote results in tables whose first columns are language, recipe, budget and
     strategy; these tables are updated.
     """
-    from polyalign.experiments.report import write
+    from polyalign.experiments.report import RUNS, write
+    from polyalign.utils.lock import locked
 
-    print(*write(out), sep="\n")
+    with locked(out) if (out / RUNS).is_dir() else nullcontext():
+        written = write(out)
+    print(*map(clean, written), sep="\n")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from polyalign.cli.options import MAINTAIN, Json, Offline, RecipeFile, app, go_offline, print_json
+from polyalign.utils.text import clean
 
 cache_app = typer.Typer(no_args_is_help=True, help="List or delete the cached outputs of frozen layers.")
 app.add_typer(cache_app, name="cache", rich_help_panel=MAINTAIN)
@@ -26,8 +27,8 @@ def cache_list(as_json: Json = False) -> None:
         print_json([asdict(entry) for entry in found])
         return
     for entry in found:
-        cost = tables.duration(entry.seconds)
-        print(f"{tables.size(entry.bytes):>10}  {entry.rows:>8,} {entry.what:<9} {cost:>10}  {entry.name}")
+        cost, what, name = tables.duration(entry.seconds), clean(entry.what), clean(entry.name)
+        print(f"{tables.size(entry.bytes):>10}  {entry.rows:>8,} {what:<9} {cost:>10}  {name}")
     print(f"{tables.size(sum(entry.bytes for entry in found)):>10}  in {folder()}")
 
 

@@ -10,6 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from polyalign.utils.errors import UserError
+from polyalign.utils.text import clean, json_text
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -73,8 +76,17 @@ def source_table(text: str, sets: list[str] | None, lang: str, split: str) -> An
 
 
 def comma_separated(text: str | None) -> tuple[str, ...]:
-    """Split at commas; None or an empty text gives no parts."""
-    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
+    """Split at commas; None gives no parts.
+
+    Raises:
+        UserError: nothing is between the commas.
+    """
+    if text is None:
+        return ()
+    parts = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not parts:
+        raise UserError(f'"{text}" is an empty list: give a value, or leave it out')
+    return parts
 
 
 def go_offline(offline: bool) -> None:
@@ -87,7 +99,7 @@ def go_offline(offline: bool) -> None:
 
 def say(line: str) -> None:
     """Print a message on standard error."""
-    print(line, file=sys.stderr, flush=True)
+    print(clean(line), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -101,10 +113,11 @@ def interruptible(advice: str) -> Iterator[None]:
 
 
 def print_json(value: Any) -> None:
-    """Print a result as JSON."""
+    """Print a result as JSON, with null for NaN and infinity, and control characters as escapes."""
     import json
 
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    finite = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    print(json_text(json.dumps(finite, indent=2, ensure_ascii=False)))
 
 
 def console() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from polyalign.cli.options import TRAIN, Offline, Resume, TextTower, app, go_offline, interruptible
 from polyalign.utils.errors import UserError
+from polyalign.utils.text import clean
 
 
 @app.command(
@@ -47,4 +49,4 @@ def pretrain(
     print(f"sentences   {done.sentences[0]:,} trained on, {done.sentences[1]:,} held out")
     print(f"dev loss    {done.loss[0]:.3f} -> {done.loss[1]:.3f}")
     print(f"perplexity  {done.perplexity[0]:.1f} -> {done.perplexity[1]:.1f}")
-    print(f"use it with --set text.model={out}")
+    print(f"use it with {shlex.join(('--set', f'text.model={clean(out)}'))}")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from polyalign.cli.options import USE, Json, Offline, app, go_offline, print_json
+from polyalign.utils.text import clean
 
 
 @app.command(
@@ -34,4 +35,4 @@ def search(
         print_json([asdict(photo) for photo in found])
         return
     for photo in found:
-        print(f"{photo.score:.3f}  {photo.path}")
+        print(f"{photo.score:.3f}  {clean(photo.path)}")

@@ -9,6 +9,7 @@ import typer
 
 from polyalign.cli import options
 from polyalign.cli.options import TRAIN, app
+from polyalign.utils.text import clean
 
 
 @app.command(rich_help_panel=TRAIN, epilog="Example: polyalign train --lang sw --strategy lilt --budget 1k-pairs")
@@ -86,11 +87,11 @@ def _train(folder: Path, recipe: Any, *, resume: bool, overwrite: bool, as_json:
     if run is None:  # not the main process of several
         return
     if as_json:
-        print(run.model_dump_json(indent=2))
+        options.print_json(run.model_dump(mode="json"))
         return
     terminal = options.console()
     terminal.print(tables.retrieval_table(run.test[0], run.untrained, label=run.strategy))
     terminal.print(tables.run_facts(run))
-    terminal.print(f"\ncheckpoint: [bold]{folder}[/]\nnext:")
+    print(f"\ncheckpoint: {clean(folder)}\nnext:")
     for line in next_commands(folder, run):
-        terminal.print(f"  {line}", highlight=False)
+        print(f"  {clean(line)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from polyalign.cli import options
 from polyalign.cli.options import TRAIN, app
+from polyalign.utils.text import clean
 
 
 @app.command(
@@ -50,11 +52,11 @@ def trim(
     with progress_bars():
         done = trim_tower(TextSpec(model=text_tower), sentences, out, langs=codes, keep=keep)
     if as_json:
-        print(done.model_dump_json(indent=2))
+        options.print_json(done.model_dump(mode="json"))
         return
     alike = f"{done.sentences_alike:,} of {done.sentences:,} sentences are tokenized and embedded as before"
     print(f"pieces      {done.pieces[0]:,} -> {done.pieces[1]:,}")
     print(f"parameters  {done.parameters[0]:,} -> {done.parameters[1]:,}")
     print(f"weights     {tables.size(done.bytes[0])} -> {tables.size(done.bytes[1])}")
     print(f"checked     {alike} (largest difference {done.max_difference:g})")
-    print(f"use it with --set text.model={out}")
+    print(f"use it with {shlex.join(('--set', f'text.model={clean(out)}'))}")

@@ -20,7 +20,6 @@ from polyalign.data.pairs import PairTable
 from polyalign.data.trained_images import warn_if_trained_on
 from polyalign.evaluation import external_models, suites
 from polyalign.evaluation.encoders import Aligned, Encoder, ImageMemory, device
-from polyalign.evaluation.results import Record
 from polyalign.evaluation.suites import Suite, SuiteResult
 from polyalign.models import checkpoint
 from polyalign.utils.errors import UserError
@@ -191,10 +190,6 @@ def configure(module: ModuleType, task: str, options: Mapping[str, Any]) -> Any:
         raise UserError(f"task {task}: {describe_error(error)}{unknown_key_hint(error, module.Config)}") from error
 
 
-def renderer(task: str) -> Callable[[Sequence[Any]], Any]:
-    """Return the function that shows the results of a task: its ``render``, or else one that shows them as JSON."""
-    return getattr(load_plugin("tasks", task), "render", _as_json)
-
-
-def _as_json(results: Sequence[Record]) -> str:
-    return "[" + ",\n".join(result.model_dump_json(indent=2) for result in results) + "]"
+def renderer(task: str) -> Callable[[Sequence[Any]], Any] | None:
+    """Return the function that shows the results of a task, if it has one."""
+    return getattr(load_plugin("tasks", task), "render", None)

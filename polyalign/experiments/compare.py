@@ -21,6 +21,7 @@ from polyalign.experiments.workers import RECIPE, Outcome, Pool, restarts
 from polyalign.training import train
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
+from polyalign.utils.lock import locked
 from polyalign.utils.text import safe_stem
 
 logger = logging.getLogger(__name__)
@@ -175,8 +176,13 @@ def run_grid(grid: Grid, workers: Pool, *, tune: bool) -> list[Path]:
         UserError: invalid settings; or, once the others are trained and reported, some runs failed.
     """
     wanted = grid.cells()
-    for folder in (grid.out, grid.work):
-        storage.check_writable(folder)
+    report.check(grid.out)
+    storage.check_writable(grid.work)
+    with locked(grid.out):
+        return _run_grid(grid, wanted, workers, tune=tune)
+
+
+def _run_grid(grid: Grid, wanted: Sequence[Cell], workers: Pool, *, tune: bool) -> list[Path]:
     cells = _fitted(grid, wanted, workers)
     if not cells:
         raise UserError(f"none of the {len(wanted)} settings fits the memory budget: increase it")

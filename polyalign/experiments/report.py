@@ -26,7 +26,7 @@ from polyalign.utils.text import for_markdown, for_spreadsheet, safe_stem
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-RUNS, LEFT_OUT = "runs", "left-out"
+RUNS, LEFT_OUT, FIGURES = "runs", "left-out", "figures"
 INDEX = "README.md"
 
 _COLUMNS = [f"{way}_r{k}" for way in ("text_to_image", "image_to_text") for k in RECALL_AT] + ["mean_recall"]
@@ -72,9 +72,11 @@ def write(folder: Path) -> list[Path]:
     made = {folder / name: text for name, text in texts(found).items()}
     for path in made:
         _refuse_foreign(path)
+    for name in (RUNS, LEFT_OUT, FIGURES):
+        storage.remove_abandoned(folder / name)
     for path, text in made.items():
         storage.write_text(path, text)
-    drawn = figures.draw(found, folder / "figures")
+    drawn = figures.draw(found, folder / FIGURES)
     own = sorted(set(folder.glob("*.md")) - made.keys())
     for page in own:
         quotes.renew(page, found)

@@ -97,6 +97,8 @@ def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -
     else:
         logging.getLogger("polyalign").setLevel(logging.ERROR)
     with locked(folder) if main else nullcontext():
+        for name in train.FILES if main else ():
+            storage.remove_abandoned(folder, name)
         if overwrite and main:
             _delete_run(folder)
         # Only the main process reads the folder, which other machines may not share.
@@ -183,11 +185,15 @@ def _listed(folder: Path) -> Iterator[None]:
     def write(files: dict[str, str | None]) -> None:
         storage.write_text(folder / MANIFEST, json.dumps(files, indent=2) + "\n")
 
+    is_new = not (folder / MANIFEST).exists()
     write(dict.fromkeys(train.FILES))
     try:
         yield
     finally:
-        write({path.relative_to(folder).as_posix(): _digest(path) for path in _files(folder)})
+        files = _files(folder)
+        write({path.relative_to(folder).as_posix(): _digest(path) for path in files})
+        if is_new and not files:
+            (folder / MANIFEST).unlink()
 
 
 def _manifest(folder: Path) -> dict[str, str | None]:

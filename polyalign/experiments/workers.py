@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
 from polyalign.config.schema import Recipe
-from polyalign.utils import storage
+from polyalign.utils import parent, storage
 from polyalign.utils.errors import UserError
 from polyalign.utils.progress import progress
 
@@ -25,7 +26,6 @@ logger = logging.getLogger(__name__)
 MAX_RETRIES = 2
 BAD_INPUT, INTERRUPTED = 2, 130
 RECIPE, LOG, RESTARTS = "job.toml", "log.txt", "restarts.txt"
-_GRACE_SECONDS = 10
 # Environment variables that jobs on a cluster need.
 _PASSED_ON = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HOME", "POLYALIGN_CACHE")
 
@@ -103,26 +103,31 @@ def run_job(
     environment: Mapping[str, str],
     cwd: Path,
     stop: threading.Event | None = None,
+    pool: str = "",
 ) -> Outcome:
     """Run a command in a new process, and restart it up to twice unless it ends with bad input.
 
-    The number of restarts is kept in ``folder / RESTARTS``, as this process may die too.
+    The number of restarts is kept in ``folder / RESTARTS``. While the command runs, the identifier of the ``pool`` is
+    beside it: if this process dies and the same pool starts the job again, as Ray does, that counts as a restart; if
+    the pool died, it does not.
     """
     storage.write_text(folder / RECIPE, recipe_toml)
     stop = stop or threading.Event()
-    code = 0
+    environment = {**os.environ, **environment, parent.ENDS_WITH_STDIN: "1"}
+    code, died = 0, restarts(folder, pool)
     for _ in range(MAX_RETRIES + 1):
-        died = restarts(folder)
-        storage.write_text(folder / RESTARTS, str(died + 1))
-        with (folder / LOG).open("ab") as log:
-            process = subprocess.Popen(
+        storage.write_text(folder / RESTARTS, f"{died} {pool}")
+        with (
+            (folder / LOG).open("ab") as log,
+            subprocess.Popen(
                 [sys.executable, "-m", "polyalign", *command],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **environment}, cwd=cwd,
-            )  # fmt: skip
+                stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, cwd=cwd,
+            ) as process,
+        ):  # fmt: skip
             code = _end(process, stop)
         stopped = stop.is_set() or code == INTERRUPTED
-        if stopped or code in (0, BAD_INPUT):
-            storage.write_text(folder / RESTARTS, str(died))
+        died += not stopped and code not in (0, BAD_INPUT)
+        storage.write_text(folder / RESTARTS, str(died))
         if code == 0:
             return Outcome()
         if stopped:
@@ -133,10 +138,13 @@ def run_job(
     return Outcome(f"its process {how}: {_last_line(folder / LOG)}")
 
 
-def restarts(folder: Path) -> int:
-    """Return how many times the job of this folder died."""
+def restarts(folder: Path, pool: str = "") -> int:
+    """Return how many times the job of this folder died, including a start by the same ``pool`` that has no end."""
     path = folder / RESTARTS
-    return int(path.read_text(encoding="utf-8")) if path.is_file() else 0
+    died, _, started_by = (path.read_text(encoding="utf-8") if path.is_file() else "0").partition(" ")
+    if not died.isdecimal():
+        raise UserError(f"{path} is not a number of restarts: delete it")
+    return int(died) + (pool != "" and started_by == pool)
 
 
 def _end(process: subprocess.Popen[bytes], stop: threading.Event) -> int:
@@ -144,7 +152,7 @@ def _end(process: subprocess.Popen[bytes], stop: threading.Event) -> int:
     while process.poll() is None:
         if stop.wait(0.1):
             try:
-                process.wait(_GRACE_SECONDS)
+                process.wait(parent.GRACE_SECONDS)
             except subprocess.TimeoutExpired:
                 process.terminate()
                 process.wait()
@@ -160,13 +168,13 @@ def _last_line(log: Path, prefix: str = "") -> str:
 @contextmanager
 def _here(workers: int) -> Iterator[Submit]:
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
-    stop = threading.Event()
+    stop, pool = threading.Event(), uuid.uuid4().hex
     executor = ThreadPoolExecutor(workers)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the processes would continue without this one
     try:
         yield lambda job: executor.submit(
-            run_job, job.command, job.recipe.to_toml(), job.folder, environment, Path.cwd(), stop
+            run_job, job.command, job.recipe.to_toml(), job.folder, environment, Path.cwd(), stop, pool
         )
     finally:
         stop.set()
@@ -185,6 +193,7 @@ def _on_ray(workers: int) -> Iterator[Submit]:
     threads = max(1, int(min(filter(None, processors), default=1)) // workers)
     passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     environment = {**passed_on, "OMP_NUM_THREADS": str(threads)}
+    pool = uuid.uuid4().hex
     remote = ray.remote(num_cpus=threads, max_retries=MAX_RETRIES)(run_job)
 
     def submit(job: _Job) -> Future[Outcome]:
@@ -194,7 +203,7 @@ def _on_ray(workers: int) -> Iterator[Submit]:
             lost = future.exception()
             outcome.set_result(future.result() if lost is None else Outcome(f"Ray lost it: {lost}"))
 
-        reference = remote.remote(job.command, job.recipe.to_toml(), job.folder, environment, Path.cwd())
+        reference = remote.remote(job.command, job.recipe.to_toml(), job.folder, environment, Path.cwd(), None, pool)
         reference.future().add_done_callback(pass_on)
         return outcome
 

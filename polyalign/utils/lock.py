@@ -6,7 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -25,9 +25,12 @@ LOCK_FILES = (LOCK, OWNER)
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, which is created if necessary; the operating system releases it if the process dies.
 
+    A folder that was created and is left empty is deleted again.
+
     Raises:
         UserError: another process holds it; the message names its host and process id, and since when it holds it.
     """
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK, blocking=False)
@@ -43,6 +46,10 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         (folder / OWNER).unlink(missing_ok=True)
+        with suppress(OSError):  # deleted or filled by others
+            if is_new and [path.name for path in folder.iterdir()] == [LOCK]:
+                (folder / LOCK).unlink()
+                folder.rmdir()
         lock.release()
 
 

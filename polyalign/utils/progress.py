@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+from polyalign.utils.text import clean
+
 Display = Callable[[str, int, int, str], object]
 """Shows progress; it is called with the arguments of ``progress``."""
 
@@ -21,7 +23,7 @@ def progress(task: str, done: int, total: int, note: str = "") -> None:
     It is shown only inside ``progress_bars`` or ``shown_by``.
     """
     if _displays:
-        _displays[-1](task, done, total, note)
+        _displays[-1](clean(task), done, total, clean(note))
 
 
 @contextmanager
@@ -50,6 +52,7 @@ def progress_bars(*, enabled: bool = True) -> Iterator[None]:
         return
     from rich import progress as rich
     from rich.console import Console
+    from rich.markup import escape
 
     columns = (rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeElapsedColumn(), rich.TimeRemainingColumn())
     # The runs of a comparison take minutes: estimate the remaining time from the speed of a day, not of 30 seconds.
@@ -62,8 +65,8 @@ def progress_bars(*, enabled: bool = True) -> Iterator[None]:
 
         def show(task: str, done: int, total: int, note: str) -> None:
             if task not in tasks:
-                tasks[task] = bars.add_task(task, total=total, note=note)
-            bars.update(tasks[task], completed=done, total=total, note=note)
+                tasks[task] = bars.add_task(escape(task), total=total, note="")
+            bars.update(tasks[task], completed=done, total=total, note=escape(note))
 
         with shown_by(show):
             yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import glob
 import json
@@ -18,14 +17,12 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from polyalign.utils.errors import UserError, first_line
+from polyalign.utils.errors import DISK_ERRORS, UserError, first_line
 
 logger = logging.getLogger(__name__)
 
 _CHECKSUM = "xxh3_128"  # key of the checksum in the metadata of a safetensors file
 _PARTIAL = ".partial"
-# Errors of the disk rather than of what is written to it.
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def cache_folder() -> Path:
@@ -80,7 +77,7 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
         partial.replace(path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _OF_THE_DISK and error.filename in (None, str(partial)):
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS and error.filename in (None, str(partial)):
             raise cannot_write(path, error) from error
         raise
     finally:

@@ -28,6 +28,14 @@ def clean(text: object, limit: int | None = None) -> str:
     return line if limit is None or len(line) <= limit else f"{line[: limit - 1]}…"
 
 
+def json_text(text: str) -> str:
+    """Return the text of a JSON document with the characters that ``clean`` removes as escapes, except line breaks."""
+    escaped: str = _UNSAFE.sub(
+        lambda found: "".join(char if char == "\n" else f"\\u{ord(char):04x}" for char in found[0]), text
+    )
+    return escaped
+
+
 def safe_stem(name: str) -> str:
     """Return a name as the stem of a file: one path component, never hidden, at most 100 bytes long.
 

@@ -41,3 +41,14 @@ def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"), locked(tmp_path / "file" / "run"):
         pass
+
+
+def test_a_new_folder_that_is_left_empty_is_deleted_and_any_other_is_kept(tmp_path):
+    for name, kept in (("new", False), ("old", True), ("filled", True)):
+        folder = tmp_path / name
+        if name == "old":
+            folder.mkdir()
+        with locked(folder):
+            if name == "filled":
+                (folder / "file").touch()
+        assert folder.exists() == kept

@@ -23,6 +23,8 @@ from tests import tiny
 STAND_IN = """
 import os, signal, sys, time
 from pathlib import Path
+from polyalign.utils.parent import end_with_parent
+end_with_parent()
 words = sys.argv[1:]
 with open("starts.txt", "a") as file: file.write(" ".join(words) + "\\n")
 begun = sum(line.split()[0] == words[0] for line in Path("starts.txt").read_text().splitlines())
@@ -36,7 +38,7 @@ if words[1] == "bad":
     print("error: lilt needs blocks: use --towers text", file=sys.stderr)
     sys.exit(2)
 if words[1] == "sleep":
-    Path(words[0]).touch()
+    Path(words[0]).write_text(str(os.getpid()))
     try:
         time.sleep(60)
     except KeyboardInterrupt:
@@ -72,7 +74,8 @@ class Job:
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
     (tmp_path / "polyalign").mkdir()
-    (tmp_path / "polyalign" / "__init__.py").touch()
+    package = str(Path(pool.__file__).parents[1])
+    (tmp_path / "polyalign" / "__init__.py").write_text(f"__path__.append({package!r})")
     (tmp_path / "polyalign" / "__main__.py").write_text(STAND_IN, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -156,7 +159,7 @@ def pressed(here: Path, *jobs: str, workers: int, group: bool, number: int = sig
         from pathlib import Path
         from types import SimpleNamespace
         from polyalign.experiments import workers as pool
-        pool._GRACE_SECONDS = 1
+        pool.parent.GRACE_SECONDS = 1
 
         def job(name, how):
             recipe = SimpleNamespace(to_toml=str)
@@ -176,7 +179,7 @@ def pressed(here: Path, *jobs: str, workers: int, group: bool, number: int = sig
     )  # fmt: skip
     first = here / jobs[0].split()[0]
     limit = time.monotonic() + 120
-    while not first.exists():
+    while not (first.exists() and first.read_text()):
         assert process.poll() is None
         assert time.monotonic() < limit
         time.sleep(0.05)
@@ -184,6 +187,35 @@ def pressed(here: Path, *jobs: str, workers: int, group: bool, number: int = sig
     (os.killpg if group else os.kill)(process.pid, number)
     said = process.communicate(timeout=60)[0]
     return said, time.monotonic() - began
+
+
+@pytest.mark.parametrize("how", ["sleep", "stubborn"])
+def test_the_processes_of_a_pool_that_is_killed_end_and_no_restart_is_counted(how, here):
+    quickly = "import polyalign.utils.parent as p\np.GRACE_SECONDS = 1\nend_with_parent()\n"
+    (here / "polyalign" / "__main__.py").write_text(STAND_IN.replace("end_with_parent()\n", quickly))
+    pressed(here, f"a {how}", workers=1, group=False, number=signal.SIGKILL)
+    pid = int((here / "a").read_text())
+    limit = time.monotonic() + 30
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    assert (here / "a-saved").exists() == (how == "sleep")
+    assert pool.restarts(here / "work" / "a") == 0
+
+
+def test_a_job_that_the_same_pool_starts_again_counts_as_a_restart(here):
+    job = Job("a")
+    for number, owner in enumerate(("one", "one", "two", "")):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        (job.folder / pool.RESTARTS).write_text("3 one")
+        pool.run_job(job.command, "", job.folder, {"OMP_NUM_THREADS": "1"}, here, None, owner)
+        assert pool.restarts(job.folder) == (4 if number < 2 else 3)
+
+
+def test_a_number_of_restarts_that_is_none_is_a_user_error(tmp_path):
+    (tmp_path / pool.RESTARTS).write_text("many")
+    with pytest.raises(UserError, match="is not a number of restarts: delete it"):
+        pool.restarts(tmp_path)
 
 
 @pytest.mark.slow
