@@ -155,6 +155,24 @@ def expecting(where: object, form: str) -> Iterator[None]:
         raise UserError(f"{where} is not of the form {form}") from error
 
 
+def string(value: Any) -> str:
+    """Return a string of a JSON value, for use inside ``expecting``.
+
+    Raises:
+        TypeError: the value is no string.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} is no string")
+    return value
+
+
+def strings(value: Any) -> list[str]:
+    """Return a list of strings of a JSON value, see ``string``."""
+    if not isinstance(value, list):
+        raise TypeError(f"{type(value).__name__} is no list")
+    return list(map(string, value))
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[IO[bytes]]:
     """Open a possibly compressed file for reading bytes; read errors become a UserError."""
