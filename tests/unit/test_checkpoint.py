@@ -208,3 +208,27 @@ def test_a_flipped_byte_in_any_file_names_it_or_changes_nothing(tmp_path):
             assert said == "" or (str(path) in said and "\n" not in said)
         path.write_bytes(whole)
     checkpoint.load(tmp_path)
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("image_px", value) for value in (0, -1, 1.5, 10**6, 10**9, [32, 10**7], [32], "x")),
+        *(("mean", value) for value in ([], [NAN] * 3, [INF] * 3, [1e39] * 3)),
+        *(("std", value) for value in ([], [0] * 3, [-1] * 3, [NAN] * 3, [1e-50] * 3)),
+        ("crop_mode", "x"),
+        ("odd", 1),
+    ],
+)
+def test_preprocessing_that_cannot_be_right_is_an_error_of_one_line(key, value, tmp_path):
+    saved(tmp_path, "projection")
+    without_digests(tmp_path)
+    facts = json.loads((tmp_path / checkpoint.TOWERS).read_text(encoding="utf-8"))
+    facts["preprocessing"][key] = value
+    (tmp_path / checkpoint.TOWERS).write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        checkpoint.load(tmp_path)
+    assert "\n" not in str(caught.value)

@@ -317,7 +317,7 @@ def test_a_text_tower_whose_weights_are_not_all_there_is_refused(tmp_path):
 def test_a_text_tower_with_a_corrupt_file_is_an_error_of_one_line(name, content, tmp_path):
     folder = shutil.copytree(tiny.text("xlmr"), tmp_path / "text")
     (folder / name).write_bytes(content)
-    with pytest.raises(UserError, match="cannot load the text tower") as caught:
+    with pytest.raises(UserError, match=r"cannot (load the text tower|read .*config.json)") as caught:
         build_text(TextSpec(model=str(folder)))
     assert "\n" not in str(caught.value)
 

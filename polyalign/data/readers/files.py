@@ -28,8 +28,20 @@ def folder(path: Path, what: str) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise AbsentError(f"{path} is a file; {what} must be a folder")
+        raise AbsentError(f"{path} is not a folder; {what} must be one")
     raise AbsentError(f"there is no folder {path} ({what}){_nearest(path)}")
+
+
+def entries(path: Path) -> list[str]:
+    """Return the sorted names in a folder.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    try:
+        return sorted(entry.name for entry in path.iterdir())
+    except OSError as error:
+        raise UserError(f"cannot read the folder {path}: {error.strerror}") from error
 
 
 def existing(*candidates: Path, what: str) -> Path:
@@ -39,7 +51,7 @@ def existing(*candidates: Path, what: str) -> Path:
         AbsentError: no candidate exists; the message suggests a similar name.
     """
     for path in candidates:
-        if path.is_file():
+        if is_file(path):
             return path
     first, *others = candidates
     # The first parent of each candidate that is not a folder; the same for all if the root is wrong.
@@ -155,6 +167,24 @@ def expecting(where: object, form: str) -> Iterator[None]:
         raise UserError(f"{where} is not of the form {form}") from error
 
 
+def string(value: Any) -> str:
+    """Return a string of a JSON value, for use inside ``expecting``.
+
+    Raises:
+        TypeError: the value is no string.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} is no string")
+    return value
+
+
+def strings(value: Any) -> list[str]:
+    """Return a list of strings of a JSON value, see ``string``."""
+    if not isinstance(value, list):
+        raise TypeError(f"{type(value).__name__} is no list")
+    return list(map(string, value))
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[IO[bytes]]:
     """Open a possibly compressed file for reading bytes; read errors become a UserError."""
@@ -197,5 +227,5 @@ def _nearest(path: Path) -> str:
     parent = path.parent
     if not parent.is_dir():
         return f": there is no folder {parent} either"
-    names = sorted(other.name for other in parent.iterdir())
+    names = entries(parent)
     return f": {did_you_mean(path.name, names)}" if 0 < len(names) <= 30 else ""

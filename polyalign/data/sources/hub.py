@@ -91,11 +91,16 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     parts = load_parts(config.dataset, config.subset, config.revision)
     part, config, wanted = _part(parts, config, split)
     rows = parts[part]
+
+    def values(name: str) -> list[Any]:
+        with _loading(config.dataset):
+            return list(rows[name])
+
     sheet = Sheet(
         where=f"{config.dataset} ({part})",
         names=tuple(rows.column_names),
         rows=len(rows),
-        column=lambda name: _values(rows, name, config.dataset),
+        column=values,
         row_name=lambda row: f"{config.dataset} ({part}), row {row}",
     )
     column = need(sheet, "image_column", config.image_column, IMAGE_NAMES)
@@ -117,12 +122,10 @@ def load_parts(dataset: str, subset: str | None = None, revision: str | None = N
             loaded = datasets.load_from_disk(str(folder))
         else:
             loaded = datasets.load_dataset(dataset, subset, revision=revision)
-    return {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
-
-
-def _values(rows: datasets.Dataset, column: str, dataset: str) -> list[Any]:
-    with _loading(dataset):
-        return list(rows[column])
+        parts = {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
+        for rows in parts.values():
+            rows.data.validate(full=True)  # Arrow reads beyond the file if its offsets are damaged
+    return parts
 
 
 @contextmanager

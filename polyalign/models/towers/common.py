@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ import torch
 from torch import nn
 
 from polyalign.utils.errors import UserError, first_line
+from polyalign.utils.text import clean
 
 _LARGEST_JSON = 2**24
+_LARGEST_NUMBER, _MOST_LAYERS = 10**8, 1_000
+_NOT_STORED = 2**24  # parameters that a file of weights may lack, such as an unused head
 
 
 def masked_pool(tokens: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
@@ -72,6 +76,43 @@ def read_json(path: str | Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {first_line(error)}") from error
+
+
+def entries(facts: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all values of a nested table with their keys."""
+    if isinstance(facts, dict):
+        for name, value in facts.items():
+            yield from entries(value, name)
+    elif isinstance(facts, list | tuple):
+        for value in facts:
+            yield from entries(value, key)
+    else:
+        yield key, facts
+
+
+def check_numbers(facts: Any, where: str) -> None:
+    """Check that a configuration states no number that would take hours or all memory to build.
+
+    Raises:
+        UserError: it does.
+    """
+    for key, value in entries(facts):
+        most = _MOST_LAYERS if "layer" in key or "depth" in key else _LARGEST_NUMBER
+        if isinstance(value, int) and "max_length" not in key and abs(value) > most:
+            raise UserError(f"{where} has {clean(f'{key} = {value}', 80)}: no tower is that large")
+
+
+def check_size(build: Callable[[], nn.Module], files: Iterable[str | Path], where: str) -> None:
+    """Check that a network has no more parameters than its files of weights can hold, before it takes memory.
+
+    Raises:
+        UserError: it has.
+    """
+    with torch.device("meta"):
+        stated = sum(parameter.numel() for parameter in build().parameters())
+    held = sum(Path(file).stat().st_size for file in files if Path(file).is_file())
+    if held and stated > held + _NOT_STORED:
+        raise UserError(f"{where} states {stated:,} parameters, more than its weights ({held:,} bytes) can hold")
 
 
 def to_safetensors(weights: str) -> str:

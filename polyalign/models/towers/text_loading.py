@@ -23,7 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from polyalign.config.tower import STARTER, TextSpec
 from polyalign.models.towers import sentence_transformers
-from polyalign.models.towers.common import fingerprint, to_safetensors
+from polyalign.models.towers.common import check_numbers, check_size, entries, fingerprint, to_safetensors
 from polyalign.models.towers.staging import find_blocks
 from polyalign.models.towers.text import TextTower
 from polyalign.utils.errors import UserError, first_line
@@ -31,7 +31,6 @@ from polyalign.utils.text import clean
 
 logger = logging.getLogger(__name__)
 
-_MOST_LAYERS, _LARGEST_SIZE = 1_000, 10**8
 _BACKBONES = (
     "backbone",
     "use_timm_backbone",
@@ -76,6 +75,7 @@ def load_encoder(spec: TextSpec) -> PreTrainedModel:
         UserError: no such model or folder, or it lacks weights, which transformers would draw at random.
     """
     source, config = _source(spec), _config(spec)
+    check_size(partial(_random, config, spec.pooling), _weights(spec, source, config), spec.model)
     try:
         with quiet():
             model, info = _auto_class(config).from_pretrained(
@@ -151,8 +151,9 @@ def _without_pooler(model: PreTrainedModel, pooling: str | None) -> PreTrainedMo
 def _random(config: PretrainedConfig, pooling: str | None) -> nn.Module:
     try:
         return _without_pooler(_encoder(_auto_class(config).from_config(config, trust_remote_code=False)), pooling)
-    except (ValueError, RuntimeError, MemoryError) as error:
-        raise UserError(f"transformers builds no encoder for {config.model_type}: {first_line(error)}") from error
+    except Exception as error:  # configurations are not checked before they are used
+        problem = clean(f"{type(error).__name__} {first_line(error)}", 300)
+        raise UserError(f"transformers builds no encoder for {clean(config.model_type, 40)}: {problem}") from error
 
 
 def load_tokenizer(spec: TextSpec, folder: Path | None = None) -> Any:
@@ -233,38 +234,37 @@ def _check_files(spec: TextSpec, source: str) -> None:
     """Check the files that tell transformers what to load, before it follows them.
 
     Raises:
-        UserError: they name files of other models or outside of this one, or sizes that no text encoder has.
+        UserError: they name other models, or sizes that no text encoder has.
     """
     facts = sentence_transformers.json_of(source, "config.json", spec.revision)
-    index = sentence_transformers.json_of(source, "model.safetensors.index.json", spec.revision)
-    shards = index.get("weight_map") if isinstance(index, dict) else {}
-    if not isinstance(facts, dict | None) or not isinstance(shards, dict):
-        raise UserError(f"{spec.model} has a config.json or model.safetensors.index.json that is not a table")
+    if not isinstance(facts, dict | None):
+        raise UserError(f"{spec.model} has a config.json that is not a table")
     if sentence_transformers.file_of(source, "adapter_config.json", spec.revision) is not None:
         raise UserError(f"{spec.model} is an adapter of another model: merge both with peft's merge_and_unload")
-    for file in (*shards.values(), (facts or {}).get("transformers_weights", "model.safetensors")):
-        if not isinstance(file, str) or Path(file).name != file or ".safetensors" not in Path(file).suffixes:
-            wanted = "it must be a safetensors file in the same folder"
-            raise UserError(f"{spec.model} names {clean(file, 80)} as its weights: {wanted}")
-    for key, value in _entries(facts):
-        most = _MOST_LAYERS if "layer" in key else _LARGEST_SIZE
-        is_size = isinstance(value, int) and "max_length" not in key and abs(value) > most
-        is_backbone = value and (key in _BACKBONES or (key == "model_type" and str(value).startswith("timm")))
-        if is_size or is_backbone:
+    check_numbers(facts, f"{spec.model}: its config.json")
+    for key, value in entries(facts):
+        if value and (key in _BACKBONES or (key == "model_type" and str(value).startswith("timm"))):
             stated = clean(f"{key} = {value}", 80)
             raise UserError(f"{spec.model} cannot be a text encoder: its config.json has {stated}")
 
 
-def _entries(facts: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield all values of a nested table with their keys."""
-    if isinstance(facts, dict):
-        for name, value in facts.items():
-            yield from _entries(value, name)
-    elif isinstance(facts, list):
-        for value in facts:
-            yield from _entries(value, key)
-    else:
-        yield key, facts
+def _weights(spec: TextSpec, source: str, config: PretrainedConfig) -> list[str]:
+    """Return the local paths of the files of weights.
+
+    Raises:
+        UserError: the model names other files than safetensors files beside its configuration.
+    """
+    index = sentence_transformers.json_of(source, "model.safetensors.index.json", spec.revision)
+    shards = index.get("weight_map") if isinstance(index, dict) else {}
+    if not isinstance(shards, dict):
+        raise UserError(f"{spec.model} has a model.safetensors.index.json that is not a table")
+    names = [getattr(config, "transformers_weights", None) or "model.safetensors", *shards.values()]
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or ".safetensors" not in Path(name).suffixes:
+            wanted = "it must be a safetensors file in the same folder"
+            raise UserError(f"{spec.model} names {clean(name, 80)} as its weights: {wanted}")
+    files = [sentence_transformers.file_of(source, name, spec.revision) for name in sorted(set(names))]
+    return [file for file in files if file is not None]
 
 
 def _stated_config(spec: TextSpec) -> PretrainedConfig:

@@ -19,7 +19,7 @@ from torch import nn
 from polyalign.config.language import describe_error
 from polyalign.config.shipped import read_toml
 from polyalign.config.tower import STARTER, Preprocessing, VisionSpec
-from polyalign.models.towers.common import fingerprint, read_json, to_safetensors
+from polyalign.models.towers.common import check_numbers, check_size, fingerprint, read_json, to_safetensors
 from polyalign.models.towers.vision import VisionTower
 from polyalign.utils.errors import UserError, did_you_mean, first_line
 from polyalign.utils.text import clean
@@ -50,6 +50,9 @@ def build_vision(
     if stated.image_px is not None and "img_size" not in args and _is_of_fixed_size(name):
         args["img_size"] = stated.image_px
     fresh = partial(_create, name, args, hub=False)
+    file = Path(name.partition(":")[2]) / "model.safetensors" if name.startswith("local-dir:") else weights
+    if pretrained and file is not None:
+        check_size(fresh, [file], spec.model)
     model = _create(name, args, hub=True) if pretrained and weights is None else fresh()
     if pretrained and weights is not None:
         _load_weights(model, weights)
@@ -85,13 +88,14 @@ def _locate(spec: VisionSpec) -> tuple[str, dict[str, Any], Path | None, VisionS
 
 
 def _check_args(args: dict[str, Any], where: str) -> None:
-    """Check that the arguments are of the architecture, and do not tell timm what to load or to wrap.
+    """Check that the arguments are of the architecture, of possible size, and do not tell timm what to load.
 
     Raises:
         UserError: one does.
     """
     if wrong := sorted(set(args) & _CONTROLS):
         raise UserError(f"{where}: {', '.join(wrong)} cannot be set, only arguments of the architecture")
+    check_numbers(args, where)
 
 
 def _check_timm_folder(folder: Path) -> None:
