@@ -9,13 +9,18 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Site:
-    """What is served, what went wrong on purpose, and what was asked for (path, first byte)."""
+    """What is served, what went wrong on purpose, and what was asked for (path, first byte).
+
+    ``tags`` are ETags, ``most`` the largest part that is sent at once.
+    """
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.drop_after: dict[str, list[int]] = {}
         self.answers: dict[str, list[tuple[int, dict[str, str]]]] = {}
         self.ranges = True
+        self.tags: dict[str, str] = {}
+        self.most: int | None = None
         self.asked: list[tuple[str, int]] = []
         self.url = ""
 
@@ -29,16 +34,17 @@ class Handler(BaseHTTPRequestHandler):
         path = self.path.lstrip("/")
         wanted = self.headers.get("Range", "")
         start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        tag = self.site.tags.get(path, "")
         self.site.asked.append((path, start))
         if self.site.answers.get(path):
             code, headers = self.site.answers[path].pop(0)
             self._head(code, headers | {"Content-Length": "0"})
         elif path not in self.site.files:
             self.send_error(404)
-        elif wanted and self.site.ranges:
+        elif wanted and self.site.ranges and self.headers.get("If-Range", tag) == tag:
             self._part(path, start)
         else:
-            self._head(200, {"Content-Length": str(len(self.site.files[path]))})
+            self._head(200, {"Content-Length": str(len(self.site.files[path]))} | ({"ETag": tag} if tag else {}))
             self._send(path, 0)
 
     def _part(self, path: str, start: int) -> None:
@@ -46,12 +52,13 @@ class Handler(BaseHTTPRequestHandler):
         if start >= size:
             self._head(416, {"Content-Range": f"bytes */{size}", "Content-Length": "0"})
             return
-        self._head(206, {"Content-Range": f"bytes {start}-{size - 1}/{size}", "Content-Length": str(size - start)})
-        self._send(path, start)
+        end = size if self.site.most is None else min(size, start + self.site.most)
+        self._head(206, {"Content-Range": f"bytes {start}-{end - 1}/{size}", "Content-Length": str(end - start)})
+        self._send(path, start, end)
 
-    def _send(self, path: str, start: int) -> None:
+    def _send(self, path: str, start: int, end: int | None = None) -> None:
         drops = self.site.drop_after.get(path)
-        self.wfile.write(self.site.files[path][start : start + drops.pop(0) if drops else None])
+        self.wfile.write(self.site.files[path][start : start + drops.pop(0) if drops else end])
 
     def _head(self, code: int, headers: dict[str, str]) -> None:
         self.send_response(code)

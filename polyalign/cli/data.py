@@ -40,11 +40,13 @@ def get(
             help="Photos to download as well, if freely available: those of the test set, or all (COCO: 19 GB)."
         ),
     ] = "none",
+    offline: Offline = False,
 ) -> None:
     """Download the freely available files of a dataset, and list the files you must obtain yourself.
 
     If interrupted, run the same command again to continue. Files are checked against their published hashes, if known.
     """
+    go_offline(offline)
     from polyalign.data.download import download_dataset
     from polyalign.utils.progress import progress_bars
 

@@ -163,7 +163,7 @@ def gather_overrides(
     table: dict[str, Any] = {"train": {"seed": seed}, "strategy": {"towers": towers, "layers": layers}}
     if data is not None:
         known = plugin_names("sources")
-        if Path(data).exists():
+        if data and Path(data).exists():
             table["source"] = {"name": "folder", "root": str(data)}
         elif data in known:
             table["source"] = {"name": data}

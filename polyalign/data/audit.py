@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import zip_longest
@@ -19,6 +18,7 @@ from sacrebleu.utils import SACREBLEU_DIR
 
 from polyalign.config.language import Lang
 from polyalign.data import image_ids
+from polyalign.data.fetch import is_offline
 from polyalign.data.pairs import Origin, PairTable
 from polyalign.utils.errors import UserError
 
@@ -109,7 +109,7 @@ def _key(image_id: str) -> str:
 
 def _spbleu() -> Metric | str:
     """Return BLEU over Flores-200 pieces, whose model sacrebleu downloads on first use, or why it is not available."""
-    if os.environ.get("HF_HUB_OFFLINE") == "1" and not _FLORES_MODEL.is_file():
+    if is_offline() and not _FLORES_MODEL.is_file():
         return f"offline, and its SentencePiece model is not in {_FLORES_MODEL}"
     try:
         return BLEU(tokenize="flores200")

@@ -18,7 +18,7 @@ from polyalign.config.language import Lang, load_language
 from polyalign.config.schema import Recipe
 from polyalign.data import image_check
 from polyalign.data.image_check import ImageReport
-from polyalign.data.load import load_table
+from polyalign.data.load import load_table, refuse_unlearnable
 from polyalign.data.pairs import Origin, PairTable
 from polyalign.utils.errors import UserError
 from polyalign.utils.progress import progress, progress_bars
@@ -86,7 +86,7 @@ class DataReport(BaseModel):
 def check_recipe(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[list[DataReport], list[UserError]]:
     """Check the splits of a recipe's source in its language, with the tokenizer of its text tower.
 
-    Return the reports, and the errors of the splits that cannot be loaded, such as an empty split.
+    Return the reports, and the errors of the splits that cannot be loaded, such as an empty split, or trained on.
 
     Raises:
         UserError: no split can be loaded.
@@ -98,6 +98,8 @@ def check_recipe(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[li
     for split in source.splits(config) if hasattr(source, "splits") else ("train", "dev", "test"):
         try:
             tables.append(load_table(recipe, split))
+            if split == "train":
+                refuse_unlearnable(tables[-1])
         except UserError as error:
             errors.append(error)
     if not tables:

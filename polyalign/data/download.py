@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -16,6 +18,7 @@ from polyalign.data.load import load_source
 from polyalign.data.readers.info import Download, Info, Single
 from polyalign.utils.errors import UserError
 from polyalign.utils.progress import progress
+from polyalign.utils.text import clean
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +29,7 @@ PHOTOS = "photos"
 
 # Disk space for an archive and its contents relative to the archive; captions compress to about a fifth, photos do not.
 _ROOM = {True: 2, False: 6}
+_PHOTO_NAME = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
 def download_dataset(name: str, root: Path, photos: Photos) -> str:
@@ -87,14 +91,18 @@ def listed(name: str) -> Iterator[tuple[str, str]]:
 def _fetch_files(task: str, files: Sequence[tuple[str, Path, str]], got: Counter[str]) -> None:
     """Download files, given as address, target and hash, that are not present."""
     for done, (url, path, sha256) in enumerate(files, start=1):
-        if not path.exists():
-            fetch(url, path, sha256=sha256)
-            got["downloaded"] += 1
-        elif sha256 and digest(path) != sha256:
-            raise UserError(f"{path} differs from the published file: move it away to download {url}")
-        else:
-            got["already present"] += 1
+        got["downloaded" if _fetch_file(url, path, sha256) else "already present"] += 1
         progress(task, done, len(files))
+
+
+def _fetch_file(url: str, path: Path, sha256: str, copies: int = 1) -> bool:
+    """Download a file unless it is present; return whether it was downloaded."""
+    if not os.path.lexists(path):
+        fetch(url, path, sha256=sha256, copies=copies)
+        return True
+    if not path.is_file() or (sha256 and digest(path) != sha256):
+        raise UserError(f"{path} differs from the published file: move it away to download {url}")
+    return False
 
 
 def _fetch_archive(one: Download, folder: Path, got: Counter[str]) -> None:
@@ -104,10 +112,8 @@ def _fetch_archive(one: Download, folder: Path, got: Counter[str]) -> None:
         got["already present"] += 1
         return
     archive = folder / PurePosixPath(one.url).name
-    if not archive.exists():
-        fetch(one.url, archive, sha256=one.sha256, copies=_ROOM[whole])
+    _fetch_file(one.url, archive, one.sha256, copies=_ROOM[whole])
     if whole:
-        target.parent.mkdir(parents=True, exist_ok=True)
         unpack.everything(archive, target)
     else:
         unpack.named(archive, one.unpack, target)
@@ -121,9 +127,12 @@ def _fetch_single(name: str, single: Single, folder: Path, photos: Path, got: Co
     known = spec.languages()
     if not known:
         raise UserError(f"{folder} has no captions of {name}, which list the photos to download")
+    ids = load_source(spec, known[0], "test").image_ids
+    if odd := next((one for one in ids if not _PHOTO_NAME.fullmatch(one)), None):
+        raise UserError(f'{folder}: "{clean(odd, 80)}" is not the name of a photo: download {name} again')
     wanted = [
         (url.format(image_id), photos / single.to / image_id, "")
-        for image_id in load_source(spec, known[0], "test").image_ids
+        for image_id in ids
         for start, url in single.urls.items()
         if image_id.startswith(start)
     ]

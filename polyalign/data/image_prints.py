@@ -46,10 +46,10 @@ _KNOWN: dict[str, Print] = {}
 
 
 def key(image: ImageRef) -> str | None:
-    """Return the key of the image, or None if its file is missing."""
+    """Return the key of the image, or None if its file is missing, has an impossible name or is not in its row."""
     try:
         return image.key()
-    except OSError:
+    except (OSError, ValueError):
         return None
 
 

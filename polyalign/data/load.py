@@ -12,12 +12,14 @@ from polyalign.config.budget import PairBudget, parse_budget
 from polyalign.config.language import load_language
 from polyalign.config.schema import Recipe
 from polyalign.config.source_spec import SourceSpec
-from polyalign.data import leakage
+from polyalign.data import image_prints, leakage
 from polyalign.data.image_check import ImageReport, check_images, refuse_corrupt
-from polyalign.data.pairs import PairTable, stable_hash
+from polyalign.data.pairs import PairTable, count_images, stable_hash
 from polyalign.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
+
+_FEW = 10  # images of dev or test
 
 
 def load_source(spec: SourceSpec, lang: str, split: str) -> PairTable:
@@ -47,7 +49,8 @@ def load_tables(recipe: Recipe) -> dict[str, PairTable]:
     Images of the test sets in ``data.keep_out`` are also kept out of train and dev.
 
     Raises:
-        UserError: too many images are corrupt, leakage is found and refused, or there are fewer pairs than the budget.
+        UserError: too many images are corrupt, leakage is found and refused, there are fewer pairs than the budget, or
+            the training pairs teach nothing.
     """
     test = load_split(recipe, "test")
     others = [_kept_out(SourceSpec.flat(one), recipe.lang) for one in recipe.data.keep_out]
@@ -56,6 +59,7 @@ def load_tables(recipe: Recipe) -> dict[str, PairTable]:
         train = _without_leaks(load_split(recipe, "train"), "train", [dev, test, *others], recipe)
     else:
         train = _drawn(recipe, recipe.data.budget, [dev, test, *others])
+    refuse_unlearnable(train)
     return {"train": train, "dev": dev, "test": test}
 
 
@@ -68,7 +72,24 @@ def load_split(recipe: Recipe, split: str, lang: str | None = None) -> PairTable
     table, report = check_images(_load_captions(recipe, split, lang), max_corrupt=recipe.data.max_corrupt)
     if report.bad:
         logger.info(f"{split}: left out {report.describe()}")
+    if split != "train" and len(table.images) < _FEW:
+        share = f"each image is {1 / len(table.images):.0%} of a recall"
+        logger.warning(f"warning: {table.name} has only {count_images(len(table.images))}: {share}, which says little")
     return _not_empty(table, "no image has a caption that is not blank")
+
+
+def refuse_unlearnable(train: PairTable) -> None:
+    """Check that training pairs differ, since a contrastive loss learns from differences only.
+
+    Raises:
+        UserError: there is one pair, or all images or all captions are the same.
+    """
+    prints = {i: one for i, one in image_prints.prints(train.images).items() if one.problem is None}
+    looks = {prints[i].thumb.tobytes() if i in prints else image_id for i, image_id in enumerate(train.image_ids)}
+    captions = {" ".join(caption.casefold().split()) for caption in train.captions}
+    if len(train) == 1 or len(looks) == 1 or len(captions) == 1:
+        same = "is one pair" if len(train) == 1 else "is one image" if len(looks) == 1 else "are equal captions"
+        raise UserError(f"{train.name} ({train.lang}): all there is to train on {same}: nothing can be learned from it")
 
 
 def _load_captions(recipe: Recipe, split: str, lang: str | None = None) -> PairTable:

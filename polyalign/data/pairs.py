@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import warnings
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -24,8 +25,10 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".ti
 # formats fail while parsing their headers.
 _DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, RuntimeError, TypeError, LookupError, ArithmeticError, struct.error, zlib.error,
-    Image.DecompressionBombError,
+    Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
+# Pillow only warns of images of 90 to 180 million pixels.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
 
 class CorruptImageError(ValueError):
@@ -63,6 +66,8 @@ def decode(source: Path | BinaryIO, px: int | None = None) -> Image.Image:
         CorruptImageError: the image cannot be decoded.
     """
     try:
+        if isinstance(source, Path) and source.exists() and not source.is_file():
+            raise ValueError("not a file but a folder, pipe or device")
         with Image.open(source) as image:
             if px is not None:
                 image.draft(None, (px, px))

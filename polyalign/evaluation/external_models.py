@@ -85,6 +85,8 @@ def _open_clip(name: str) -> ExternalModel:
     except ImportError as error:
         raise UserError("open_clip is not installed: pip install 'polyalign[peers]'") from error
     if Path(name).is_dir():
+        if not any(Path(name).glob("*.safetensors")):
+            raise UserError(f"{name} holds no safetensors weights: other formats are not read, since they can run code")
         architecture, pretrained = f"local-dir:{Path(name).resolve()}", None
     elif name.startswith("hf-hub:"):
         architecture, pretrained = name, None

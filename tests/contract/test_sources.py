@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from polyalign.config import language as languages
 from polyalign.config import plugins
+from polyalign.data import image_prints
 from polyalign.data.pairs import PairTable
 from polyalign.utils.errors import UserError
 
@@ -283,3 +286,42 @@ def test_a_missing_folder_is_the_users_error(source, tmp_path):
         moved = module.Config(**sample.options | {"root": tmp_path / "nowhere"})
         with pytest.raises(UserError, match="nowhere"):
             module.load(moved, languages.load_language(sample.lang), sample.splits[0])
+
+
+ODD_JSON = [None, 7, float("inf"), 10**400, True, "", "\0", "x" * 100, [], [None], {}, {"a": None}]
+
+
+def _with_another_value(value: Any, rng: random.Random) -> Any:
+    """Replace one value somewhere in a JSON value."""
+    if not isinstance(value, dict | list) or not value or rng.random() < 0.1:
+        return rng.choice(ODD_JSON)
+    place, chosen = rng.choice(list(value.items() if isinstance(value, dict) else enumerate(value)))
+    if isinstance(value, dict) and rng.random() < 0.2:
+        return {key: other for key, other in value.items() if key != place}
+    changed = value.copy()
+    changed[place] = _with_another_value(chosen, rng)
+    return changed
+
+
+def _damaged(content: bytes, ending: str, rng: random.Random) -> bytes:
+    if ending.startswith(".json") and rng.random() < 0.8:
+        lines = content.splitlines() if ending == ".jsonl" else [content]
+        place = rng.randrange(len(lines))
+        lines[place] = json.dumps(_with_another_value(json.loads(lines[place]), rng)).encode()
+        return b"\n".join(lines)
+    start = rng.randrange(len(content) + 1)
+    return content[:start] + rng.randbytes(rng.randrange(4)) + content[start + rng.randrange(20) :]
+
+
+def test_damaged_files_are_the_users_error_or_are_read(source, tmp_path):
+    module, sample, _ = source
+    files = [file for file in tmp_path.rglob("*") if file.suffix in (".txt", ".json", ".jsonl", ".gz", ".arrow")]
+    rng = random.Random(0)
+    for _ in range(150 if files else 0):
+        file = rng.choice(files)
+        whole = file.read_bytes()
+        file.write_bytes(_damaged(whole, file.suffix, rng))
+        for split in sample.splits:
+            with suppress(UserError):
+                image_prints.prints(_load(module, sample, split).images)
+        file.write_bytes(whole)

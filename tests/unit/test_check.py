@@ -202,11 +202,11 @@ def test_a_source_without_all_three_splits_is_checked_as_far_as_it_goes(tmp_path
 def test_an_empty_split_is_reported_beside_the_others(tmp_path):
     from polyalign.config import resolve as recipes
 
-    (tmp_path / "captions.csv").write_text("image,caption,split\na.png,mbwa,train\n")
+    (tmp_path / "captions.csv").write_text("image,caption,split\na.png,mbwa,train\nb.png,paka,train\n")
     overrides = {"source": {"name": "folder", "root": str(tmp_path)}}
     recipe = recipes.resolve("starter", "sw", "projection", overrides)
     (report,), errors = data_check.check_recipe(recipe, Words())
-    assert (report.captions, len(report.images.missing)) == (1, 1)
+    assert (report.captions, len(report.images.missing)) == (2, 2)
     assert [str(error).partition(" row with ")[2].partition(":")[0] for error in errors] == [
         'split "dev"',
         'split "test"',

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 import sys
 import zipfile
@@ -30,6 +31,7 @@ XTD = {
 @pytest.fixture
 def site(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     with serving() as site:
         yield site
 
@@ -78,6 +80,30 @@ def test_photos_of_the_test_set_are_got_one_by_one(published, tmp_path):
     assert "photos needed" not in told
     with pytest.raises(UserError, match="only the photos of xtd's test set can be downloaded: use --photos test"):
         get(tmp_path, "all")
+
+
+@pytest.mark.parametrize("name", ["COCO_../../x", "COCO_\x1b[2J.jpg", "COCO_a b.jpg", "/COCO_a.jpg"])
+def test_a_photo_whose_name_could_lead_elsewhere_is_not_asked_for(published, tmp_path, name, monkeypatch):
+    get(tmp_path)
+    (tmp_path / "xtd10" / "XTD10" / "test_image_names.txt").write_text(f"{PHOTOS[0]}\n{name}")
+    monkeypatch.setattr(obtain, "listed", lambda _: iter(()))
+    with pytest.raises(UserError, match="is not the name of a photo: download xtd again"):
+        get(tmp_path, "test")
+    assert not (tmp_path / "photos").exists()
+
+
+def test_an_archive_that_an_earlier_call_left_is_compared_with_its_hash(site, tmp_path, monkeypatch):
+    one = xm3600.INFO.downloads[0].model_copy(update={"url": f"{site.url}/c.zip", "sha256": "0" * 64})
+    monkeypatch.setattr(xm3600, "INFO", xm3600.INFO.model_copy(update={"downloads": (one,)}))
+    (tmp_path / "xm3600").mkdir()
+    os.mkfifo(tmp_path / "xm3600" / "c.zip")
+    with pytest.raises(UserError, match=r"c\.zip differs from the published file: move it away"):
+        get(tmp_path, name="xm3600")
+    (tmp_path / "xm3600" / "c.zip").unlink()
+    (tmp_path / "xm3600" / "c.zip").write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"c\.zip differs from the published file: move it away"):
+        get(tmp_path, name="xm3600")
+    assert site.asked == []
 
 
 def test_an_archive_is_unpacked_and_put_away(site, tmp_path, monkeypatch):
@@ -129,6 +155,9 @@ def test_the_command_prints_what_there_is_and_a_failure_is_one_line(published, t
     code, _, err = call("xtd", "--root", tmp_path / "again")
     assert (code, "HTTP 404" in err, err.strip().count("\n")) == (2, True, 1)  # the licence, and the error
     assert call("flickr8k", "--root", tmp_path)[0] == 2
+    asked = len(published.asked)
+    code, _, err = call("xtd", "--root", tmp_path / "off", "--offline")
+    assert (code, "cannot be downloaded offline" in err, len(published.asked)) == (2, True, asked)
 
 
 # The catalogue

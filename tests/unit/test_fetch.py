@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import urllib.request
 from collections import namedtuple
 
 import pytest
@@ -18,6 +20,7 @@ HASH = hashlib.sha256(CONTENT).hexdigest()
 @pytest.fixture
 def site(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     with serving() as site:
         site.files["a.bin"] = CONTENT
         yield site
@@ -100,7 +103,8 @@ def test_one_that_stays_busy_is_given_up_and_what_came_is_kept(site, tmp_path):
     assert not (tmp_path / "a.bin").exists()
 
 
-def test_no_server_at_all_is_one_line(tmp_path):
+def test_no_server_at_all_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_HUB_OFFLINE")
     with pytest.raises(UserError, match=r"could not be downloaded in 5 attempts: .*refused"):
         download.fetch("http://127.0.0.1:9/a", tmp_path / "a", wait=tiny.quiet)
 
@@ -127,3 +131,96 @@ def test_a_folder_that_cannot_be_is_an_error(site, tmp_path):
         get(site, tmp_path / "b.bin")
     with pytest.raises(UserError, match=r"cannot write .*file"):
         get(site, tmp_path / "file" / "a.bin")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "is empty"),
+        (b"<!DOCTYPE html>\n<title>Sign in</title>", "is a web page, not a file"),
+        (b"\xef\xbb\xbf \n<html lang='en'>", "is a web page, not a file"),
+    ],
+)
+def test_what_is_no_file_is_refused_and_deleted(site, tmp_path, content, told):
+    site.files["a.bin"] = content
+    with pytest.raises(UserError, match=rf"a\.bin {told}.*the download was deleted"):
+        get(site, tmp_path / "a.bin")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_changed_on_the_server_is_not_joined_with_the_old_one(site, tmp_path):
+    site.tags["a.bin"] = '"1"'
+    site.drop_after["a.bin"] = [5000]
+
+    def wait(_):
+        site.files["a.bin"], site.tags["a.bin"] = CONTENT[::-1], '"2"'
+
+    download.fetch(f"{site.url}/a.bin", tmp_path / "a.bin", wait=wait)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT[::-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.bin"]
+
+
+def test_without_hash_and_version_a_download_begins_again(site, tmp_path):
+    (tmp_path / "a.bin.part").write_bytes(b"of another file")
+    get(site, tmp_path / "a.bin")
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    assert site.asked == [("a.bin", 0)]
+
+
+def test_short_parts_are_joined(site, tmp_path):
+    (tmp_path / "a.bin.part").write_bytes(CONTENT[:5000])
+    site.most = 2**19
+    get(site, tmp_path / "a.bin", sha256=HASH)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+    assert [start for _, start in site.asked] == [5000, 5000 + 2**19]
+
+
+@pytest.mark.parametrize("sent", ["bytes 7-9/1048576", "bytes */5", "nonsense", ""])
+def test_another_part_than_requested_is_not_kept(site, tmp_path, sent):
+    (tmp_path / "a.bin.part").write_bytes(CONTENT[:5000])
+    site.answers["a.bin"] = [(206, {"Content-Range": sent})]
+    get(site, tmp_path / "a.bin", sha256=HASH)
+    assert (tmp_path / "a.bin").read_bytes() == CONTENT
+
+
+def test_a_redirect_to_another_host_is_named_and_its_file_checked(site, tmp_path, caplog):
+    download._say_redirect.cache_clear()
+    site.answers["b.bin"] = [(302, {"Location": f"{site.url.replace('127.0.0.1', 'localhost')}/a.bin"})]
+    get(site, tmp_path / "b.bin", "b.bin", sha256=HASH)
+    assert caplog.messages == ["127.0.0.1 redirects to localhost"]
+    site.answers["c.bin"] = [(302, {"Location": f"{site.url}/c.bin"})] * 20
+    with pytest.raises(UserError, match="HTTP 302 ") as caught:
+        get(site, tmp_path / "c.bin", "c.bin")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("to", ["http://example.org/\x1b[2Ja.bin", "ftp://example.org/a.bin", "file:///etc/passwd"])
+def test_a_redirect_from_https_to_anything_else_is_refused(to):
+    request = urllib.request.Request("https://example.org/a.bin")
+    with pytest.raises(UserError, match=r"^https://example\.org/a\.bin redirects to [a-z:/.]*(None)?, which is not"):
+        download._Redirects().redirect_request(request, None, 302, "Found", {}, to)
+
+
+def test_offline_nothing_is_asked_for(site, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=r"a\.bin is not there and cannot be downloaded offline; its address is http"):
+        get(site, tmp_path / "folder" / "a.bin")
+    assert site.asked == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pipe_or_link_in_the_place_of_a_download_is_not_written_to(site, tmp_path):
+    os.mkfifo(tmp_path / "a.bin.part")
+    (tmp_path / "mine").write_text("mine")
+    (tmp_path / "b.bin.part").symlink_to(tmp_path / "mine")
+    for name in ("a.bin", "b.bin"):
+        with pytest.raises(UserError, match=r"cannot write .*\.part: there is something else of this name"):
+            get(site, tmp_path / name)
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_file_without_end_is_given_up(site, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_LARGEST", 2**19)
+    with pytest.raises(UserError, match=r"a\.bin is larger than"):
+        get(site, tmp_path / "a.bin")
+    assert list(tmp_path.iterdir()) == []

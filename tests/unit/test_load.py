@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 
+import pandas as pd
 import pytest
 
 from polyalign.config.budget import PairBudget
@@ -80,3 +81,50 @@ def test_a_dev_image_that_is_a_test_image_is_refused_or_left_out(folder, caplog)
 def test_a_budget_that_is_more_than_is_left_is_refused(folder):
     with pytest.raises(UserError, match="has 128 pairs for en, fewer than 1k-pairs"):
         load_tables(recipe(folder, budget="1k-pairs"))
+
+
+def relabelled(folder, change):
+    """Rewrite the rows of every split of the captions file."""
+    file = next(folder.glob("*.csv"))
+    frame = pd.read_csv(file)
+    for split in ("train", "dev", "test"):
+        frame.loc[frame["split"] == split] = change(split, frame[frame["split"] == split].copy())
+    frame.to_csv(file, index=False)
+
+
+def test_training_pairs_that_are_all_the_same_are_refused(folder):
+    def one(column):
+        def change(split, rows):
+            if split == "train":
+                rows[column] = rows[column].iloc[0]
+            return rows
+
+        return change
+
+    whole = next(folder.glob("*.csv")).read_text()
+    relabelled(folder, one("image"))
+    with pytest.raises(UserError, match="all there is to train on is one image: nothing can be learned"):
+        load_tables(recipe(folder))
+    next(folder.glob("*.csv")).write_text(whole)
+    relabelled(folder, one("caption"))
+    with pytest.raises(UserError, match="all there is to train on are equal captions"):
+        load_tables(recipe(folder))
+    next(folder.glob("*.csv")).write_text(whole)
+    with pytest.raises(UserError, match="all there is to train on is one pair"):
+        load_tables(recipe(folder, budget="1-pairs"))
+    first = tiny.table().images[0].path
+    for other in tiny.table().images[1:]:
+        shutil.copy(first, folder / "images" / other.path.name)
+    with pytest.raises(UserError, match="all there is to train on is one image"):
+        load_tables(recipe(folder))
+
+
+def test_few_test_images_are_told_with_what_they_mean(folder, caplog):
+    file = next(folder.glob("*.csv"))
+    frame = pd.read_csv(file)
+    few = frame[frame["split"] == "test"]["image"].unique()[4:]
+    frame[~frame["image"].isin(few)].to_csv(file, index=False)
+    load_tables(recipe(folder))
+    assert [one for one in caplog.messages if "only" in one] == [
+        "warning: data-test has only 4 images: each image is 25% of a recall, which says little"
+    ]

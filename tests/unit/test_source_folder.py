@@ -3,6 +3,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import re
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -320,3 +322,32 @@ def test_an_id_column_names_the_images(tmp_path):
 def test_an_unknown_option_is_refused(tmp_path):
     with pytest.raises(ValidationError):
         folder.Config(root=tmp_path, sepparator=",")
+
+
+def test_a_root_that_is_no_folder_of_data_is_one_line_at_once(tmp_path, run):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "many").mkdir()
+    for i in range(3000):
+        (tmp_path / "many" / f"{i}.txt").touch()
+        (tmp_path / "many" / f"{i}.csv").touch()
+    for root, told in (
+        ("", "neither a folder nor a source"),
+        (tmp_path / "pipe", "is not a folder"),
+        ("/dev/null", "is not a folder"),
+        (tmp_path / "many", "several files that may hold the captions"),
+        ("/", "no captions file"),
+        ("/proc/self/mem", "is not UTF-8|cannot read"),
+    ):
+        code, _, err = run("data", "check", "--data", root, "--lang", "en")
+        assert (code, err.strip().count("\n")) == (2, 0)
+        assert re.search(told, err), err
+        assert len(err) < 1000
+
+
+def test_a_folder_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
+    def iterdir(_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(UserError, match=f"cannot read the folder {tmp_path}: Permission denied"):
+        load(tmp_path)

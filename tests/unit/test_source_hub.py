@@ -160,3 +160,22 @@ def test_a_row_without_an_image_is_corrupt(tmp_path):
     made.cast_column("image", datasets.Image()).save_to_disk(tmp_path / "ds")
     with pytest.raises(CorruptImageError, match=r"row 1 contains .*, not an image"):
         load(tmp_path / "ds", **ALL).images[1].open()
+
+
+def test_an_id_of_several_images_is_refused_with_both_rows(tmp_path):
+    dataset(image=cells(3, 3, 5), caption=["a", "b", "c"], image_id=["x", "x", "x"]).save_to_disk(tmp_path / "ds")
+    with pytest.raises(UserError, match=r'row 2: the id \("image_id"\) is that of another image \(.*row 0\)'):
+        load(tmp_path / "ds", **ALL)
+    dataset(image=cells(3, 3), caption=["a", "b"], image_id=["x", "x"]).save_to_disk(tmp_path / "same")
+    assert pairs(load(tmp_path / "same", **ALL)) == [("x", "a"), ("x", "b")]
+
+
+@pytest.mark.parametrize(
+    "card", ["a: [1, 2\nb: {", "a:\n\t- 1", "configs: 7", "configs:\n- 3", "- 3", "[" * 2000, "a: !!python/object:x {}"]
+)
+def test_a_damaged_card_is_one_line(tmp_path, card):
+    (tmp_path / "README.md").write_text(f"---\n{card}\n---\n")
+    (tmp_path / "train.jsonl").write_text('{"image": "a.jpg", "caption": "x"}\n')
+    with pytest.raises(UserError, match=f'cannot load the dataset "{tmp_path}": ') as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)

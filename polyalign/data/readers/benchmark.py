@@ -122,7 +122,7 @@ def karpathy(path: Path, split: str) -> list[tuple[str, list[str]]]:
     content = files.read_json(path)
     with files.expecting(path, "images[].{filename, split, sentences[].raw}"):
         found = [
-            (str(image["filename"]), [str(sentence["raw"]) for sentence in image["sentences"]])
+            (files.string(image["filename"]), [files.string(sentence["raw"]) for sentence in image["sentences"]])
             for image in content["images"]
             if image["split"] in parts
         ]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -14,9 +16,12 @@ from polyalign.config.language import Lang
 from polyalign.data.pairs import Origin, Split, stable_hash
 from polyalign.data.readers.sheet import Sheet
 from polyalign.utils.errors import UserError, did_you_mean
+from polyalign.utils.text import clean
 
 IMAGE_NAMES = ("image", "image_path", "file_name", "filename", "file", "path", "img_path", "img")
 _CAPTION_NAMES = ("caption", "captions", "text", "sentence", "sentences")
+_LONGEST_CAPTION = 100_000  # characters
+_NAMED_COLUMNS = 50
 _NUMBERED_CAPTION = re.compile(r"caption[_ -]?\d+", re.IGNORECASE)
 _LANG_NAMES = ("lang", "language")
 _SPLIT_NAMES = ("split",)
@@ -60,7 +65,8 @@ def find(sheet: Sheet, setting: str, wanted: str | None, usual: Sequence[str]) -
     """
     if wanted is not None:
         if wanted not in sheet.names:
-            raise UserError(f'{sheet.where} has no column "{wanted}" ({setting}): {did_you_mean(wanted, sheet.names)}')
+            known = did_you_mean(wanted, [clean(name, 40) for name in sheet.names[:_NAMED_COLUMNS]])
+            raise UserError(f'{sheet.where} has no column "{wanted}" ({setting}): {known}')
         return wanted
     folded = {name.casefold(): name for name in reversed(sheet.names)}
     return next((folded[name] for name in usual if name in folded), None)
@@ -75,10 +81,49 @@ def need(sheet: Sheet, setting: str, wanted: str | None, usual: Sequence[str]) -
     found = find(sheet, setting, wanted, usual)
     if found is None:
         raise UserError(
-            f"{sheet.where} has no column called {' or '.join(usual[:3])}; its columns are {', '.join(sheet.names)}: "
+            f"{sheet.where} has no column called {' or '.join(usual[:3])}; its columns are "
+            f"{clean(', '.join(sheet.names), 300)}: "
             f"set it with source.{setting} (or is the header line missing?)"
         )
     return found
+
+
+def ids_in(sheet: Sheet, column: str) -> list[str]:
+    """Read the ids of images from a column.
+
+    Raises:
+        UserError: a cell is blank or contains a list; the message names the row.
+    """
+    values = sheet.column(column)
+    for row, value in enumerate(values):
+        is_nan = isinstance(value, float) and math.isnan(value)
+        if value is None or is_nan or isinstance(value, list | dict) or not str(value).strip():
+            raise UserError(f'{sheet.row_name(row)}: "{column}" must identify an image, not {reprlib.repr(value)}')
+    return [str(value) for value in values]
+
+
+def two_images(ids: Iterable[str], image: Callable[[int], object], probed: int | None = None) -> tuple[int, int] | None:
+    """Return two rows with one id and different images, or None.
+
+    Args:
+        ids: the id of each row.
+        image: returns what identifies the image of a row.
+        probed: number of repeated ids to look at; None is all.
+    """
+    first: dict[str, int] = {}
+    repeated = ((first[name], row) for row, name in enumerate(ids) if first.setdefault(name, row) != row)
+    return next(((one, other) for one, other in islice(repeated, probed) if image(one) != image(other)), None)
+
+
+def check_ids(sheet: Sheet, column: str, two: tuple[int, int] | None) -> None:
+    """Check the result of ``two_images`` for the ids of a column.
+
+    Raises:
+        UserError: it found two rows; the message names them.
+    """
+    if two is not None:
+        one, other = map(sheet.row_name, two)
+        raise UserError(f'{other}: the id ("{column}") is that of another image ({one}): choose another column')
 
 
 def select(
@@ -118,6 +163,9 @@ def _captions(value: Any, *, optional: bool, where: str) -> list[str]:
     for item in items:
         if not isinstance(item, str):
             raise UserError(f"{where}: a caption must be a string or a list of strings, not {reprlib.repr(item)}")
+        if len(item) > _LONGEST_CAPTION or "\0" in item:
+            problem = f"has {len(item):,} characters" if len(item) > _LONGEST_CAPTION else "contains a NUL character"
+            raise UserError(f"{where}: the caption {problem}, so the file is damaged: {reprlib.repr(item)}")
     return [item.strip() for item in items]
 
 
@@ -143,8 +191,8 @@ def _in_split(sheet: Sheet, ids: Sequence[str], config: Columns, rows: list[int]
         values = [str(value).strip() for value in sheet.column(name)]
         for row in rows:
             if values[row].casefold() not in _SPLITS:
-                known = did_you_mean(values[row], _SPLITS)
-                raise UserError(f'{sheet.row_name(row)}: "{values[row]}" is not a split ({known})')
+                unknown = clean(values[row], 60)
+                raise UserError(f'{sheet.row_name(row)}: "{unknown}" is not a split ({did_you_mean(unknown, _SPLITS)})')
         found = [row for row in rows if _SPLITS[values[row].casefold()] == split]
         if not found:
             raise UserError(f'{sheet.where} has no row with {name} "{split}": it has {_tally(values[r] for r in rows)}')
@@ -170,4 +218,4 @@ def hashed_split(image_id: str, config: Columns) -> Split:
 
 def _tally(values: Iterator[str] | Sequence[str]) -> str:
     counts = Counter(values).most_common(12)
-    return ", ".join(f"{value or '(blank)'} ({count:,})" for value, count in counts) or "no rows"
+    return ", ".join(f"{clean(value, 40) or '(blank)'} ({count:,})" for value, count in counts) or "no rows"

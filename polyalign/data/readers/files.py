@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import bz2
 import gzip
-import io
 import json
+import re
 import unicodedata
 import zlib
 from collections.abc import Iterator
@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import IO, Any
 
 from polyalign.utils.errors import AbsentError, UserError, did_you_mean
+from polyalign.utils.text import clean
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def folder(path: Path, what: str) -> Path:
@@ -25,8 +28,20 @@ def folder(path: Path, what: str) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise AbsentError(f"{path} is a file; {what} must be a folder")
+        raise AbsentError(f"{path} is not a folder; {what} must be one")
     raise AbsentError(f"there is no folder {path} ({what}){_nearest(path)}")
+
+
+def entries(path: Path) -> list[str]:
+    """Return the sorted names in a folder.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    try:
+        return sorted(entry.name for entry in path.iterdir())
+    except OSError as error:
+        raise UserError(f"cannot read the folder {path}: {error.strerror}") from error
 
 
 def existing(*candidates: Path, what: str) -> Path:
@@ -36,7 +51,7 @@ def existing(*candidates: Path, what: str) -> Path:
         AbsentError: no candidate exists; the message suggests a similar name.
     """
     for path in candidates:
-        if path.is_file():
+        if is_file(path):
             return path
     first, *others = candidates
     # The first parent of each candidate that is not a folder; the same for all if the root is wrong.
@@ -54,7 +69,15 @@ def as_on_disk(base: Path, name: str) -> Path:
     macOS writes accents as separate characters (NFD) where a table usually has them in one (NFC).
     """
     forms = (name, unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
-    return next((base / form for form in forms if (base / form).is_file()), base / name)
+    return next((base / form for form in forms if is_file(base / form)), base / name)
+
+
+def is_file(path: Path) -> bool:
+    """Return whether a path is that of a file; one that is too long or cannot be reached is not."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
 
 
 def lines(path: Path) -> list[str]:
@@ -71,9 +94,9 @@ def lines(path: Path) -> list[str]:
 
 def stream(path: Path) -> Iterator[str]:
     """Yield lines, see ``lines``; an empty file yields none."""
-    with _reading(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n") as text_file:
-        for line in text_file:
-            yield line.removesuffix("\n").removesuffix("\r")
+    with _reading(path) as file:
+        for number, line in enumerate(file, start=1):
+            yield _decode(line, path, number).removesuffix("\n").removesuffix("\r")
 
 
 def text(path: Path) -> str:
@@ -83,7 +106,7 @@ def text(path: Path) -> str:
         UserError: the file cannot be read, is empty, or is not UTF-8.
     """
     with _reading(path) as file:
-        content = file.read().decode("utf-8-sig")
+        content = _decode(file.read(), path)
     if not content.strip():
         raise UserError(f"{path} is empty")
     return content
@@ -95,10 +118,7 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: the file cannot be read or is not JSON.
     """
-    try:
-        return json.loads(text(path))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
+    return _parse_json(text(path), str(path))
 
 
 def json_lines(path: Path, containing: str = "") -> Iterator[tuple[int, dict[str, Any]]]:
@@ -110,37 +130,96 @@ def json_lines(path: Path, containing: str = "") -> Iterator[tuple[int, dict[str
     for number, line in enumerate(stream(path), start=1):
         if containing not in line or not line.strip():
             continue
-        try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}, line {number} is not JSON: {error}") from error
+        value = _parse_json(line, f"{path}, line {number}")
         if not isinstance(value, dict):
             raise UserError(f'{path}, line {number} is not a JSON object {{"...": ...}}')
         yield number, value
 
 
+def _parse_json(content: str, where: str) -> Any:
+    try:
+        value = json.loads(content, object_pairs_hook=_unique)
+        if _SURROGATE.search(content):
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where} contains half a character (a lone surrogate)") from error
+    except RecursionError as error:
+        raise UserError(f"{where} is nested too deeply") from error
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON: {error}") from error
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise ValueError(f'an object has "{clean(twice, 60)}" twice')
+    return table
+
+
 @contextmanager
 def expecting(where: object, form: str) -> Iterator[None]:
-    """Convert lookup, type and value errors raised inside the context to a UserError that names the expected form."""
+    """Convert errors of values that are not of an expected form to a UserError that names the form."""
     try:
         yield
-    except (LookupError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{where} is not of the form {form}") from error
+
+
+def string(value: Any) -> str:
+    """Return a string of a JSON value, for use inside ``expecting``.
+
+    Raises:
+        TypeError: the value is no string.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{type(value).__name__} is no string")
+    return value
+
+
+def strings(value: Any) -> list[str]:
+    """Return a list of strings of a JSON value, see ``string``."""
+    if not isinstance(value, list):
+        raise TypeError(f"{type(value).__name__} is no list")
+    return list(map(string, value))
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[IO[bytes]]:
     """Open a possibly compressed file for reading bytes; read errors become a UserError."""
     opener: Any = {".gz": gzip.open, ".bz2": bz2.open}.get(path.suffix, Path.open)
+    check_is_file(path)
     try:
         with opener(path, "rb") as file:
             yield file
-    except UnicodeDecodeError as error:
-        utf_16 = error.start == 0 and bytes(error.object[:2]) in (b"\xff\xfe", b"\xfe\xff")
-        reason = "it looks like UTF-16" if utf_16 else f"byte 0x{error.object[error.start]:02x}"
-        raise UserError(f"{path} is not UTF-8 ({reason}): save it as UTF-8") from error
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def check_is_file(path: Path) -> None:
+    """Check that a path, if it exists, is a plain file: reading a pipe or a device could take forever.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"cannot read {path}: it is not a file but a folder, pipe or device")
+
+
+def _decode(raw: bytes, path: Path, line: int = 1) -> str:
+    """Decode UTF-8 that begins in a line of a file, without a byte order mark."""
+    try:
+        found = raw.decode("utf-8-sig" if line == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        utf_16 = line == 1 and raw.startswith((b"\xff\xfe", b"\xfe\xff"))
+        reason = "it looks like UTF-16" if utf_16 else f"byte 0x{raw[error.start]:02x}"
+        at = line + raw.count(b"\n", 0, error.start)
+        raise UserError(f"{path}, line {at} is not UTF-8 ({reason}): save it as UTF-8") from error
+    if (place := found.find("\0")) >= 0:
+        at = line + found.count("\n", 0, place)
+        raise UserError(f"{path}, line {at} contains a NUL character: the file is damaged or is not UTF-8")
+    return found
 
 
 def _nearest(path: Path) -> str:
@@ -148,5 +227,5 @@ def _nearest(path: Path) -> str:
     parent = path.parent
     if not parent.is_dir():
         return f": there is no folder {parent} either"
-    names = sorted(other.name for other in parent.iterdir())
+    names = entries(parent)
     return f": {did_you_mean(path.name, names)}" if 0 < len(names) <= 30 else ""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polyalign.data.readers.files import json_lines, text
-from polyalign.utils.errors import UserError
+from polyalign.data.readers.files import check_is_file, json_lines, text
+from polyalign.utils.errors import UserError, first_line
+from polyalign.utils.text import clean
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _SEPARATORS = (",", ";", "\t")
@@ -36,6 +39,7 @@ def read(path: Path) -> Sheet:
     Raises:
         UserError: the file cannot be read or is malformed; the message names the line.
     """
+    check_is_file(path)
     sheet = {".jsonl": _read_json_lines, ".parquet": _read_parquet}.get(path.suffix, _read_separated)(path)
     if sheet.rows == 0:
         raise UserError(f"{path} has no rows")
@@ -49,8 +53,7 @@ def _read_separated(path: Path) -> Sheet:
     separator = max(_SEPARATORS, key=unquoted.count)
     (_, header), *body = _split_tabs(content) if separator == "\t" else _parse_csv(path, content, separator)
     header = [name.strip() for name in header]
-    if len(set(header)) < len(header):
-        raise UserError(f"{path} has duplicate columns: {', '.join(header)}")
+    _check_unique(path, header)
     for line, row in body:
         if len(row) != len(header):
             remedy = f'captions that contain "{separator}" must be enclosed in double quotes'
@@ -58,11 +61,16 @@ def _read_separated(path: Path) -> Sheet:
                 remedy = "captions must not contain tabs"
             raise UserError(
                 f"{path}, line {line} has {len(row)} fields, the header has {len(header)} "
-                f"({', '.join(header)}); {remedy}"
+                f"({clean(', '.join(header), 200)}); {remedy}"
             )
     columns = {name: [row[i] for _, row in body] for i, name in enumerate(header)}
     numbers = [line for line, _ in body]
     return Sheet(str(path), tuple(header), len(body), columns.__getitem__, lambda i: f"{path}, line {numbers[i]}")
+
+
+def _check_unique(path: Path, header: Sequence[str]) -> None:
+    if twice := [name for name, count in Counter(header).items() if count > 1]:
+        raise UserError(f"{path} has duplicate columns: {clean(', '.join(twice), 200)}")
 
 
 def _parse_csv(path: Path, content: str, separator: str) -> list[tuple[int, list[str]]]:
@@ -97,21 +105,28 @@ def _read_json_lines(path: Path) -> Sheet:
     def column(name: str) -> list[Any]:
         for number, row in rows:
             if name not in row:
-                raise UserError(f'{path}, line {number} has no "{name}" ({", ".join(row)})')
+                raise UserError(f'{path}, line {number} has no "{name}" ({clean(", ".join(row), 200)})')
         return [row[name] for _, row in rows]
 
     return Sheet(str(path), names, len(rows), column, lambda i: f"{path}, line {numbers[i]}")
 
 
 def _read_parquet(path: Path) -> Sheet:
+    with _reading(path):
+        table = pq.ParquetFile(path, page_checksum_verification=True).read()
+    _check_unique(path, table.column_names)
+
+    def column(name: str) -> list[Any]:
+        with _reading(path):
+            return list(table.column(name).to_pylist())
+
+    return Sheet(str(path), tuple(table.column_names), table.num_rows, column, lambda i: f"{path}, row {i + 1}")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Convert errors of pyarrow to a UserError; text that is not UTF-8 and dates of no calendar are ValueErrors."""
     try:
-        table = pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    return Sheet(
-        str(path),
-        tuple(table.column_names),
-        table.num_rows,
-        lambda name: list(table.column(name).to_pylist()),
-        lambda i: f"{path}, row {i + 1}",
-    )
+        yield
+    except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
+        raise UserError(f"cannot read {path}: {clean(first_line(error), 200)}") from error

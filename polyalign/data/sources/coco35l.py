@@ -8,7 +8,7 @@ from pathlib import Path
 from polyalign.config.language import Lang
 from polyalign.data.pairs import Origin, PairTable
 from polyalign.data.readers import benchmark
-from polyalign.data.readers.files import existing, expecting, json_lines
+from polyalign.data.readers.files import existing, expecting, json_lines, string
 from polyalign.data.readers.info import PUBLISHED
 
 INFO = PUBLISHED["coco35l"]
@@ -39,5 +39,5 @@ def _captions(path: Path, code: str) -> Iterator[tuple[str, str]]:
             if row["trg_lang"] == target:
                 # "391895_2" is the third caption of image 391895
                 image = int(str(row["image_id"]).partition("_")[0])
-                caption = str(row[field])
+                caption = string(row[field])
                 yield f"{image:012d}", benchmark.join_words(caption) if code in _SEGMENTED else caption

@@ -9,7 +9,7 @@ from typing import Literal
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
 from polyalign.data.readers import benchmark
-from polyalign.data.readers.files import existing, expecting, lines, read_json
+from polyalign.data.readers.files import existing, expecting, lines, read_json, string
 from polyalign.data.readers.info import PUBLISHED
 
 INFO = PUBLISHED["coco-cn"]
@@ -52,7 +52,7 @@ def _from_json(path: Path, config: Config) -> Iterator[tuple[str, str]]:
     """Read COCO's format; ``source`` is ``cn`` for written captions, ``zhm`` for translated ones."""
     content = read_json(path)
     with expecting(path, "images[].{id, file_name}, annotations[].{image_id, caption, source}"):
-        names = {image["id"]: str(image["file_name"]) for image in content["images"]}
+        names = {image["id"]: string(image["file_name"]) for image in content["images"]}
         for one in content["annotations"]:
             if config.captions == "all" or one["source"] == "cn":
                 yield names[one["image_id"]], benchmark.join_words(one["caption"])

@@ -8,10 +8,11 @@ from pathlib import Path, PurePosixPath
 
 from polyalign.config.language import Lang
 from polyalign.data.pairs import FileImage, PairTable
-from polyalign.data.readers.columns import IMAGE_NAMES, Columns, need, select
-from polyalign.data.readers.files import as_on_disk, existing, folder
+from polyalign.data.readers.columns import IMAGE_NAMES, Columns, check_ids, ids_in, need, select, two_images
+from polyalign.data.readers.files import as_on_disk, entries, existing, folder, is_file
 from polyalign.data.readers.sheet import SUFFIXES, Sheet, read
-from polyalign.utils.errors import UserError, did_you_mean
+from polyalign.utils.errors import UserError
+from polyalign.utils.text import clean
 
 _PREFERRED = ("captions", "metadata")
 _PROBED_ROWS = 100
@@ -44,7 +45,8 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     names = _image_names(sheet, need(sheet, "image_column", config.image_column, IMAGE_NAMES))
     ids = [unicodedata.normalize("NFC", name) for name in names]
     if config.id_column is not None:
-        ids = [str(value) for value in sheet.column(need(sheet, "id_column", config.id_column, ()))]
+        ids = ids_in(sheet, need(sheet, "id_column", config.id_column, ()))
+        check_ids(sheet, config.id_column, two_images(ids, names.__getitem__))
     base = _image_folder(root, config, names)
     pairs = select(sheet, ids, config, lang, split)
     rows = ((image_id, caption, FileImage(as_on_disk(base, names[row]))) for image_id, caption, row in pairs)
@@ -54,7 +56,7 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
 def _captions_file(root: Path, config: Config, lang: Lang) -> Path:
     if config.captions is not None:
         return existing(root / config.captions.replace("{lang}", lang.code), what="captions file")
-    files = sorted(path for path in root.iterdir() if path.suffix in SUFFIXES)
+    files = [root / name for name in entries(root) if name.endswith(SUFFIXES)]
     preferred = [path for path in files if path.stem in _PREFERRED]
     for candidates in (files, preferred):
         if len(candidates) == 1:
@@ -62,7 +64,7 @@ def _captions_file(root: Path, config: Config, lang: Lang) -> Path:
     if not files:
         raise UserError(f"{root} has no captions file: put a {', '.join(SUFFIXES)} file there{_other_source(root)}")
     raise UserError(
-        f"{root} has several files that may hold the captions ({', '.join(path.name for path in files)}): "
+        f"{root} has several files that may hold the captions ({clean(', '.join(path.name for path in files), 200)}): "
         "choose one with source.captions"
     )
 
@@ -88,10 +90,6 @@ def _image_names(sheet: Sheet, column: str) -> list[str]:
 def _image_folder(root: Path, config: Config, names: list[str]) -> Path:
     """Return the configured image folder, else the candidate that contains more of the first images."""
     if config.images is not None:
-        path = root / config.images
-        if not path.is_dir():
-            inside = (other.name for other in root.iterdir() if other.is_dir())
-            raise UserError(f"there is no folder {path} (source.images): {did_you_mean(config.images, inside)}")
-        return path
+        return folder(root / config.images, "source.images")
     probed = names[:_PROBED_ROWS]
-    return max((root, root / "images"), key=lambda base: sum(as_on_disk(base, name).is_file() for name in probed))
+    return max((root, root / "images"), key=lambda base: sum(is_file(as_on_disk(base, name)) for name in probed))

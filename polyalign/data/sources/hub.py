@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets.exceptions import DatasetsError
 from PIL import Image
 
 from polyalign.config.language import Lang
+from polyalign.data.image_prints import key
 from polyalign.data.pairs import CorruptImageError, FileImage, PairTable, decode
-from polyalign.data.readers.columns import IMAGE_NAMES, Columns, find, need, select
+from polyalign.data.readers.columns import IMAGE_NAMES, Columns, check_ids, find, ids_in, need, select, two_images
 from polyalign.data.readers.sheet import Sheet
-from polyalign.utils.errors import UserError
+from polyalign.utils.errors import UserError, first_line
 from polyalign.utils.hub import check_hub
+from polyalign.utils.text import clean
 
+_PROBED = 100  # repeated ids whose images are compared
 _ID_NAMES = ("image_id", "img_id", "imgid", "cocoid", "filename", "file_name")
 _PART_NAMES = {"train": ("train",), "dev": ("validation", "dev", "val", "valid"), "test": ("test",)}
 
@@ -88,11 +92,16 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     parts = load_parts(config.dataset, config.subset, config.revision)
     part, config, wanted = _part(parts, config, split)
     rows = parts[part]
+
+    def values(name: str) -> list[Any]:
+        with _loading(config.dataset):
+            return list(rows[name])
+
     sheet = Sheet(
         where=f"{config.dataset} ({part})",
         names=tuple(rows.column_names),
         rows=len(rows),
-        column=lambda name: list(rows[name]),
+        column=values,
         row_name=lambda row: f"{config.dataset} ({part}), row {row}",
     )
     column = need(sheet, "image_column", config.image_column, IMAGE_NAMES)
@@ -109,20 +118,29 @@ def load_parts(dataset: str, subset: str | None = None, revision: str | None = N
         UserError: it cannot be loaded.
     """
     folder = Path(dataset)
-    try:
+    with _loading(dataset):
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
             loaded = datasets.load_from_disk(str(folder))
         else:
             if not folder.exists():
                 check_hub()
             loaded = datasets.load_dataset(dataset, subset, revision=revision)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
-        reason = str(error).partition("\n")[0]
+        parts = {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
+        for rows in parts.values():
+            rows.data.validate(full=True)  # Arrow reads beyond the file if its offsets are damaged
+    return parts
+
+
+@contextmanager
+def _loading(dataset: str) -> Iterator[None]:
+    """Convert any error of ``datasets``, which lets those of its many file formats through, to a UserError."""
+    try:
+        yield
+    except Exception as error:
         raise UserError(
-            f'cannot load the dataset "{dataset}": {reason} (offline, use a folder written by save_to_disk '
-            "or a dataset that is in the Hugging Face cache)"
+            f'cannot load the dataset "{dataset}": {clean(first_line(error), 200)} (offline, use a folder written by '
+            "save_to_disk or a dataset that is in the Hugging Face cache)"
         ) from error
-    return {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
 
 
 def _part(parts: dict[str, datasets.Dataset], config: Config, split: str) -> tuple[str, Config, str | None]:
@@ -163,9 +181,14 @@ def images(rows: datasets.Dataset, column: str) -> list[HubImage]:
 def _ids(sheet: Sheet, config: Config, refs: Sequence[HubImage], part: str) -> Sequence[str]:
     column = find(sheet, "id_column", config.id_column, _ID_NAMES)
     if column is not None:
-        return [str(value) for value in sheet.column(column)]
+        ids = ids_in(sheet, column)
+        check_ids(sheet, column, two_images(ids, lambda row: key(refs[row]), _PROBED))
+        return ids
     names = _file_names(refs[0].cells) if refs else None
-    return names if names and _are_ids(names, refs) else [f"{part}/{row}" for row in range(sheet.rows)]
+    # In some datasets every file is called image.jpg.
+    if names and two_images(names, lambda row: key(refs[row]), 1) is None:
+        return names
+    return [f"{part}/{row}" for row in range(sheet.rows)]
 
 
 def _file_names(cells: datasets.Dataset) -> list[str] | None:
@@ -177,15 +200,3 @@ def _file_names(cells: datasets.Dataset) -> list[str] | None:
     paths = values.to_pylist() if is_text else []
     names = [PurePosixPath((path or "").replace("\\", "/")).name for path in paths]
     return names if names and all(names) else None
-
-
-def _are_ids(names: list[str], refs: Sequence[HubImage]) -> bool:
-    """Return whether file names identify images.
-
-    Checks the first two rows with the same name: in some datasets every file is called ``image.jpg``.
-    """
-    first: dict[str, int] = {}
-    for row, name in enumerate(names):
-        if first.setdefault(name, row) != row:
-            return refs[first[name]].key() == refs[row].key()
-    return True

@@ -7,7 +7,7 @@ from pathlib import Path
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
 from polyalign.data.readers import benchmark
-from polyalign.data.readers.files import existing, expecting, read_json
+from polyalign.data.readers.files import existing, expecting, read_json, string
 from polyalign.data.readers.info import PUBLISHED
 from polyalign.utils.errors import UserError
 
@@ -49,4 +49,4 @@ def _captions(root: Path, part: str) -> list[tuple[str, str]]:
     content = read_json(path)
     with expecting(path, "annotations[].{image_id, caption}"):
         rows = content["annotations"]
-        return [(f"COCO_{part}2014_{int(one['image_id']):012d}.jpg", str(one["caption"])) for one in rows]
+        return [(f"COCO_{part}2014_{int(one['image_id']):012d}.jpg", string(one["caption"])) for one in rows]

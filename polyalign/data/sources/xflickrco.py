@@ -10,9 +10,8 @@ from typing import Literal
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
 from polyalign.data.readers import benchmark
-from polyalign.data.readers.files import existing, json_lines
+from polyalign.data.readers.files import existing, expecting, json_lines, string, strings
 from polyalign.data.readers.info import PUBLISHED
-from polyalign.utils.errors import UserError
 
 INFO = PUBLISHED["xflickrco"]
 
@@ -53,10 +52,9 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
 
 def _captions(path: Path) -> Iterator[tuple[str, str]]:
     for number, row in json_lines(path):
-        image, sentences = row.get("img_path"), row.get("sentences")
-        if not isinstance(image, str) or not isinstance(sentences, list):
-            raise UserError(f'{path}, line {number} is not of the form {{"img_path": ..., "sentences": [...]}}')
-        yield from ((image, str(sentence)) for sentence in sentences)
+        with expecting(f"{path}, line {number}", '{"img_path": ..., "sentences": [...]}'):
+            image, sentences = string(row["img_path"]), strings(row["sentences"])
+        yield from ((image, sentence) for sentence in sentences)
 
 
 def _part(image: str) -> str:

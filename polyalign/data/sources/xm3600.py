@@ -9,9 +9,8 @@ from typing import Literal
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
 from polyalign.data.readers import benchmark
-from polyalign.data.readers.files import existing, expecting, json_lines
+from polyalign.data.readers.files import existing, expecting, json_lines, string, strings
 from polyalign.data.readers.info import PUBLISHED
-from polyalign.utils.errors import UserError
 
 INFO = PUBLISHED["xm3600"]
 
@@ -38,8 +37,6 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
 
 def _captions(path: Path, code: str) -> Iterator[tuple[str, list[str]]]:
     for number, row in json_lines(path):
-        with expecting(f"{path}, line {number}", f'{{"image/key", "{code}": {{"caption"}}}}'):
-            key, captions = str(row["image/key"]), row[code]["caption"]
-        if not isinstance(captions, list):
-            raise UserError(f"{path}, line {number}: the captions in {code} are not a list")
+        with expecting(f"{path}, line {number}", f'{{"image/key", "{code}": {{"caption": [...]}}}}'):
+            key, captions = string(row["image/key"]), strings(row[code]["caption"])
         yield key, captions
