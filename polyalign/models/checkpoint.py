@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from polyalign.config.language import describe_error
 from polyalign.config.resolve import read_recipe
 from polyalign.config.schema import Recipe
+from polyalign.config.shipped import read_toml
 from polyalign.config.tower import Preprocessing
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 WEIGHTS, RECIPE, TOWERS, TOKENIZER = "model.safetensors", "recipe.toml", "towers.json", "tokenizer"
 FILES = (WEIGHTS, RECIPE, TOWERS, TOKENIZER)
 """All that ``save`` writes into a folder."""
+
+_PLACES = (("vision", "model"), ("vision", "weights"), ("text", "model"), ("source", "root"), ("source", "images"))
 
 
 class Towers(BaseModel):
@@ -78,9 +81,24 @@ def save(folder: Path, aligner: Aligner, recipe: Recipe) -> int:
 
 def _digests(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file of a checkpoint except the weights, by its path in the folder."""
-    names = [folder / RECIPE, folder / TOWERS, *sorted((folder / TOKENIZER).rglob("*"))]
+    names = [folder / TOWERS, *sorted((folder / TOKENIZER).rglob("*"))]
     files = [path for path in names if path.is_file() and not path.name.startswith(".")]
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    digests = {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+    if (folder / RECIPE).is_file():
+        digests[RECIPE] = _recipe_digest(folder / RECIPE)
+    return digests
+
+
+def _recipe_digest(path: Path) -> str:
+    """Return the SHA-256 of the settings of a recipe without the places of files, which may be moved.
+
+    The towers' weights have fingerprints of their own.
+    """
+    table = read_toml(path)
+    for section, key in _PLACES:
+        if isinstance(table.get(section), dict):
+            table[section].pop(key, None)
+    return hashlib.sha256(json.dumps(table, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _check_files(folder: Path, recorded: str | None) -> None:
@@ -99,6 +117,8 @@ def _check_files(folder: Path, recorded: str | None) -> None:
         if then.get(name) != now.get(name):
             how = "deleted" if name not in now else "changed" if name in then else "added"
             hint = "copy the whole folder again, or train again"
+            if name == RECIPE:
+                hint += "; only the places of towers and data may be edited"
             raise UserError(f"{folder / clean(name)} was {how} after {WEIGHTS} was saved: {hint}")
 
 

@@ -232,3 +232,16 @@ def test_preprocessing_that_cannot_be_right_is_an_error_of_one_line(key, value, 
     with pytest.raises(UserError) as caught:
         checkpoint.load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_the_places_of_towers_and_data_may_be_edited_and_nothing_else(tmp_path):
+    saved(tmp_path)
+    text = (tmp_path / checkpoint.RECIPE).read_text()
+    moved = shutil.copytree(tiny.vision(), tmp_path / "moved")
+    edited = text.replace(str(tiny.vision()), str(moved))
+    assert edited != text
+    (tmp_path / checkpoint.RECIPE).write_text(edited)
+    assert checkpoint.load(tmp_path)[1].vision.model == str(moved)
+    (tmp_path / checkpoint.RECIPE).write_text(text.replace("seed = ", "seed = 1"))
+    with pytest.raises(UserError, match=r"recipe.toml was changed after .* only the places of towers and data may be"):
+        checkpoint.load(tmp_path)
