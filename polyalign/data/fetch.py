@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import http.client
 import logging
@@ -14,7 +13,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, ClassVar
 from urllib.parse import urlsplit
 
 from polyalign import __version__
@@ -182,7 +181,8 @@ def _request(url: str, part: Path, have: int) -> Any:
         if _version(part).is_file():
             headers["If-Range"] = _version(part).read_text(encoding="latin-1")
     try:
-        return _opener().open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S)
+        opener = urllib.request.build_opener(_Redirects)
+        return opener.open(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S)
     except urllib.error.HTTPError as error:
         if error.code != 416:
             raise
@@ -207,26 +207,20 @@ def _problem(part: Path, sha256: str) -> str:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, except from https to anything else."""
+    """Follow redirects, except from https to anything else; other hosts are named once."""
+
+    told: ClassVar[set[tuple[str | None, str | None]]] = set()
 
     def redirect_request(self, req: urllib.request.Request, *args: Any) -> urllib.request.Request | None:
         here, there = urlsplit(req.full_url), urlsplit(args[-1])
         if there.scheme not in (here.scheme, "https"):
             told = clean(f"{there.scheme}://{there.hostname}", _SHOWN)
             raise UserError(f"{req.full_url} redirects to {told}, which is not secure: it was not followed")
-        if there.hostname != here.hostname:
-            _say_redirect(here.hostname, there.hostname)
+        hosts = here.hostname, there.hostname
+        if here.hostname != there.hostname and hosts not in self.told:
+            self.told.add(hosts)
+            logger.info(f"{here.hostname} redirects to {clean(there.hostname, _SHOWN)}")
         return super().redirect_request(req, *args)
-
-
-@functools.cache
-def _say_redirect(here: str | None, there: str | None) -> None:
-    logger.info(f"{here} redirects to {clean(there, _SHOWN)}")
-
-
-@functools.cache
-def _opener() -> urllib.request.OpenerDirector:
-    return urllib.request.build_opener(_Redirects)
 
 
 def _version(part: Path) -> Path:

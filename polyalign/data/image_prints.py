@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from PIL import Image
 from polyalign.data.pairs import CorruptImageError, EncodedImage, ImageRef
 from polyalign.utils import storage
 from polyalign.utils.progress import progress
+from polyalign.utils.text import clean
 
 _THUMB_PX = 16
 _HASH_FROM_PX = 64
@@ -40,6 +42,8 @@ class Print(NamedTuple):
     problem: str | None = None
     is_missing: bool = False
 
+
+logger = logging.getLogger(__name__)
 
 # Fingerprints by image key, shared by the tables of a run.
 _KNOWN: dict[str, Print] = {}
@@ -67,9 +71,8 @@ def prints(images: Sequence[ImageRef]) -> dict[int, Print]:
     keys = {i: key(image) for i, image in encoded.items()}
     new = [i for i, name in keys.items() if name is None or name not in _KNOWN]
     kept = _path([keys[i] for i in new]) if len(new) >= _WORTH_KEEPING else None
-    if kept is not None and kept.with_suffix(".json").is_file():
-        found = _load(kept)
-    else:
+    found = _load(kept, len(new)) if kept is not None and kept.with_suffix(".json").is_file() else None
+    if found is None:
         began = time.monotonic()
         found = _open_all([encoded[i] for i in new])
         if kept is not None and not any(one.is_missing for one in found):
@@ -119,7 +122,14 @@ def _save(path: Path, prints: Sequence[Print], seconds: float) -> None:
     storage.write_text(path.with_suffix(".json"), json.dumps(card))
 
 
-def _load(path: Path) -> list[Print]:
-    problems = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["problems"]
-    rows = np.load(path, allow_pickle=False)
+def _load(path: Path, count: int) -> list[Print] | None:
+    """Return the cached fingerprints of ``count`` images, or None if their files are damaged, with a message."""
+    try:
+        problems = dict(json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["problems"])
+        rows = np.load(path, allow_pickle=False)
+        if rows.dtype != _ROW or rows.shape != (count,):
+            raise ValueError(f"{rows.shape} rows")
+    except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
+        logger.warning(f"{path} is damaged ({clean(error, 80)}): the images are checked again")
+        return None
     return [Print(row["bits"], row["thumb"], problems.get(str(i))) for i, row in enumerate(rows)]

@@ -184,7 +184,7 @@ def test_another_part_than_requested_is_not_kept(site, tmp_path, sent):
 
 
 def test_a_redirect_to_another_host_is_named_and_its_file_checked(site, tmp_path, caplog):
-    download._say_redirect.cache_clear()
+    download._Redirects.told.clear()
     site.answers["b.bin"] = [(302, {"Location": f"{site.url.replace('127.0.0.1', 'localhost')}/a.bin"})]
     get(site, tmp_path / "b.bin", "b.bin", sha256=HASH)
     assert caplog.messages == ["127.0.0.1 redirects to localhost"]

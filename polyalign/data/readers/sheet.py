@@ -41,6 +41,8 @@ def read(path: Path) -> Sheet:
     """
     check_is_file(path)
     sheet = {".jsonl": _read_json_lines, ".parquet": _read_parquet}.get(path.suffix, _read_separated)(path)
+    if twice := [name for name, count in Counter(sheet.names).items() if count > 1]:
+        raise UserError(f"{path} has duplicate columns: {clean(', '.join(twice), 200)}")
     if sheet.rows == 0:
         raise UserError(f"{path} has no rows")
     return sheet
@@ -53,7 +55,6 @@ def _read_separated(path: Path) -> Sheet:
     separator = max(_SEPARATORS, key=unquoted.count)
     (_, header), *body = _split_tabs(content) if separator == "\t" else _parse_csv(path, content, separator)
     header = [name.strip() for name in header]
-    _check_unique(path, header)
     for line, row in body:
         if len(row) != len(header):
             remedy = f'captions that contain "{separator}" must be enclosed in double quotes'
@@ -66,11 +67,6 @@ def _read_separated(path: Path) -> Sheet:
     columns = {name: [row[i] for _, row in body] for i, name in enumerate(header)}
     numbers = [line for line, _ in body]
     return Sheet(str(path), tuple(header), len(body), columns.__getitem__, lambda i: f"{path}, line {numbers[i]}")
-
-
-def _check_unique(path: Path, header: Sequence[str]) -> None:
-    if twice := [name for name, count in Counter(header).items() if count > 1]:
-        raise UserError(f"{path} has duplicate columns: {clean(', '.join(twice), 200)}")
 
 
 def _parse_csv(path: Path, content: str, separator: str) -> list[tuple[int, list[str]]]:
@@ -114,7 +110,6 @@ def _read_json_lines(path: Path) -> Sheet:
 def _read_parquet(path: Path) -> Sheet:
     with _reading(path):
         table = pq.ParquetFile(path, page_checksum_verification=True).read()
-    _check_unique(path, table.column_names)
 
     def column(name: str) -> list[Any]:
         with _reading(path):
