@@ -7,14 +7,11 @@ on the same images.
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
 import os
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import asdict
+from typing import Any, NamedTuple
 
 import imagehash
 import numpy as np
@@ -22,14 +19,14 @@ import numpy.typing as npt
 from PIL import Image
 
 from polyalign.data.pairs import CorruptImageError, EncodedImage, ImageRef
-from polyalign.utils import storage
+from polyalign.utils import array_cache
+from polyalign.utils.process import Spent
 from polyalign.utils.progress import progress
-from polyalign.utils.text import clean
 
 _THUMB_PX = 16
+_BITS = 64
 _HASH_FROM_PX = 64
-_VERSION = 1
-_ROW = np.dtype([("bits", np.bool_, 64), ("thumb", np.uint8, 3 * _THUMB_PX**2)])
+_VERSION = 2
 # Fewer images are not worth caching on disk.
 _WORTH_KEEPING = 100
 
@@ -42,8 +39,6 @@ class Print(NamedTuple):
     problem: str | None = None
     is_missing: bool = False
 
-
-logger = logging.getLogger(__name__)
 
 # Fingerprints by image key, shared by the tables of a run.
 _KNOWN: dict[str, Print] = {}
@@ -70,13 +65,13 @@ def prints(images: Sequence[ImageRef]) -> dict[int, Print]:
     encoded = {i: image for i, image in enumerate(images) if isinstance(image, EncodedImage)}
     keys = {i: key(image) for i, image in encoded.items()}
     new = [i for i, name in keys.items() if name is None or name not in _KNOWN]
-    kept = _path([keys[i] for i in new]) if len(new) >= _WORTH_KEEPING else None
-    found = _load(kept, len(new)) if kept is not None and kept.with_suffix(".json").is_file() else None
+    kept = _name([keys[i] for i in new]) if len(new) >= _WORTH_KEEPING else None
+    found = None if kept is None else _load(kept, len(new))
     if found is None:
-        began = time.monotonic()
+        began = Spent.until_now()
         found = _open_all([encoded[i] for i in new])
         if kept is not None and not any(one.is_missing for one in found):
-            _save(kept, found, time.monotonic() - began)
+            _save(kept, found, Spent.until_now() - began)
     fresh = dict(zip(new, found, strict=True))
     _KNOWN.update((name, one) for i, one in fresh.items() if (name := keys[i]) is not None and not one.is_missing)
     return {i: fresh[i] if i in fresh else _KNOWN[str(name)] for i, name in keys.items()}
@@ -102,34 +97,25 @@ def _open(image: EncodedImage) -> Print:
     return Print(imagehash.dhash(small).hash.ravel(), thumb.ravel())
 
 
-def _path(keys: Sequence[str | None]) -> Path:
+def _name(keys: Sequence[str | None]) -> str:
     digest = hashlib.sha256("\0".join([str(_VERSION), *map(str, keys)]).encode())
-    return storage.cache_folder() / f"prints-{digest.hexdigest()[:24]}.npy"
+    return f"prints-{digest.hexdigest()[:24]}"
 
 
-def _save(path: Path, prints: Sequence[Print], seconds: float) -> None:
-    rows = np.zeros(len(prints), _ROW)
-    for row, one in zip(rows, prints, strict=True):
-        row["bits"], row["thumb"] = one.bits, one.thumb
-
-    def fill(partial: Path) -> None:
-        with partial.open("wb") as file:
-            np.save(file, rows, allow_pickle=False)
-
-    storage.write(path, fill)
+def _save(name: str, prints: Sequence[Print], spent: Spent) -> None:
     problems = {i: one.problem for i, one in enumerate(prints) if one.problem is not None}
-    card = {"what": "checks", "rows": len(prints), "seconds": round(seconds, 3), "problems": problems}
-    storage.write_text(path.with_suffix(".json"), json.dumps(card))
+
+    def fill(rows: npt.NDArray[np.uint8]) -> dict[str, Any]:
+        for row, one in zip(rows, prints, strict=True):
+            row[:_BITS], row[_BITS:] = one.bits, one.thumb
+        return {"what": "checks", "rows": len(prints), "notes": problems, **asdict(spent)}
+
+    array_cache.write(name, (len(prints), _BITS + 3 * _THUMB_PX**2), np.uint8, fill)
 
 
-def _load(path: Path, count: int) -> list[Print] | None:
-    """Return the cached fingerprints of ``count`` images, or None if their files are damaged, with a message."""
-    try:
-        problems = dict(json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["problems"])
-        rows = np.load(path, allow_pickle=False)
-        if rows.dtype != _ROW or rows.shape != (count,):
-            raise ValueError(f"{rows.shape} rows")
-    except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
-        logger.warning(f"{path} is damaged ({clean(error, 80)}): the images are checked again")
+def _load(name: str, count: int) -> list[Print] | None:
+    found = array_cache.find(name)
+    if found is None or found[0].shape != (count, _BITS + 3 * _THUMB_PX**2):
         return None
-    return [Print(row["bits"], row["thumb"], problems.get(str(i))) for i, row in enumerate(rows)]
+    rows, card = found
+    return [Print(row[:_BITS] != 0, row[_BITS:], card.notes.get(i)) for i, row in enumerate(np.array(rows))]

@@ -146,7 +146,10 @@ def load(folder: Path) -> tuple[Aligner, Recipe]:
     _check_files(folder, metadata.get("files"))
     recipe = read_recipe(folder / RECIPE)
     towers = _read_towers(folder / TOWERS)
-    aligner = build_aligner(recipe, preprocessing=towers.preprocessing, tokenizer=folder / TOKENIZER)
+    try:
+        aligner = build_aligner(recipe, preprocessing=towers.preprocessing, tokenizer=folder / TOKENIZER)
+    except UserError as error:
+        raise UserError(f"{folder / RECIPE}: {error}") from error
     for name, found, wanted in (
         ("vision", aligner.vision.fingerprint, towers.vision),
         ("text", aligner.text.fingerprint, towers.text),

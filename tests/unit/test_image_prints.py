@@ -7,7 +7,7 @@ from PIL import Image
 from polyalign.data import image_prints
 from polyalign.data.pairs import FileImage
 from polyalign.models import feature_cache as cache
-from polyalign.utils import storage
+from polyalign.utils import array_cache
 
 
 class Counted(FileImage):
@@ -111,14 +111,13 @@ def test_what_is_kept_is_listed_and_cleared_with_the_rest_of_the_cache(images):
     assert cache.list_entries() == []
 
 
-@pytest.mark.parametrize("ending", [".npy", ".json"])
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"problems": 7}', b"\x93NUMPY\x01\x00"])
-def test_a_damaged_cache_is_told_and_made_again(images, monkeypatch, caplog, ending, content):
+@pytest.mark.parametrize("content", [b"", b"[]", b"\x93NUMPY\x01\x00", b"\0" * 5000])
+def test_a_damaged_cache_is_told_and_made_again(images, monkeypatch, caplog, content):
     first = look(images)
-    (kept,) = storage.cache_folder().glob(f"prints-*{ending}")
+    (kept,) = array_cache.folder().glob("prints-*")
     kept.write_bytes(content)
     for opened in (10, 10):
         forget(monkeypatch)
         assert same(look(images), first)
         assert Counted.opened == opened
-    assert [one.partition(" is damaged")[0] for one in caplog.messages] == [str(kept.with_suffix(".npy"))]
+    assert len([one for one in caplog.messages if str(kept) in one or kept.stem in one]) == 1
