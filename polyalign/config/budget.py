@@ -6,6 +6,9 @@ import re
 from dataclasses import dataclass
 
 from polyalign.utils.errors import UserError
+from polyalign.utils.text import clean
+
+MAX_PAIRS, MAX_SECONDS, MAX_BYTES = 10**12, 10**9, 2**50
 
 _EXAMPLES = 'such as "10k-pairs", "500-pairs", "20min" or "4GiB"'
 _PATTERN = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>k-pairs|m-pairs|-pairs|-pair|s|min|h|[kmg]ib|[kmg]b)")
@@ -54,19 +57,23 @@ def parse_budget(text: str) -> Budget:
     Raises:
         UserError: the text is not a budget, or not a positive whole number of pairs.
     """
+    shown = clean(text, 40)
     match = _PATTERN.fullmatch(text.strip().lower())
     if match is None:
-        raise UserError(f'"{text}" is not a budget: give one {_EXAMPLES}')
+        raise UserError(f'"{shown}" is not a budget: give one {_EXAMPLES}')
     number, unit = float(match["number"]), match["unit"]
     if number <= 0:
-        raise UserError(f'a budget must be larger than 0, not "{text}": give one {_EXAMPLES}')
+        raise UserError(f'a budget must be larger than 0, not "{shown}": give one {_EXAMPLES}')
+    for units, largest in ((_PAIRS, MAX_PAIRS), (_SECONDS, MAX_SECONDS), (_BYTES, MAX_BYTES)):
+        if number * units.get(unit, 0) > largest:
+            raise UserError(f'the budget "{shown}" is too large: give one {_EXAMPLES}')
     if unit in _SECONDS:
         return TimeBudget(seconds=number * _SECONDS[unit])
     if unit in _BYTES:
         return MemoryBudget(bytes=max(1, round(number * _BYTES[unit])))
     pairs = number * _PAIRS[unit]
     if abs(pairs - round(pairs)) > 1e-6:
-        raise UserError(f'"{text}" is {pairs:g} pairs: give a whole number')
+        raise UserError(f'"{shown}" is {pairs:g} pairs: give a whole number')
     return PairBudget(pairs=round(pairs))
 
 
@@ -78,7 +85,9 @@ def parse_budgets(text: str) -> tuple[Budget, ...]:
     """
     found = tuple(parse_budget(part) for part in text.split("+"))
     if len(set(map(type, found))) < len(found):
-        raise UserError(f'"{text}" has two budgets of the same kind: give one number of pairs, one time, one memory')
+        raise UserError(
+            f'"{clean(text, 80)}" has two budgets of the same kind: give one number of pairs, one time, one memory'
+        )
     return found
 
 

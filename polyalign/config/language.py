@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polyalign.config.shipped import find_shipped, read_toml, shipped_names
+from polyalign.config.values import Code
 from polyalign.utils.errors import UserError, did_you_mean
+from polyalign.utils.text import clean
 
 _WITHOUT_SPACES = ("Hani", "Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt")
 
-LANG_CODE = r"^[a-z]{2,3}(-[A-Za-z0-9]+)*$"
-"""The form of a language code."""
+Name = Annotated[str, Field(min_length=1, max_length=100)]
+
+_SHOWN = 5  # errors in one message
 
 
 class Lang(BaseModel):
@@ -25,12 +28,12 @@ class Lang(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    code: str = Field(pattern=LANG_CODE)
-    name: str
-    english_name: str
+    code: Code
+    name: Name
+    english_name: Name
     script: str = Field(pattern=r"^[A-Z][a-z]{3}$")
     low_resource: bool
-    flores: str | None = None
+    flores: str | None = Field(None, pattern=r"^[a-z]{3}_[A-Z][a-z]{3}$")
     recipe: dict[str, Any] = {}
     prompts: tuple[str, ...] = ()
     starter: dict[str, Any] = {}
@@ -64,11 +67,14 @@ def load_language(code: str) -> Lang:
 
 def describe_error(error: ValidationError) -> str:
     """Describe a validation error in one line: the keys, and what is wrong with each."""
-    return "; ".join(f"{'.'.join(map(str, e['loc'])) or 'top level'}: {e['msg']}" for e in error.errors())
+    found = [(clean(".".join(map(str, e["loc"])), 100), clean(e["msg"], 500)) for e in error.errors()]
+    parts = [f"{key or 'top level'}: {message.removeprefix('Value error, ')}" for key, message in found]
+    more = f"; and {len(parts) - _SHOWN} more" if len(parts) > _SHOWN else ""
+    return "; ".join(parts[:_SHOWN]) + more
 
 
 def unknown_key_hint(error: ValidationError, model: type[BaseModel]) -> str:
     """Return a hint at the keys of the model if the first error is an unknown key, else nothing."""
     first = error.errors()[0]
     unknown = first["type"] == "extra_forbidden"
-    return f"; {did_you_mean(str(first['loc'][-1]), model.model_fields)}" if unknown else ""
+    return f"; {did_you_mean(clean(first['loc'][-1], 100), model.model_fields)}" if unknown else ""

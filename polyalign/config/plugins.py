@@ -11,12 +11,17 @@ import importlib.util
 import logging
 import pkgutil
 import sys
+from collections.abc import Callable
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
-from polyalign.utils.errors import UserError, did_you_mean
+from pydantic import BaseModel
+
+from polyalign.utils.errors import UserError, did_you_mean, first_line
+from polyalign.utils.text import clean
 
 Kind = Literal["strategies", "sources", "tasks"]
 
@@ -30,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 def plugin_names(kind: Kind) -> list[str]:
     """Return the sorted names of all plugins of a kind, without importing any of them."""
-    return sorted({*_shipped(kind), *_own(kind), *_installed(kind)})
+    return sorted({*shipped_plugins(kind), *_own(kind), *_installed(kind)})
 
 
 def load_plugin(kind: Kind, name: str) -> ModuleType:
@@ -39,8 +44,8 @@ def load_plugin(kind: Kind, name: str) -> ModuleType:
     Raises:
         UserError: no plugin of this kind has this name, or the module is not a plugin.
     """
-    own = _own(kind)
-    if name in _shipped(kind):
+    own = _own(kind)  # a name is looked up, never made part of a path
+    if name in shipped_plugins(kind):
         if name in own:
             logger.warning("%s is ignored: polyalign has a %s of the same name; rename it", own[name], _SINGULAR[kind])
         return importlib.import_module(f"polyalign.{_HOME[kind]}.{name.replace('-', '_')}")
@@ -49,19 +54,24 @@ def load_plugin(kind: Kind, name: str) -> ModuleType:
     installed = _installed(kind)
     if name not in installed:
         known = did_you_mean(name, plugin_names(kind))
-        raise UserError(f'unknown {_SINGULAR[kind]} "{name}": {known}; put a plugin of your own into ./{kind}')
-    return _checked(kind, installed[name].load(), f"the entry point {installed[name].value}")
+        raise UserError(
+            f'unknown {_SINGULAR[kind]} "{clean(name, 100)}": {known}; put a plugin of your own into ./{kind}'
+        )
+    where = f"the entry point {installed[name].value}"
+    return _checked(kind, _imported(installed[name].load, where), where)
 
 
-def _shipped(kind: Kind) -> list[str]:
+def shipped_plugins(kind: Kind) -> list[str]:
+    """Return the names of the plugins of the package itself, whose code can be run without being asked for."""
     folder = _PACKAGE.joinpath(*_HOME[kind].split("."))
-    return [_name(module.name) for module in pkgutil.iter_modules([str(folder)])]
+    return sorted(_name(module.name) for module in pkgutil.iter_modules([str(folder)]))
 
 
 def _own(kind: Kind) -> dict[str, Path]:
     """Return the plugin files of the working folder by name; a leading underscore marks shared code."""
     files = sorted((Path.cwd() / kind).glob("*.py"))
-    return {_name(file.stem): file for file in files if file.stem.isidentifier() and not file.stem.startswith("_")}
+    named = [file for file in files if file.stem.isidentifier() and not file.stem.startswith("_")]
+    return {_name(file.stem): file for file in named if file.is_file()}
 
 
 def _installed(kind: Kind) -> dict[str, EntryPoint]:
@@ -84,15 +94,25 @@ def _from_file(kind: Kind, path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
-    except Exception as error:
+        _imported(partial(spec.loader.exec_module, module), str(path))
+    except UserError:
         del sys.modules[name]
-        raise UserError(f"{path} cannot be imported: {type(error).__name__}: {error}") from error
+        raise
     return module
 
 
+def _imported(load: Callable[[], Any], where: str) -> Any:
+    """Run the code of a plugin, which may raise anything."""
+    try:
+        return load()
+    except Exception as error:
+        raise UserError(f"{where} cannot be imported: {type(error).__name__}: {first_line(error)}") from error
+
+
 def _checked(kind: Kind, module: ModuleType, where: str) -> ModuleType:
-    for part in ("Config", _FUNCTION[kind]):
-        if not callable(getattr(module, part, None)):
+    config = getattr(module, "Config", None)
+    settings = isinstance(config, type) and issubclass(config, BaseModel)
+    for part, there in (("Config", settings), (_FUNCTION[kind], callable(getattr(module, _FUNCTION[kind], None)))):
+        if not there:
             raise UserError(f"{where} is not a {_SINGULAR[kind]}: it has no {part} (see CONTRIBUTING.md)")
     return module

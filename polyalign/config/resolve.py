@@ -14,7 +14,9 @@ from polyalign.config.language import describe_error, load_language, unknown_key
 from polyalign.config.plugins import load_plugin, plugin_names
 from polyalign.config.schema import Recipe, merge, nest
 from polyalign.config.shipped import find_shipped, read_toml
+from polyalign.config.values import check_values
 from polyalign.utils.errors import UserError, did_you_mean
+from polyalign.utils.text import clean
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -32,13 +34,20 @@ def resolve(name: str, lang: str, strategy: str | None = None, overrides: dict[s
         UserError: unknown recipe, language, strategy or key, or a value out of range.
     """
     raw = _read(name)
-    where, overrides = f"recipe {name}", overrides or {}
+    where, overrides = f"recipe {clean(name, 300)}", overrides or {}
     presets = _section(raw, "strategies", where)
+    strategies = plugin_names("strategies")
+    for one in presets.keys() - set(strategies):
+        raise UserError(f'{where}, strategies: unknown strategy "{clean(one, 100)}": {did_you_mean(one, strategies)}')
     own, asked = _section(raw, "strategy", where), _section(overrides, "strategy", "--set")
+    for key, option in (("lang", "--lang"), ("name", "the name of the recipe file")):
+        if key in overrides:
+            raise UserError(f"--set {key}: this is not a setting but is given by {option}")
+    if strategy is not None and asked.get("name", strategy) != strategy:
+        raise UserError(f"--set strategy.name: the strategy is given by --strategy, which is {clean(strategy, 100)}")
     chosen = asked.get("name") or strategy or own.get("name")
     if chosen is None:
-        known = ", ".join(plugin_names("strategies"))
-        raise UserError(f"{where} names no strategy: choose one with --strategy (known: {known})")
+        raise UserError(f"{where} names no strategy: choose one with --strategy (known: {', '.join(strategies)})")
     raw = {key: value for key, value in raw.items() if key not in ("strategies", "languages", "transfer")}
     if chosen != own.get("name"):
         raw["strategy"] = {}
@@ -63,37 +72,48 @@ def _section(raw: dict[str, Any], key: str, where: str) -> dict[str, Any]:
 
 def recipe_languages(name: str) -> list[str]:
     """List the ``languages`` of a recipe, the default of commands that take several."""
-    found = _read(name).get("languages")
-    if not isinstance(found, list) or not found:
+    found = _codes(name, "languages")
+    if not found:
         raise UserError(f"recipe {name} has no list of languages: give them with --lang")
-    return list(found)
+    return found
 
 
 def transfer_languages(name: str, lang: str) -> list[str]:
     """List the languages of a recipe's ``transfer`` other than ``lang``, in which zero-shot transfer is tested."""
-    return [code for code in _read(name).get("transfer", []) if code != lang]
+    return [code for code in _codes(name, "transfer") if code != lang]
+
+
+def _codes(name: str, key: str) -> list[str]:
+    found = _read(name).get(key, [])
+    if not isinstance(found, list) or not all(isinstance(code, str) for code in found):
+        raise UserError(f'recipe {clean(name, 300)}: "{key}" must be a list of language codes, such as ["sw", "de"]')
+    return found
 
 
 def parse_set(items: list[str]) -> dict[str, Any]:
     """Turn ``["optim.lr=3e-4", ...]`` into a nested table; a value that is not TOML is a string.
 
     Raises:
-        UserError: an item is not ``key=value``.
+        UserError: an item is not ``key=value``, or its value is one that no setting may have.
     """
     table: dict[str, Any] = {}
     for item in items:
         key, equals, text = item.partition("=")
         path = [part.strip() for part in key.split(".")]
         if not equals or not all(path):
-            raise UserError(f'--set takes key=value, as in --set optim.lr=3e-4; got "{item}"')
-        table = merge(table, nest(path, _value(text)))
+            raise UserError(f'--set takes key=value, as in --set optim.lr=3e-4; got "{clean(item, 100)}"')
+        value = _value(text)
+        check_values(value, "--set", key.strip(), len(path))
+        table = merge(table, nest(path, value))
     return table
 
 
 def _value(text: str) -> Any:
     try:
         read = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except RecursionError as error:
+        raise UserError(f"--set: {clean(text, 40)} is nested too deeply") from error
+    except ValueError:
         return text.strip()
     return read["value"] if len(read) == 1 else text.strip()  # several lines may be several keys
 
@@ -103,6 +123,8 @@ def _read(name: str) -> dict[str, Any]:
     raw = read_toml(path)
     base = raw.pop("extends", None)
     if base is not None:
+        if not isinstance(base, str):
+            raise UserError(f"recipe {clean(name, 300)}: extends must be the name of a recipe")
         under = read_toml(find_shipped("recipes", base))
         if "extends" in under:
             raise UserError(f"recipe {name} extends {base}, which extends another: only one step is allowed")
@@ -116,6 +138,7 @@ def validate(raw: dict[str, Any], where: str) -> Recipe:
     Raises:
         UserError: an unknown key or a value out of range; the message begins with ``where``.
     """
+    check_values(raw, where)
     try:
         return Recipe.model_validate(raw)
     except ValidationError as error:

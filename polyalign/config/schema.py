@@ -8,13 +8,15 @@ from typing import Annotated, Any, Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from polyalign.config.budget import MemoryBudget, TimeBudget
+from polyalign.config.budget import MAX_BYTES, MAX_SECONDS, MemoryBudget, PairBudget, TimeBudget, parse_budget
 from polyalign.config.plugins import load_plugin, plugin_names
 from polyalign.config.source_spec import SourceSpec
 from polyalign.config.tower import TextSpec, VisionSpec
+from polyalign.config.values import Code, Number, Seed, Share, Whole
+from polyalign.utils.errors import UserError
 from polyalign.utils.precision import Precision
 
-Beta = Annotated[float, Field(ge=0, lt=1)]
+Beta = Annotated[Number, Field(ge=0, lt=1)]
 
 
 class _Section(BaseModel):
@@ -24,7 +26,7 @@ class _Section(BaseModel):
 class Projection(_Section):
     """The dimension of the shared embedding space."""
 
-    dim: int = Field(256, gt=0)
+    dim: Whole = Field(256, gt=0, le=65_536)
 
 
 class Data(_Section):
@@ -39,12 +41,23 @@ class Data(_Section):
     """
 
     budget: str | None = None
-    data_seed: int = Field(0, ge=0)
-    max_corrupt: float = Field(0.01, ge=0, le=1)
+    data_seed: Seed = 0
+    max_corrupt: Share = 0.01
     leakage: Literal["refuse", "exclude", "allow"] = "refuse"
     keep_out: tuple[dict[str, Any], ...] = ()
-    views: int | None = Field(None, gt=0)
+    views: Whole | None = Field(None, gt=0, le=1_000)
     mirror: bool = False
+
+    @field_validator("budget")
+    @classmethod
+    def _pairs(cls, value: str | None) -> str | None:
+        try:
+            counts_pairs = value is None or isinstance(parse_budget(value), PairBudget)
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        if not counts_pairs:
+            raise ValueError(f"not a number of pairs (10k-pairs): pass {value} as --budget")
+        return value
 
     @field_validator("keep_out")
     @classmethod
@@ -64,16 +77,16 @@ class Optim(_Section):
     """
 
     loss: Literal["infonce", "sigmoid"] = "infonce"
-    lr: float = Field(1e-3, gt=0)
-    min_lr_ratio: float = Field(0.1, ge=0, le=1)
-    weight_decay: float = Field(0.02, ge=0)
+    lr: Number = Field(1e-3, gt=0, le=1_000)
+    min_lr_ratio: Share = 0.1
+    weight_decay: Number = Field(0.02, ge=0, le=1_000)
     betas: tuple[Beta, Beta] = (0.9, 0.98)
-    warmup_steps: int = Field(50, ge=0)
-    batch_size: int = Field(256, gt=1)
-    micro_batch: int | None = Field(None, gt=0)
-    epochs: int = Field(15, gt=0, le=100_000)
-    min_steps: int = Field(0, ge=0)
-    grad_clip: float = Field(1.0, gt=0)
+    warmup_steps: Whole = Field(50, ge=0, le=10**9)
+    batch_size: Whole = Field(256, gt=1, le=2**20)
+    micro_batch: Whole | None = Field(None, gt=0, le=2**20)
+    epochs: Whole = Field(15, gt=0, le=100_000)
+    min_steps: Whole = Field(0, ge=0, le=10**9)
+    grad_clip: Number = Field(1.0, gt=0, le=1e9)
 
 
 class Train(_Section):
@@ -85,14 +98,14 @@ class Train(_Section):
     checkpointing: less memory, more time.
     """
 
-    seed: int = Field(0, ge=0)
-    evals: int = Field(20, gt=0)
-    patience: int = Field(5, gt=0)
+    seed: Seed = 0
+    evals: Whole = Field(20, gt=0, le=100_000)
+    patience: Whole = Field(5, gt=0, le=100_000)
     precision: Precision = "auto"
     compile: bool = False
     recompute: bool = False
-    max_seconds: float | None = Field(None, gt=0)
-    max_memory_bytes: int | None = Field(None, gt=0)
+    max_seconds: Number | None = Field(None, gt=0, le=MAX_SECONDS)
+    max_memory_bytes: Whole | None = Field(None, gt=0, le=MAX_BYTES)
 
 
 class Test(_Section):
@@ -102,7 +115,7 @@ class Test(_Section):
     how much of the towers' knowledge from pretraining is retained.
     """
 
-    languages: tuple[str, ...] = ()
+    languages: tuple[Code, ...] = ()
     knowledge: bool = False
 
 
@@ -116,7 +129,7 @@ class Cache(_Section):
     prefix: bool = True
     dtype: Literal["float16", "float32"] = "float16"
     precision: Precision = "fp32"
-    max_gib: float = Field(20, gt=0)
+    max_gib: Number = Field(20, gt=0, le=1e6)
 
 
 class Recipe(_Section):
@@ -125,9 +138,9 @@ class Recipe(_Section):
     ``strategy`` and ``source`` contain the ``name`` of a plugin and its options, checked by its ``Config``.
     """
 
-    name: str
+    name: str = Field(min_length=1, max_length=100, pattern=r"^[^/\\]+$")
     description: str = ""
-    lang: str
+    lang: Code
     vision: VisionSpec
     text: TextSpec
     projection: Projection = Projection()

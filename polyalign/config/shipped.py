@@ -6,11 +6,14 @@ import tomllib
 from pathlib import Path
 from typing import Any, Literal
 
+from polyalign.config.values import check_values
 from polyalign.utils.errors import UserError, did_you_mean
+from polyalign.utils.text import clean
 
 Kind = Literal["recipes", "langs", "suites"]
 
 _PACKAGE = Path(__file__).parent.parent
+_LARGEST = 2**20  # bytes
 
 
 def folders(kind: Kind) -> list[Path]:
@@ -22,7 +25,7 @@ def folders(kind: Kind) -> list[Path]:
 
 def shipped_names(kind: Kind) -> list[str]:
     """List the sorted names that ``find_shipped`` finds."""
-    return sorted({path.stem for folder in folders(kind) for path in folder.glob("*.toml")})
+    return sorted(_files(kind))
 
 
 def find_shipped(kind: Kind, name: str) -> Path:
@@ -31,21 +34,35 @@ def find_shipped(kind: Kind, name: str) -> Path:
     Raises:
         UserError: there is no such file; the message suggests the closest name.
     """
-    for folder in folders(kind):
-        path = folder / f"{name}.toml"
-        if path.is_file():
-            return path
+    found = _files(kind)
+    if name in found:
+        return found[name]
     singular = {"recipes": "recipe", "langs": "language", "suites": "suite"}[kind]
-    raise UserError(f'unknown {singular} "{name}": {did_you_mean(name, shipped_names(kind))}')
+    raise UserError(f'unknown {singular} "{clean(name, 100)}": {did_you_mean(str(name), found)}')
+
+
+def _files(kind: Kind) -> dict[str, Path]:
+    """Return the files by name. Only these can be named: a name is never made part of a path."""
+    last_first = reversed(folders(kind))
+    return {path.stem: path for folder in last_first for path in folder.glob("*.toml") if path.is_file()}
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Read a TOML file.
+    """Read a TOML file of settings.
 
     Raises:
-        UserError: the file is missing, is not UTF-8 or is not TOML.
+        UserError: the file is missing, is not a plain file, is too large, is not UTF-8 or TOML, or has a value that no
+            setting may have.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise UserError(f"cannot read {clean(path)}: it is not a file")
+        if path.stat().st_size > _LARGEST:
+            raise UserError(f"cannot read {clean(path)}: it is larger than {_LARGEST // 2**20} MiB")
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except RecursionError as error:
+        raise UserError(f"cannot read {clean(path)}: it is nested too deeply") from error
+    except (OSError, ValueError) as error:  # ValueError: not UTF-8, not TOML, an endless number, a null in the path
+        raise UserError(f"cannot read {clean(path, 300)}: {clean(getattr(error, 'strerror', error), 300)}") from error
+    check_values(table, str(path))
+    return table

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from polyalign.config.language import describe_error, language_codes, unknown_key_hint
-from polyalign.config.plugins import load_plugin, plugin_names
+from polyalign.config.plugins import load_plugin, plugin_names, shipped_plugins
 from polyalign.utils.errors import UserError, did_you_mean
 
 
@@ -97,6 +97,6 @@ def photos(source: str | None, images: Path | None, *, allow_missing: bool) -> d
     if allow_missing:
         given["allow_missing"] = True
     if given and source is not None and not takes_images(source):
-        takers = ", ".join(filter(takes_images, plugin_names("sources")))
+        takers = ", ".join(filter(takes_images, shipped_plugins("sources")))
         raise UserError(f'the source "{source}" has its images in its root: --images is for {takers}')
     return given

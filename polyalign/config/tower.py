@@ -7,12 +7,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from polyalign.config.values import Number, Whole
+
 STARTER = Path(__file__).parent.parent / "data" / "starter" / "weights"
 """Folder with the weights of the starter towers (``model = "starter"`` in a recipe)."""
 
 
-Pixels = Annotated[int, Field(gt=0)]
-Channels = tuple[float] | tuple[float, float, float]
+Pixels = Annotated[Whole, Field(gt=0, le=8_192)]
+Mean = Annotated[Number, Field(ge=-1e6, le=1e6)]
+Deviation = Annotated[Number, Field(ge=1e-6, le=1e6)]
+Channels = tuple[Mean] | tuple[Mean, Mean, Mean]
+Deviations = tuple[Deviation] | tuple[Deviation, Deviation, Deviation]
 
 
 class VisionSpec(BaseModel):
@@ -28,8 +33,8 @@ class VisionSpec(BaseModel):
     args: dict[str, Any] = {}
     image_px: Pixels | tuple[Pixels, Pixels] | None = None
     mean: Channels | None = None
-    std: Channels | None = None
-    crop_pct: float | None = Field(None, gt=0, le=1)
+    std: Deviations | None = None
+    crop_pct: Number | None = Field(None, gt=0, le=1)
     pooling: Literal["tower", "cls", "mean", "max"] = "tower"
 
 
@@ -48,7 +53,7 @@ class TextSpec(BaseModel):
     revision: str | None = None
     pooling: Literal["cls", "mean", "max", "last", "pooler"] | None = None
     prompt: str | None = None
-    max_tokens: int = Field(64, gt=2)
+    max_tokens: Whole = Field(64, gt=2, le=100_000)
     architecture: dict[str, Any] = {}
 
 
@@ -64,8 +69,8 @@ class Preprocessing(BaseModel):
     image_px: Pixels | tuple[Pixels, Pixels]
     mean: Channels
     std: Channels
-    crop_pct: float
-    interpolation: str
+    crop_pct: Number = Field(gt=0, le=2)
+    interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
     crop_mode: Literal["center", "squash", "border"] = "center"
 
     @model_validator(mode="after")

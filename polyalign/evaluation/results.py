@@ -17,7 +17,8 @@ import numpy.typing as npt
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 
-from polyalign.config.language import LANG_CODE, describe_error
+from polyalign.config.language import describe_error
+from polyalign.config.values import Code
 from polyalign.data.pairs import Origin
 from polyalign.evaluation import ranking
 from polyalign.evaluation.intervals import recall_intervals
@@ -93,7 +94,6 @@ def _named(recipe: dict[str, Any]) -> dict[str, Any]:
 
 
 RecipeTable = Annotated[dict[str, Any], AfterValidator(_named)]
-LangCode = Annotated[str, Field(pattern=LANG_CODE)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -313,7 +313,7 @@ class Run(Record):
 
     schema_version: Literal[1] = 1
     recipe: RecipeTable
-    lang: LangCode
+    lang: Code
     strategy: str
     towers: Literal["both", "vision", "text"]
     budget: str
@@ -351,7 +351,7 @@ class LeftOut(Record):
     """A run that failed in a comparison, and why; the other fields are those of ``Run``."""
 
     recipe: RecipeTable
-    lang: LangCode
+    lang: Code
     strategy: str
     towers: Literal["both", "vision", "text"]
     budget: str

@@ -22,7 +22,7 @@ class Scope(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     towers: Literal["both", "vision", "text"] = "both"
-    layers: str = Field("all", pattern=r"^(all|last:[1-9][0-9]*)$")
+    layers: str = Field("all", pattern=r"^(all|last:[1-9][0-9]{0,3})$")
 
 
 def towers(aligner: Aligner, scope: Scope) -> list[Tower]:

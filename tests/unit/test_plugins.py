@@ -1,10 +1,11 @@
 from __future__ import annotations
 
+import os
 from importlib.metadata import EntryPoint
 
 import pytest
 
-from polyalign.config import plugins
+from polyalign.config import plugins, source_spec
 from polyalign.utils.errors import UserError
 
 HOME = {"strategies": "models.strategies", "sources": "data.sources", "tasks": "evaluation.tasks"}
@@ -101,3 +102,26 @@ def test_every_plugin_says_in_its_first_line_what_it_is(kind):
         docstring = plugins.load_plugin(kind, name).__doc__
         assert docstring, name
         assert docstring.splitlines()[0].endswith("."), name
+
+
+def test_what_is_not_a_file_or_settings_or_cannot_be_imported_is_no_plugin(own, monkeypatch):
+    (own / "folder.py").mkdir()
+    os.mkfifo(own / "pipe.py")
+    assert not {"folder", "pipe"} & set(plugins.plugin_names("strategies"))
+    (own / "odd.py").write_text("def Config(): ...\ndef apply(aligner, config): ...\n")
+    with pytest.raises(UserError, match=r"odd\.py is not a strategy: it has no Config"):
+        plugins.load_plugin("strategies", "odd")
+    monkeypatch.setattr(plugins, "entry_points", lambda group: [EntryPoint("gone", "no.such.module", group)])
+    with pytest.raises(UserError, match=r"the entry point no\.such\.module cannot be imported: ModuleNotFoundError"):
+        plugins.load_plugin("strategies", "gone")
+
+
+def test_only_a_plugin_that_is_named_is_run(tmp_path, monkeypatch):
+    (tmp_path / "sources").mkdir()
+    (tmp_path / "sources" / "bomb.py").write_text("raise RuntimeError('nobody named this')\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"--images is for .*coco-cn"):
+        source_spec.photos("flickr8k", tmp_path, allow_missing=False)
+    for name in ("../sources/bomb", "sources.bomb", str(tmp_path / "sources" / "bomb"), "bomb.py"):
+        with pytest.raises(UserError, match="unknown source"):
+            plugins.load_plugin("sources", name)

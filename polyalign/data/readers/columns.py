@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from polyalign.config.language import Lang
+from polyalign.config.values import Seed, Share
 from polyalign.data.pairs import Origin, Split, stable_hash
 from polyalign.data.readers.sheet import Sheet
 from polyalign.utils.errors import UserError, did_you_mean
@@ -51,9 +52,9 @@ class Columns(BaseModel):
     id_column: str | None = None
     lang_column: str | None = None
     split_column: str | None = None
-    dev_share: float = Field(0.1, ge=0, le=1)
-    test_share: float = Field(0.1, ge=0, le=1)
-    split_seed: int = 0
+    dev_share: Share = 0.1
+    test_share: Share = 0.1
+    split_seed: Seed = 0
     origin: Origin = "human"
 
 

@@ -27,7 +27,7 @@ class Config(benchmark.Benchmark):
     """
 
     protocol: Literal["5k", "1k"] = "5k"
-    fold: int | None = Field(None, ge=0, le=4)
+    fold: int | None = Field(None, strict=True, ge=0, le=4)
     captions: Literal["all", "first-5"] = "all"
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from polyalign.config.language import Lang
+from polyalign.config.values import Seed, Whole
 from polyalign.data.pairs import PairTable
 from polyalign.data.starter.grammar import say
 from polyalign.data.starter.scenes import DRAWING_VERSION, draw, sample_scene
@@ -29,11 +30,11 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seed: int = Field(default=0, ge=0)
-    train_images: int = Field(default=12_000, ge=1)
-    dev_images: int = Field(default=500, ge=1)
-    test_images: int = Field(default=1_000, ge=1)
-    captions_per_image: int = Field(default=1, ge=1)
+    seed: Seed = 0
+    train_images: Whole = Field(12_000, gt=0, le=1_000_000)
+    dev_images: Whole = Field(500, gt=0, le=1_000_000)
+    test_images: Whole = Field(1_000, gt=0, le=1_000_000)
+    captions_per_image: Whole = Field(1, gt=0, le=1_000)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import nn
 
+from polyalign.config.values import Whole
 from polyalign.models.aligner import Aligner
 from polyalign.models.branches import branches
 from polyalign.models.scope import Scope, blocks, parts, towers, unlock_norms
@@ -23,7 +24,7 @@ class Config(Scope):
     start as in LilT's code: weights from N(0, 0.02), biases zero.
     """
 
-    reduction: int = Field(4, ge=1)
+    reduction: Whole = Field(4, gt=0, le=65_536)
     identity: bool = True
     layernorm: bool = True
 

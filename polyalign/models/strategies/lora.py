@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import nn
 from torch.nn.utils import parametrize
 
+from polyalign.config.values import Number, Whole
 from polyalign.models.aligner import Aligner
 from polyalign.models.branches import is_map
 from polyalign.models.scope import Scope, blocks, towers
@@ -30,8 +31,8 @@ class Config(Scope):
     ``target_modules`` are the names of the linear maps in each block (default: the query, key and value maps).
     """
 
-    rank: int = Field(8, ge=1)
-    alpha: float = Field(16, gt=0)
+    rank: Whole = Field(8, gt=0, le=65_536)
+    alpha: Number = Field(16, gt=0, le=1e6)
     target_modules: tuple[str, ...] | None = None
 
 
