@@ -34,7 +34,7 @@ class VisionSpec(BaseModel):
     image_px: Pixels | tuple[Pixels, Pixels] | None = None
     mean: Channels | None = None
     std: Deviations | None = None
-    crop_pct: Number | None = Field(None, gt=0, le=1)
+    crop_pct: Number | None = Field(None, ge=0.05, le=1)
     pooling: Literal["tower", "cls", "mean", "max"] = "tower"
 
 
@@ -69,7 +69,7 @@ class Preprocessing(BaseModel):
     image_px: Pixels | tuple[Pixels, Pixels]
     mean: Channels
     std: Channels
-    crop_pct: Number = Field(gt=0, le=2)
+    crop_pct: Number = Field(ge=0.05, le=2)
     interpolation: Literal["nearest", "bilinear", "bicubic", "box", "hamming", "lanczos"]
     crop_mode: Literal["center", "squash", "border"] = "center"
 
