@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from polyalign.config.tower import TextSpec
-from polyalign.models.towers.text_loading import load_encoder, load_tokenizer, quiet
+from polyalign.models.towers.text_loading import load_encoder, load_tokenizer, path_in_whole, quiet
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 from polyalign.utils.progress import progress
@@ -234,9 +234,11 @@ def _take_rows(model: PreTrainedModel, kept: Ints) -> None:
     table = cast(nn.Embedding, model.get_input_embeddings())
     rows = kept[kept < table.num_embeddings]
     place = {int(old): new for new, old in enumerate(rows)}
-    table.weight = nn.Parameter(table.weight.detach()[torch.from_numpy(rows)].clone())
-    table.num_embeddings = len(rows)
-    table.padding_idx = None if table.padding_idx is None else place[table.padding_idx]
+    weight = nn.Parameter(table.weight.detach()[torch.from_numpy(rows)].clone())
+    shared = [one for one in cast(nn.Module, model).modules() if getattr(one, "weight", None) is table.weight]
+    for one in cast(list[nn.Embedding], shared):  # T5 has its table in two places
+        one.weight, one.num_embeddings = weight, len(rows)
+        one.padding_idx = None if one.padding_idx is None else place[one.padding_idx]
     config = model.config
     config.vocab_size = len(rows)
     for key, value in config.to_dict().items():
@@ -248,7 +250,8 @@ def _save(model: PreTrainedModel, choice: _Choice, revision: str | None, out: Pa
     """Write the model, the tokenizer, and the SentencePiece file if the model has one."""
     cast(nn.Module, model).to(_smallest_dtype(model))
     with quiet():
-        model.save_pretrained(out)
+        prefix = path_in_whole(model)
+        model.save_pretrained(out, state_dict={prefix + key: value for key, value in model.state_dict().items()})
     (out / "model.safetensors").chmod(0o644)
     choice.tokenizer.save_pretrained(out)
     storage.write_text(out / "tokenizer.json", json.dumps(_smaller(choice), ensure_ascii=False))

@@ -10,15 +10,26 @@ import numpy as np
 import pytest
 import sentencepiece
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast, XLMRobertaConfig, XLMRobertaModel
+from transformers import (
+    AutoModel,
+    AutoTokenizer,
+    M2M100Config,
+    M2M100Model,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
+)
 
 from polyalign import cli
 from polyalign.config.tower import STARTER, TextSpec
 from polyalign.models import vocabulary as trim
 from polyalign.models.towers.text_loading import build_text
 from polyalign.utils.errors import UserError
-from tests import tiny
+from tests import architectures, tiny
 
 CORPUS = ["red then blue", "a red and a blue", "blue below red , then a", "red"]
 SWAHILI = ["Mbwa mweusi anakimbia kwenye nyasi", "Paka mweupe karibu na mti", "nyota mbili nyekundu"]
@@ -55,6 +66,23 @@ TOWERS = {
     "bpe": lambda _: STARTER / "text",
     "byte-level": lambda folder: byte_level(folder / "source"),
 }
+
+
+FAMILIES = {
+    "t5": lambda size: T5EncoderModel(T5Config(**architectures._SEQ, vocab_size=size, pad_token_id=1)),
+    "m2m_100": lambda size: M2M100Model(
+        M2M100Config(**architectures.TEXT["m2m_100"], vocab_size=size, max_position_embeddings=40, pad_token_id=1)
+    ),
+}
+
+
+def of_family(name: str, folder: Path) -> Path:
+    """A tower that is a part of a larger model or has its table in several places, with XLM-R's tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny.text("xlmr"))
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(0)
+    FAMILIES[name](len(tokenizer)).save_pretrained(folder)
+    return folder
 
 
 UNKNOWN = ["red 漢 blue", "ሰred"]
@@ -115,6 +143,15 @@ def test_the_folder_loads_as_any_other_and_has_a_row_for_every_piece(case):
     assert model.config.pad_token_id == tokenizer.pad_token_id == model.get_input_embeddings().padding_idx
     after, before = tokenizer("red")["input_ids"], whole("red")["input_ids"]
     assert tokenizer.convert_ids_to_tokens(after) == whole.convert_ids_to_tokens(before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_encoder_of_a_larger_model_is_trimmed_alone(family, tmp_path):
+    source, out = of_family(family, tmp_path / "source"), tmp_path / "out"
+    done = trim.trim_tower(spec(source), SENTENCES, out)
+    assert torch.equal(features(source, SENTENCES), features(out, SENTENCES))
+    assert done.pieces[0] > done.pieces[1] == build_text(spec(out)).vocabulary
+    assert not [name for name in load_file(out / "model.safetensors") if "decoder" in name]
 
 
 def test_sizes_are_those_of_the_models(tmp_path):

@@ -143,6 +143,14 @@ def _encoder(model: Any) -> PreTrainedModel:
     return cast(PreTrainedModel, model)
 
 
+def path_in_whole(encoder: PreTrainedModel) -> str:
+    """Return the prefix of the encoder's tensors in a file, which is that of the model that it is a part of."""
+    with torch.device("meta"):
+        whole = _auto_class(encoder.config).from_config(encoder.config, trust_remote_code=False)
+    paths = (path for path, part in whole.named_modules() if type(part) is type(encoder))
+    return "".join(f"{path}." for path in [next(paths, "")] if path)
+
+
 def _without_pooler(model: PreTrainedModel, pooling: str | None) -> PreTrainedModel:
     """Drop BERT's sentence classifier head unless it is the pooling: it is not part of the tower, and never counted."""
     if pooling != "pooler" and isinstance(getattr(model, "pooler", None), nn.Module):
