@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,7 @@ class Loop:
         check_divisible(recipe, len(features.captions), accelerator.num_processes)
         shortened = warmup_steps(recipe.optim, self.plan.steps)
         if shortened < recipe.optim.warmup_steps:
-            logger.info(f"warm-up shortened from {recipe.optim.warmup_steps} to {shortened} steps, a tenth of the run")
+            _say_once(f"warm-up shortened from {recipe.optim.warmup_steps} to {shortened} steps, a tenth of the run")
         if recipe.train.recompute:
             recompute_blocks(aligner)
         if recipe.train.compile:
@@ -362,6 +363,12 @@ def collapse_alarm(dev_evaluations: list[DevEvaluation], chance: float, high: fl
         fall = f"fell from {100 * best:.1f} to {100 * last:.1f} %"
         return f"collapse: dev recall {fall} by step {dev_evaluations[-1].step:,}; {advice}"
     return None
+
+
+@cache
+def _say_once(message: str) -> None:
+    """Log a message the first time only: in a comparison every run would repeat it."""
+    logger.info(message)
 
 
 def _note(state: State) -> str:

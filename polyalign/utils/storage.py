@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _CHECKSUM = "xxh3_128"  # key of the checksum in the metadata of a safetensors file
 _PARTIAL = ".partial"
 # Errors of the disk rather than of what is written to it.
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def cache_folder() -> Path:
@@ -84,7 +84,7 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
         partial.replace(path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in _OF_THE_DISK and error.filename in (None, str(partial)):
+        if isinstance(error, OSError) and error.errno in OF_THE_DISK and error.filename in (None, str(partial)):
             raise cannot_write(path, error) from error
         raise
     finally:

@@ -606,9 +606,11 @@ def test_two_processes_interrupted_one_after_the_other_stop_at_one_step_and_resu
     assert found[0]["evaluated"] == [4, 8, 12]
 
 
-def test_a_shortened_warm_up_is_reported(caplog):
-    loop_for(tiny.resolved(optim={"warmup_steps": 50}))
-    assert "warm-up shortened from 50 to 1 steps, a tenth of the run" in caplog.messages
+def test_a_shortened_warm_up_is_reported_once(caplog):
+    loop_module._say_once.cache_clear()
+    for _ in range(2):
+        loop_for(tiny.resolved(optim={"warmup_steps": 50}))
+    assert caplog.messages.count("warm-up shortened from 50 to 1 steps, a tenth of the run") == 1
     caplog.clear()
     loop_for(tiny.resolved(optim={"warmup_steps": 1}))
     assert not caplog.messages
