@@ -14,10 +14,8 @@ STARTER = Path(__file__).parent.parent / "data" / "starter" / "weights"
 
 
 Pixels = Annotated[Whole, Field(gt=0, le=8_192)]
-Mean = Annotated[Number, Field(ge=-1e6, le=1e6)]
-Deviation = Annotated[Number, Field(ge=1e-6, le=1e6)]
-Channels = tuple[Mean] | tuple[Mean, Mean, Mean]
-Deviations = tuple[Deviation] | tuple[Deviation, Deviation, Deviation]
+Channel = Annotated[Number, Field(ge=-1e6, le=1e6)]
+Channels = tuple[Channel] | tuple[Channel, Channel, Channel]
 
 
 class VisionSpec(BaseModel):
@@ -77,8 +75,8 @@ class Preprocessing(BaseModel):
     def _channels(self) -> Preprocessing:
         if len(self.mean) != len(self.std):
             raise ValueError(f"mean has {len(self.mean)} values and std {len(self.std)}")
-        if min(self.std) <= 0:
-            raise ValueError("std must be above zero")
+        if min(self.std) < 1e-6:
+            raise ValueError("std must be above zero, 1e-6 or more")
         return self
 
     @property

@@ -114,7 +114,7 @@ def _check(image_emb: Floats, caption_emb: Floats, image_of: Ints) -> None:
         raise ValueError(f"image_of must name one of the {len(image_emb)} images")
     longest = [float(np.linalg.norm(rows, axis=1).max()) for rows in (image_emb, caption_emb)]
     if not all(map(math.isfinite, longest)):
-        raise UserError("the embeddings contain NaN or infinity: the training diverged; lower the learning rate")
+        raise UserError("the embeddings contain NaN or infinity: check the weights and the preprocessing of the model")
     if longest[0] * longest[1] > _MAX_SCORE:
         raise ValueError(f"embeddings must have unit length, these have up to {longest[0]:.3g} and {longest[1]:.3g}")
 

@@ -26,8 +26,9 @@ from transformers.utils.hub import cached_file
 from polyalign.config.tower import TextSpec
 from polyalign.models.towers.text_loading import load_encoder, load_tokenizer, path_in_whole, quiet
 from polyalign.utils import storage
-from polyalign.utils.errors import UserError
+from polyalign.utils.errors import UserError, first_line
 from polyalign.utils.progress import progress
+from polyalign.utils.text import clean
 
 CARD = "trimmed.json"
 
@@ -112,9 +113,14 @@ def read_sentences(files: Sequence[Path]) -> list[str]:
     lines: list[str] = []
     for path in files:
         try:
-            lines += path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read the corpus {path}: {error}") from error
+            if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+                raise UserError(f"cannot read the corpus {path}: it is not a file")
+            text = path.read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot read the corpus {clean(path)}: {first_line(error)}") from error
+        if "\0" in text:
+            raise UserError(f"the corpus {path} has null characters: it is not text")
+        lines += text.splitlines()
     return [line for line in lines if line.strip()]
 
 

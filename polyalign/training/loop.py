@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -15,12 +16,14 @@ from torch import nn
 
 from polyalign.config.schema import Recipe
 from polyalign.evaluation import ranking
+from polyalign.evaluation.intervals import recall_intervals
 from polyalign.evaluation.results import DevEvaluation
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
 from polyalign.models.embed import PairFeatures, embed_features, encode_captions
 from polyalign.training.guards import check_gradients
 from polyalign.training.loss import gather, info_nce, positives, sigmoid
+from polyalign.training.not_finite import REASONS, all_finite, reason
 from polyalign.training.optim import adamw, learning_rate, warmup_steps
 from polyalign.training.recompute import compile_blocks, recompute_blocks
 from polyalign.training.state import State, load, save
@@ -72,7 +75,7 @@ class Loop:
         self.features = features
         self.dev = dev
         self.accelerator = accelerator
-        self.dev_images = len(dev.images)
+        self.chance = float(ranking.chance(np.bincount(dev.image_of, minlength=len(dev.images))).mean())
         if len(features.captions) < 2:
             raise UserError("contrastive training needs two pairs or more: allow a larger budget")
         self.plan = Plan.of(recipe, len(features.captions))
@@ -82,7 +85,7 @@ class Loop:
         check_divisible(recipe, len(features.captions), accelerator.num_processes)
         shortened = warmup_steps(recipe.optim, self.plan.steps)
         if shortened < recipe.optim.warmup_steps:
-            logger.info(f"warm-up shortened from {recipe.optim.warmup_steps} to {shortened} steps, a tenth of the run")
+            _say_once(f"warm-up shortened from {recipe.optim.warmup_steps} to {shortened} steps, a tenth of the run")
         if recipe.train.recompute:
             recompute_blocks(aligner)
         if recipe.train.compile:
@@ -199,12 +202,15 @@ class Loop:
             return sigmoid(image, text, self.aligner.scale, self.aligner.logit_bias, same)
         return info_nce(image, text, self.aligner.scale, same)
 
-    def _encode(self, pairs: npt.NDArray[np.int64], seed: int, epoch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _encode(
+        self, pairs: npt.NDArray[np.int64], seed: int, epoch: int, aligner: Aligner | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        aligner = aligner or self.aligner
         torch.manual_seed(seed)
         device, images = self.accelerator.device, self.features.images
         with torch.autocast(device.type, torch.bfloat16, enabled=trains_in_bf16(self.recipe.train.precision, device)):
-            image = self.aligner.encode_image(images.batch(self.features.image_rows(pairs, epoch), device), images.cut)
-            text = encode_captions(self.aligner, self.features.captions, pairs)
+            image = aligner.encode_image(images.batch(self.features.image_rows(pairs, epoch), device), images.cut)
+            text = encode_captions(aligner, self.features.captions, pairs)
         return image.float(), text.float()
 
     def _step(self, step: int) -> torch.Tensor:
@@ -229,16 +235,27 @@ class Loop:
         losses = torch.stack(self._unread).tolist()
         for step, loss in enumerate(losses, start=state.step - len(losses) + 1):
             if not math.isfinite(loss):
-                raise UserError(f"the loss is {loss} at step {step}: lower the learning rate (--set optim.lr=...)")
+                raise UserError(f"the loss is {loss} at step {step}: {self._reason(step)}")
         state.losses += losses
         self._unread = []
+
+    def _reason(self, step: int) -> str:
+        """Say why the loss of a step is not finite; all processes together, since each has a part of the batch."""
+        pairs, epoch = self.batch(step - 1), (step - 1) // self.plan.steps_per_epoch
+
+        def encode(untrained: Aligner) -> tuple[torch.Tensor, torch.Tensor]:
+            return self._encode(pairs, 0, epoch, untrained.to(self.accelerator.device))
+
+        found = reason(self.recipe, self.features, encode)
+        return REASONS[int(self._over_processes([found]).max())]
 
     def _evaluate_dev(self, state: State) -> None:
         """Evaluate on dev, keep the best state, and stop after ``patience`` evaluations without improvement.
 
         The main process measures; the others take its result, so that all stop at the same step.
         """
-        mean_recall = from_main_process(self._dev_mean_recall() if self.accelerator.is_main_process else 0.0)
+        measured, high = self._dev_mean_recall() if self.accelerator.is_main_process else (0.0, 1.0)
+        mean_recall = from_main_process(measured)
         self.aligner.train()
         loss = float(np.mean(state.losses))
         seconds = state.spent.seconds
@@ -250,16 +267,30 @@ class Loop:
             state.best = {
                 name: tensor.detach().cpu().clone() for name, tensor in checkpoint.trained_state(self.aligner).items()
             }
-        if (alarm := collapse_alarm(state.dev_evaluations, self.dev_images)) is not None:
+        if (alarm := collapse_alarm(state.dev_evaluations, self.chance, high)) is not None:
             logger.warning(alarm)
         since_best = len(state.dev_evaluations) - 1 - state.best_dev_evaluation
         state.finished = since_best >= self.recipe.train.patience
 
-    def _dev_mean_recall(self) -> float:
-        embedded = embed_features(self.aligner, self.dev, rows_at_a_time(self.recipe))
-        ranked = ranking.both_directions(embedded.images, embedded.captions, embedded.image_of)
-        hits = ranking.gather_hits(ranked[0].rank, ranked[1].rank, embedded.image_of)
-        return float(ranking.recalls(hits)[-1])
+    def _dev_mean_recall(self) -> tuple[float, float]:
+        """Return the mean recall on dev and the upper limit of its confidence interval.
+
+        Raises:
+            UserError: an embedding is not finite.
+        """
+
+        def encode(aligner: Aligner) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+            made = embed_features(aligner.to(self.accelerator.device), self.dev, rows_at_a_time(self.recipe))
+            return made.images, made.captions
+
+        images, captions = encode(self.aligner)
+        if not (all_finite(images) and all_finite(captions)):
+            why = REASONS[reason(self.recipe, self.dev, encode)]
+            raise UserError(f"the embeddings of the dev split are not finite: {why}")
+        ranked = ranking.both_directions(images, captions, self.dev.image_of)
+        hits = ranking.gather_hits(ranked[0].rank, ranked[1].rank, self.dev.image_of)
+        recall = recall_intervals([hits.hits], hits.queries)
+        return float(recall.value[-1]), float(recall.high[-1])
 
     def _agree(self, step: int, spent: Spent, *, stop: bool) -> tuple[Spent, bool]:
         """Return the slowest process's seconds, the processor time of all, and whether any process was interrupted.
@@ -318,17 +349,26 @@ def average_gradients(aligner: Aligner, accelerator: Accelerator) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def collapse_alarm(dev_evaluations: list[DevEvaluation], dev_images: int) -> str | None:
-    """Return a warning if the last dev evaluation shows a collapse: recall at chance, or under half of the best."""
-    chance = sum(min(k / dev_images, 1) for k in ranking.RECALL_AT) / len(ranking.RECALL_AT)
+def collapse_alarm(dev_evaluations: list[DevEvaluation], chance: float, high: float) -> str | None:
+    """Return a warning if the last dev evaluation shows a collapse: recall at chance, or under half of the best.
+
+    ``high`` is the upper limit of its confidence interval, which must exclude a recall halfway from chance to one, or
+    the best recall: few dev images show neither.
+    """
     last, best = dev_evaluations[-1].dev_mean_recall, max(one.dev_mean_recall for one in dev_evaluations)
     advice = "lower the learning rate (--set optim.lr=...); the best state so far is kept"
-    if len(dev_evaluations) > 2 and last <= 1.25 * chance:
+    if len(dev_evaluations) > 2 and last <= 1.25 * chance and high < (1 + chance) / 2:
         return f"collapse: dev recall {100 * last:.1f} % is at chance after step {dev_evaluations[-1].step:,}; {advice}"
-    if last < best / 2:
+    if last < best / 2 and high < best:
         fall = f"fell from {100 * best:.1f} to {100 * last:.1f} %"
         return f"collapse: dev recall {fall} by step {dev_evaluations[-1].step:,}; {advice}"
     return None
+
+
+@cache
+def _say_once(message: str) -> None:
+    """Log a message the first time only: in a comparison every run would repeat it."""
+    logger.info(message)
 
 
 def _note(state: State) -> str:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
+import re
 import shutil
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +33,22 @@ from transformers import (
 )
 
 from polyalign.config.tower import TextSpec
+from polyalign.config.values import Number, Seed, Whole
 from polyalign.models.towers.text_loading import load_tokenizer, quiet
 from polyalign.models.vocabulary import read_sentences
 from polyalign.utils import storage
-from polyalign.utils.errors import UserError, first_line
+from polyalign.utils.errors import DISK_ERRORS, UserError, first_line
+from polyalign.utils.lock import LOCK_FILES, locked
 from polyalign.utils.progress import progress
 
 RECORD = "pretrained.json"
 
 _WORK = "checkpoints"
 _SETTINGS = "settings.json"
+_CHECKPOINT = re.compile(r"(tmp-)?checkpoint-\d+")
 _MAX_DEV_SENTENCES = 2000
+
+logger = logging.getLogger(__name__)
 
 
 class Config(BaseModel):
@@ -56,18 +64,18 @@ class Config(BaseModel):
     model: str = Field(min_length=1)
     revision: str | None = None
     texts: tuple[Path, ...] = Field(min_length=1)
-    epochs: int = Field(3, gt=0)
-    max_steps: int | None = Field(None, gt=0)
-    batch_size: int = Field(32, gt=0)
-    lr: float = Field(5e-5, gt=0)
-    warmup_share: float = Field(0.06, ge=0, lt=1)
-    weight_decay: float = Field(0.01, ge=0)
-    mask_probability: float = Field(0.15, gt=0, lt=1)
-    max_tokens: int = Field(128, gt=2)
-    dev_share: float = Field(0.05, gt=0, lt=1)
+    epochs: Whole = Field(3, gt=0, le=100_000)
+    max_steps: Whole | None = Field(None, gt=0, le=10**9)
+    batch_size: Whole = Field(32, gt=0, le=2**20)
+    lr: Number = Field(5e-5, gt=0, le=1_000)
+    warmup_share: Number = Field(0.06, ge=0, lt=1)
+    weight_decay: Number = Field(0.01, ge=0, le=1_000)
+    mask_probability: Number = Field(0.15, gt=0, lt=1)
+    max_tokens: Whole = Field(128, gt=2, le=100_000)
+    dev_share: Number = Field(0.05, gt=0, lt=1)
     new_head: bool = False
-    save_minutes: float = Field(10, ge=0)
-    seed: int = Field(0, ge=0, lt=2**32)
+    save_minutes: Number = Field(10, ge=0, le=1e6)
+    seed: Seed = 0
 
 
 class Pretrained(BaseModel):
@@ -97,10 +105,15 @@ def pretrain_text(config: Config, out: Path, *, resume: bool = False) -> Pretrai
     uninterrupted one; a finished run is returned as it is.
 
     Raises:
-        UserError: a text or the encoder cannot be read, the encoder has no masked-language-model head, the loss is no
-            longer finite, or ``out`` holds anything but this run.
+        UserError: a text or the encoder cannot be read, the encoder has no masked-language-model head, the loss is not
+            finite, the disk is full, or ``out`` holds anything but this run or is in use by another process.
     """
     storage.check_writable(out)
+    with locked(out), _writing(out):
+        return _pretrain(config, out, resume=resume)
+
+
+def _pretrain(config: Config, out: Path, *, resume: bool) -> Pretrained:
     train, dev = _split(read_sentences(config.texts), config)
     digest = hashlib.sha256("\n".join(train + dev).encode()).hexdigest()[:16]
     settings = {**config.model_dump(mode="json", exclude={"texts", "save_minutes"}), "text": digest}
@@ -119,6 +132,8 @@ def pretrain_text(config: Config, out: Path, *, resume: bool = False) -> Pretrai
     trainer = Trainer(model, _arguments(config, work), masking, train, dev, callbacks=[Reporter(config.save_minutes)])
     trainer.remove_callback(PrinterCallback)
     before = trainer.evaluate()["eval_loss"]
+    if not math.isfinite(before):
+        raise UserError(f"the loss of {config.model} is {before} before training: use another encoder")
     # Trainer reads the states of the optimiser and the random generators with ``torch.load(weights_only=True)``, which
     # runs no code. The weights are safetensors.
     trainer.train(resume_from_checkpoint=_last_checkpoint(work))
@@ -131,8 +146,36 @@ def pretrain_text(config: Config, out: Path, *, resume: bool = False) -> Pretrai
     done = Pretrained(sentences=(len(train), len(dev)), steps=steps, loss=(before, after), settings=settings)
     storage.write_text(out / "README.md", _card(done, [path.name for path in config.texts]))
     storage.write_text(out / RECORD, done.model_dump_json(indent=2) + "\n")
-    shutil.rmtree(work)
+    _remove_checkpoints(work)
     return done
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Turn the errors of transformers, torch and safetensors on a full or read-only disk into one line."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        of_disk = isinstance(error, OSError) and error.errno in DISK_ERRORS
+        if of_disk or re.search(r"os error \d+|PytorchStreamWriter|unexpected pos", str(error)):
+            why = f"{first_line(error)}; make room or choose another folder, and continue with --resume"
+            raise UserError(f"cannot write {out}: {why}") from error
+        raise
+
+
+def _remove_checkpoints(work: Path) -> None:
+    """Delete what this module and Trainer wrote for resuming; anything else stays, and links are not followed."""
+    if work.is_symlink() or not work.is_dir():
+        return
+    for path in work.iterdir():
+        if path.name == _SETTINGS:
+            path.unlink()
+        elif _CHECKPOINT.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+    if any(work.iterdir()):
+        logger.warning(f"{work} holds files that are not of this run: they are kept")
+    else:
+        work.rmdir()
 
 
 class Masking(DataCollatorForLanguageModeling):
@@ -208,13 +251,15 @@ def _finished(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Pretra
     if record.is_file() and resume:
         done = Pretrained.model_validate_json(record.read_text(encoding="utf-8"))
         _check_same(out, done.settings, settings)
-        shutil.rmtree(out / _WORK, ignore_errors=True)
+        _remove_checkpoints(out / _WORK)
         return done
+    if (out / _WORK).is_symlink():
+        raise UserError(f"{out / _WORK} is a symbolic link: use another --out")
     if started.is_file() and not record.is_file():
         if not resume:
             raise UserError(f"{out} holds an interrupted run: continue it with --resume, or use another --out")
         _check_same(out, json.loads(started.read_text(encoding="utf-8")), settings)
-    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+    elif {path.name for path in out.iterdir()} - {*LOCK_FILES}:
         raise UserError(f"{out} already exists: use another --out")
     return None
 

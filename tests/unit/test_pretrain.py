@@ -1,11 +1,17 @@
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import math
+import os
 import runpy
+import subprocess
 import sys
+import time
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +19,7 @@ import sentencepiece
 import timm
 import torch
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
@@ -23,6 +30,7 @@ from polyalign.models.towers.text_loading import build_text
 from polyalign.training import pretrain
 from polyalign.training.pretrain import Config, Pretrained, pretrain_text
 from polyalign.utils.errors import UserError
+from polyalign.utils.lock import LOCK_FILES, locked
 from polyalign.utils.progress import shown_by
 from tests import tiny
 
@@ -90,7 +98,7 @@ def test_training_lowers_the_loss_on_held_out_sentences(done: tuple[Path, Pretra
 
 def test_the_folder_is_a_tower_and_a_language_model(done: tuple[Path, Pretrained], encoder: Path) -> None:
     out, record = done
-    assert {path.name for path in out.iterdir()} == {
+    assert {path.name for path in out.iterdir()} - {*LOCK_FILES} == {
         "README.md", "config.json", "model.safetensors", "pretrained.json", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
     assert (out / "model.safetensors").stat().st_mode & 0o777 == 0o644
@@ -170,7 +178,7 @@ def test_a_tower_without_a_head_gets_a_new_one_only_if_asked(config: Config, tmp
     bare = config.model_copy(update={"model": str(tiny.text()), "max_steps": 2})
     with pytest.raises(UserError, match=r"no masked-language-model head .* add --set new_head=true"):
         pretrain_text(bare, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    assert not {path.name for path in (tmp_path / "out").iterdir()} - {*LOCK_FILES}
     allowed = bare.model_copy(update={"new_head": True})
     first, second = (pretrain_text(allowed, tmp_path / name) for name in ("a", "b"))
     assert first == second
@@ -211,10 +219,96 @@ def test_bad_input_is_named(config: Config, text: Path, tmp_path: Path) -> None:
         pretrain_text(config.model_copy(update={"model": "not/there"}), out)
     with pytest.raises(UserError, match=r"cannot load .*torn as a masked language model: "):
         pretrain_text(config.model_copy(update={"model": str(torn)}), out)
-    with pytest.raises(UserError, match=r"the loss is (nan|inf).* lower the learning rate"):
+    with pytest.raises(UserError, match=r"the loss is (nan|inf) by step 10: lower the learning rate"):
         pretrain_text(config.model_copy(update={"lr": 1e30}), out)
     with pytest.raises(ValidationError, match="texts"):
         Config(model="x", texts=())
+
+
+def test_a_corpus_that_is_no_text_is_refused_in_one_line(config: Config, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "null").write_bytes(b"a\0b\nc\n")
+    (tmp_path / "one").write_text("a single sentence\n")
+    said = {
+        "pipe": "it is not a file",
+        "folder": "it is not a file",
+        "null": "null characters",
+        "one": "too little text",
+    }
+    for name, problem in {**said, "gone": "No such file", "x" * 300: "File name too long"}.items():
+        with pytest.raises(UserError, match=problem) as caught:
+            pretrain_text(config.model_copy(update={"texts": (tmp_path / name,)}), tmp_path / "out")
+        assert "\n" not in str(caught.value)
+        assert name in str(caught.value)
+
+
+def test_a_folder_in_use_and_a_link_in_place_of_the_checkpoints_are_refused(config: Config, tmp_path: Path) -> None:
+    with locked(tmp_path / "out"), pytest.raises(UserError, match="out is in use by process"):
+        pretrain_text(config, tmp_path / "out")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "settings.json").touch()
+    (tmp_path / "out" / "checkpoints").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="checkpoints is a symbolic link"):
+        pretrain_text(config, tmp_path / "out", resume=True)
+    assert (tmp_path / "mine" / "settings.json").exists()
+
+
+def test_only_what_was_written_is_deleted_at_the_end(config: Config, tmp_path: Path, caplog: Any) -> None:
+    changed = interrupted(config.model_copy(update={"max_steps": 4}), tmp_path / "out", 2)
+    work, mine = tmp_path / "out" / "checkpoints", tmp_path / "mine"
+    mine.mkdir()
+    (mine / "photo").touch()
+    (work / "notes").touch()
+    (work / "checkpoint-0").symlink_to(mine)
+    assert pretrain_text(changed, tmp_path / "out", resume=True).steps == 4
+    assert {path.name for path in work.iterdir()} == {"notes", "checkpoint-0"}
+    assert (mine / "photo").exists()
+    assert f"{work} holds files that are not of this run: they are kept" in caplog.messages
+
+
+FULL = (
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EACCES, "Permission denied"),
+    SafetensorError("I/O error: No space left on device (os error 28)"),
+    RuntimeError("PytorchStreamWriter failed writing file"),
+)
+
+
+@pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
+def test_a_full_disk_is_one_line(error: Exception, config: Config, tmp_path: Path, monkeypatch: Any) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(BertForMaskedLM, "save_pretrained", full)
+    with pytest.raises(UserError, match=r"^cannot write .*out: .*; make room or choose another folder"):
+        pretrain_text(config.model_copy(update={"max_steps": 1}), tmp_path / "out")
+
+
+KILLED = """
+import sys
+from polyalign.training.pretrain import Config, pretrain_text
+pretrain_text(Config.model_validate_json(sys.argv[1]), __import__("pathlib").Path(sys.argv[2]), resume=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_run_killed_at_random_moments_ends_in_the_weights_of_an_uninterrupted_one(
+    done: tuple[Path, Pretrained], config: Config, tmp_path: Path, repo: Path
+) -> None:
+    changed = config.model_copy(update={"save_minutes": 0})
+    rng = np.random.default_rng(0)
+    command = [sys.executable, "-c", KILLED, changed.model_dump_json(), str(tmp_path / "out")]
+    for _ in range(3):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(repo)})
+        while process.poll() is None and not (tmp_path / "out" / "checkpoints" / "settings.json").exists():
+            time.sleep(0.05)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(rng.uniform(0, 12))
+        process.kill()
+        process.wait()
+    assert pretrain_text(changed, tmp_path / "out", resume=True) == done[1]
+    assert tiny.same(load_file(tmp_path / "out" / "model.safetensors"), load_file(done[0] / "model.safetensors"))
 
 
 def test_an_encoder_that_lacks_weights_or_a_mask_token_is_refused(

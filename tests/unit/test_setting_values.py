@@ -189,7 +189,7 @@ def test_a_budget_that_cannot_be_is_refused_with_its_key(budget: str, said: str)
 
 @pytest.mark.parametrize(
     "changes",
-    [{"interpolation": "fast"}, {"crop_pct": 0.0}, {"mean": (NAN,)}, {"std": (0.0,)}, {"std": (True,)}],
+    [{"interpolation": "fast"}, {"crop_pct": 0.0}, {"mean": (NAN,)}, {"std": (1e-30,)}, {"std": (True,)}],
 )
 def test_preprocessing_takes_no_nonsense(changes: dict[str, Any]) -> None:
     good = {"image_px": 32, "mean": (0.5,), "std": (0.5,), "crop_pct": 1.15, "interpolation": "bicubic"}

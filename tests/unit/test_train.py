@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,9 +18,11 @@ import torch
 
 from polyalign.config.schema import Recipe
 from polyalign.evaluation import ranking
+from polyalign.evaluation.intervals import recall_intervals
 from polyalign.evaluation.results import DevEvaluation, Run
 from polyalign.experiments import run_folders as runs
 from polyalign.models import embed
+from polyalign.models.aligner import Aligner
 from polyalign.training import loop as loop_module
 from polyalign.training import train
 from polyalign.training.loop import Loop, Plan, collapse_alarm
@@ -266,7 +268,7 @@ def test_what_is_kept_is_the_best_look_not_the_last(tmp_path, monkeypatch):
         return whole(aligner)
 
     loop = loop_for(tiny.resolved("projection", train={"evals": 4, "patience": 2}))
-    monkeypatch.setattr(ranking, "recalls", lambda hits: np.array([next(recalls)]))
+    monkeypatch.setattr(loop, "_dev_mean_recall", lambda: (next(recalls), 1.0))
     monkeypatch.setattr(train.checkpoint, "trained_state", noted)
     state = loop.run(tmp_path / "state", resume=False)
     assert state.best_dev_evaluation == 1
@@ -280,7 +282,57 @@ def test_a_loss_that_is_no_number_is_an_error_that_names_the_learning_rate(name,
     with pytest.raises(
         UserError, match=r"the loss is (nan|inf) at step \d+: lower the learning rate \(--set optim.lr="
     ):
-        run_in(tmp_path, name, optim={"lr": 1e30, "warmup_steps": 0})
+        run_in(tmp_path, name, optim={"lr": 1e3, "weight_decay": 1e3, "warmup_steps": 0})
+
+
+@pytest.fixture
+def flawed(monkeypatch):
+    """Let a tower of every aligner give what is not finite for some of the real data, and nothing else."""
+
+    def flaw(method: str) -> None:
+        whole = getattr(Aligner, method)
+
+        def encode(aligner, x, start=0):
+            made = whole(aligner, x, start)
+            return torch.where(torch.arange(len(made))[:, None] == 7, torch.nan, made)
+
+        monkeypatch.setattr(Aligner, method, encode)
+
+    return flaw
+
+
+@pytest.mark.parametrize(
+    ("method", "said"),
+    [
+        ("encode_image", "the vision tower gives values that are not finite for some images, even before training"),
+        ("encode_text", "the text tower gives values that are not finite for some captions, even before training"),
+    ],
+)
+def test_a_tower_that_gives_nan_is_not_a_learning_rate_that_is_too_high(method, said, flawed, tmp_path):
+    loop = loop_for(tiny.resolved("lilt"))
+    flawed(method)
+    with pytest.raises(UserError, match=f"the loss is nan at step 1: {said}") as caught:
+        loop.run(tmp_path / "state", resume=False)
+    assert "learning rate" not in str(caught.value)
+    with pytest.raises(UserError, match=f"the embeddings of the dev split are not finite: {said}"):
+        loop._dev_mean_recall()
+
+
+def test_cached_features_that_are_damaged_are_said_to_be(tmp_path):
+    loop = loop_for(tiny.resolved("projection"))
+    values = np.array(loop.features.images.values)
+    values[5] = np.inf
+    loop.features = replace(loop.features, images=replace(loop.features.images, values=values))
+    with pytest.raises(UserError, match=r"the loss is nan at step \d: the cached features are not finite: delete them"):
+        loop.run(tmp_path / "state", resume=False)
+
+
+def test_weights_that_training_made_infinite_are_said_to_be_due_to_the_learning_rate_on_dev_too():
+    loop = loop_for(tiny.resolved("projection"))
+    with torch.no_grad():
+        loop.aligner.text_projection.weight.fill_(torch.inf)
+    with pytest.raises(UserError, match="the embeddings of the dev split are not finite: lower the learning rate"):
+        loop._dev_mean_recall()
 
 
 def look(step: int, recall: float) -> DevEvaluation:
@@ -298,13 +350,18 @@ def look(step: int, recall: float) -> DevEvaluation:
         ([0.05, 0.30, 0.16], 100, None),
         ([0.05, 0.30, 0.01], 100, "is at chance"),
         ([0.40, 0.10], 100, "fell from 40.0 to 10.0 %"),
-        # Among 10 images chance is already (0.1 + 0.5 + 1) / 3 = 53 %.
-        ([0.50, 0.60, 0.70], 10, None),
-        ([0.50, 0.60, 0.60], 10, "is at chance"),
+        ([0.05, 0.06, 0.05], 30, "is at chance"),
+        # Among 8 images chance is (0.125 + 0.625 + 1) / 3 = 58 %, and the interval of any recall is wide.
+        ([0.60, 0.70, 0.73], 8, None),
+        ([0.60, 0.58, 0.50], 8, None),
+        ([0.60, 0.90, 0.40], 8, "fell from 90.0 to 40.0 %"),
     ],
 )
 def test_the_collapse_alarm(recalls, images, alarm):
-    said = collapse_alarm([look(step, recall) for step, recall in enumerate(recalls, 1)], images)
+    chance = float(ranking.chance(np.ones(images, np.int64)).mean())
+    hit = (np.arange(images)[:, None] < recalls[-1] * images) * np.ones(6)
+    high = recall_intervals([hit], np.ones((images, 6))).high[-1]
+    said = collapse_alarm([look(step, recall) for step, recall in enumerate(recalls, 1)], chance, high)
     assert (said is None) == (alarm is None)
     if alarm:
         assert alarm in said
@@ -549,9 +606,11 @@ def test_two_processes_interrupted_one_after_the_other_stop_at_one_step_and_resu
     assert found[0]["evaluated"] == [4, 8, 12]
 
 
-def test_a_shortened_warm_up_is_reported(caplog):
-    loop_for(tiny.resolved(optim={"warmup_steps": 50}))
-    assert "warm-up shortened from 50 to 1 steps, a tenth of the run" in caplog.messages
+def test_a_shortened_warm_up_is_reported_once(caplog):
+    loop_module._say_once.cache_clear()
+    for _ in range(2):
+        loop_for(tiny.resolved(optim={"warmup_steps": 50}))
+    assert caplog.messages.count("warm-up shortened from 50 to 1 steps, a tenth of the run") == 1
     caplog.clear()
     loop_for(tiny.resolved(optim={"warmup_steps": 1}))
     assert not caplog.messages
