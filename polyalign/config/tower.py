@@ -31,7 +31,7 @@ class VisionSpec(BaseModel):
     args: dict[str, Any] = {}
     image_px: Pixels | tuple[Pixels, Pixels] | None = None
     mean: Channels | None = None
-    std: Deviations | None = None
+    std: Channels | None = None
     crop_pct: Number | None = Field(None, ge=0.05, le=1)
     pooling: Literal["tower", "cls", "mean", "max"] = "tower"
 
