@@ -76,8 +76,6 @@ class Loop:
         self.dev = dev
         self.accelerator = accelerator
         self.chance = float(ranking.chance(np.bincount(dev.image_of, minlength=len(dev.images))).mean())
-        if len(features.captions) < 2:
-            raise UserError("contrastive training needs two pairs or more: allow a larger budget")
         self.plan = Plan.of(recipe, len(features.captions))
         self._order: tuple[int, npt.NDArray[np.int64]] | None = None
         self._unread: list[torch.Tensor] = []
@@ -328,8 +326,11 @@ def check_divisible(recipe: Recipe, pairs: int, processes: int) -> None:
     """Check that each process gets the same number of pairs of a batch.
 
     Raises:
-        UserError: the batch cannot be divided among the processes, and pairs would be dropped.
+        UserError: there are fewer than two pairs, or the batch cannot be divided among the processes, and pairs would
+            be dropped.
     """
+    if pairs < 2:
+        raise UserError("contrastive training needs two pairs or more: allow a larger budget")
     batch = min(recipe.optim.batch_size, pairs)
     if batch % processes:
         raise UserError(

@@ -8,6 +8,7 @@ from functools import partial
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from polyalign.config.schema import Train
 from polyalign.models.aligner import Aligner
 from polyalign.models.towers.base import Tower
 from polyalign.utils.errors import UserError
@@ -38,6 +39,17 @@ def recompute_blocks(aligner: Aligner) -> None:
     """
     for block in _running(aligner, "recompute"):
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def check_blocks(aligner: Aligner, train: Train) -> None:
+    """Check that ``compile`` and ``recompute`` can be applied, before any data is read.
+
+    Raises:
+        UserError: something trains in a tower without transformer blocks.
+    """
+    for option in ("compile", "recompute"):
+        if getattr(train, option):
+            list(_running(aligner, option))
 
 
 def _running(aligner: Aligner, option: str) -> Iterator[nn.Module]:

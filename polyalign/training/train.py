@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from polyalign.config.schema import Recipe
-from polyalign.data.load import load_split, load_tables
+from polyalign.data.load import load_split, load_table, load_tables
 from polyalign.data.pairs import PairTable
 from polyalign.data.trained_images import TRAINED_IMAGES, save_trained_images
 from polyalign.evaluation.results import Retention, Retrieval, Run
@@ -22,6 +22,7 @@ from polyalign.models.build import build_aligner
 from polyalign.models.embed import PairFeatures, embed_features, prepare
 from polyalign.training.guards import rehearse
 from polyalign.training.loop import Loop, check_divisible, rows_at_a_time
+from polyalign.training.recompute import check_blocks
 from polyalign.training.state import State
 from polyalign.utils.process import one_first, peak_memory, processes
 from polyalign.utils.versions import versions
@@ -77,7 +78,9 @@ class Start:
 
 
 def set_up(recipe: Recipe) -> Start:
-    """Load the data, build the towers, compute the frozen features and test the untrained projections.
+    """Build the towers, load the data, compute the frozen features and test the untrained projections.
+
+    Whatever can be refused is refused before the step that takes longer: settings before data, data before features.
 
     Raises:
         UserError: bad data, leakage, a tower that does not support the strategy, or a batch that cannot be divided
@@ -87,6 +90,9 @@ def set_up(recipe: Recipe) -> Start:
     accelerator = Accelerator(mixed_precision="no")
     aligner = build_aligner(recipe).to(accelerator.device)
     rehearse(aligner)
+    check_blocks(aligner, recipe.train)
+    for lang in recipe.test.languages:  # read in full after training
+        load_table(recipe, "test", lang)
     tables = load_tables(recipe)
     check_divisible(recipe, len(tables["train"]), accelerator.num_processes)
     if cut := aligner.text.count_cut(list(tables["train"].captions)):

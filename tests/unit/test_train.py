@@ -584,6 +584,29 @@ def test_a_batch_that_cannot_be_divided_is_refused_before_features_are_computed(
         train.set_up(tiny.resolved(data={"budget": "5-pairs"}))
 
 
+@pytest.mark.parametrize(
+    ("sections", "said"),
+    [
+        ({"strategy": {"layers": "last:9"}}, "has 3 blocks"),
+        ({"test": {"languages": ["xx"]}}, 'unknown language "xx"'),
+        ({"data": {"budget": "20min"}}, "pass 20min as --budget"),
+        ({"vision": {"model": str(tiny.conv())}, "train": {"recompute": True}}, r"train\.recompute needs transformer"),
+        ({"vision": {"std": [0.0, 0.5, 0.5]}}, "std must be above zero"),
+    ],
+)
+def test_bad_settings_are_refused_before_data_is_read(sections, said, monkeypatch):
+    monkeypatch.setattr(train, "load_tables", lambda *_: pytest.fail("data was read"))
+    name = "full" if "train" in sections else "lilt"
+    with pytest.raises(UserError, match=said):
+        train.set_up(tiny.resolved(name, **sections))
+
+
+def test_one_pair_is_refused_before_features_are_computed(monkeypatch):
+    monkeypatch.setattr(train, "prepare", lambda *_: pytest.fail("features were computed"))
+    with pytest.raises(UserError, match="needs two pairs or more"):
+        train.set_up(tiny.resolved(data={"budget": "1-pair"}))
+
+
 def test_processes_stop_together_and_their_processor_time_is_added():
     others = torch.tensor([[9.0, 1.0, 0.0], [3.0, 2.0, 1.0]], dtype=torch.float64)
     loop = loop_for(tiny.resolved())
