@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
-from rich.markup import escape
-from rich.table import Table
+from rich.table import Column
 from sacrebleu.metrics.base import Metric
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
@@ -21,6 +20,7 @@ from polyalign.data import image_ids
 from polyalign.data.fetch import is_offline
 from polyalign.data.pairs import Origin, PairTable
 from polyalign.utils.errors import UserError
+from polyalign.utils.text import PlainTable
 
 _BOOTSTRAP = 1000
 _FLORES_MODEL = Path(SACREBLEU_DIR) / "models" / "flores200sacrebleuspm"
@@ -139,7 +139,7 @@ def _streams(against: Sequence[Sequence[str]]) -> Any:
     return list(map(list, zip_longest(*against)))
 
 
-def render(report: AuditReport) -> Table:
+def render(report: AuditReport) -> PlainTable:
     """Format a report as a table."""
     title = (
         f"{report.candidate} ({report.candidate_origin}) against {report.reference} ({report.reference_origin}), "
@@ -148,14 +148,11 @@ def render(report: AuditReport) -> Table:
     )
     if report.captions_left_out:
         title += f"; captions left out because their images have no reference: {report.captions_left_out:,}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    table.add_column("score", justify="right")
-    table.add_column("people", justify="right")
-    table.add_column("signature", overflow="fold")
+    numbers = (Column(name, justify="right") for name in ("score", "people"))
+    table = PlainTable("", *numbers, Column("signature", overflow="fold"), title=title, title_justify="left")
     for one in report.scores:
         if one.score is None:
-            table.add_row(one.metric, "-", "-", escape(f"not scored: {one.missing_because}"))
+            table.add_row(one.metric, "-", "-", f"not scored: {one.missing_because}")
         else:
             human = "-" if one.human is None else f"{one.human:.1f}"
             table.add_row(one.metric, f"{one.score:.1f} ± {one.plus_minus:.1f}", human, one.signature)
