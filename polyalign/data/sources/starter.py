@@ -5,18 +5,16 @@ All languages have the same scenes in every split, so that languages can be comp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import numpy as np
-from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
 from polyalign.data.starter.grammar import say
-from polyalign.data.starter.scenes import DRAWING_VERSION, draw, sample_scene
+from polyalign.data.starter.scenes import DRAWING_VERSION, DrawnImage, draw, sample_scene
 from polyalign.data.starter.world import Scene
 from polyalign.utils.errors import UserError, did_you_mean
 
@@ -34,23 +32,6 @@ class Config(BaseModel):
     dev_images: int = Field(default=500, ge=1)
     test_images: int = Field(default=1_000, ge=1)
     captions_per_image: int = Field(default=1, ge=1)
-
-
-@dataclass(frozen=True)
-class SceneImage:
-    """A scene, drawn when it is opened."""
-
-    scene: Scene
-
-    def open(self) -> Image.Image:
-        """Draw the scene at 64 by 64 pixels."""
-        return draw(self.scene)
-
-    def key(self) -> str:
-        """Return a key of everything that determines the pixels."""
-        scene = self.scene
-        things = ",".join(f"{t.count}-{t.size}-{t.color}-{t.kind}" for t in scene.things)
-        return f"starter{DRAWING_VERSION}:{scene.background}:{things}:{scene.relation}:{scene.seed}"
 
 
 def load(config: Config, lang: Lang, split: str) -> PairTable:
@@ -75,10 +56,15 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
         lang=lang.code,
         origin="generated",
         image_ids=tuple(f"starter-{split}-{number:06d}" for number in range(len(scenes))),
-        images=tuple(SceneImage(scene) for scene in scenes),
+        images=tuple(DrawnImage(_name(scene), partial(draw, scene)) for scene in scenes),
         captions=tuple(captions),
         image_of=np.repeat(np.arange(len(scenes), dtype=np.int64), per_image),
     )
+
+
+def _name(scene: Scene) -> str:
+    things = ",".join(f"{t.count}-{t.size}-{t.color}-{t.kind}" for t in scene.things)
+    return f"starter{DRAWING_VERSION}:{scene.background}:{things}:{scene.relation}:{scene.seed}"
 
 
 @lru_cache(maxsize=4)
