@@ -8,7 +8,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from rich.table import Column
 from sacrebleu.metrics.base import Metric
 from sacrebleu.metrics.bleu import BLEU
@@ -26,14 +26,12 @@ _BOOTSTRAP = 1000
 _FLORES_MODEL = Path(SACREBLEU_DIR) / "models" / "flores200sacrebleuspm"
 
 
-class AuditScore(BaseModel):
+class AuditScore(BaseModel, frozen=True):
     """A score from 0 to 100 with the half-width of its 95 % bootstrap interval, or why it could not be computed.
 
     ``human`` is the score of the first reference caption of each image against the image's other references. It is an
     upper reference point: captions of one image differ between people, so 100 is out of reach.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     metric: str
     score: float | None = None
@@ -43,10 +41,8 @@ class AuditScore(BaseModel):
     missing_because: str | None = None
 
 
-class AuditReport(BaseModel):
+class AuditReport(BaseModel, frozen=True):
     """Scores of the captions of one table against another, over the images in both."""
-
-    model_config = ConfigDict(frozen=True)
 
     lang: str
     candidate: str

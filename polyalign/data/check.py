@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 import regex
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from rich.table import Column
 
 from polyalign.config.language import Lang, load_language
@@ -33,23 +33,19 @@ _BATCH: Final = 1000
 _MANY_UNKNOWN: Final = 0.01
 
 
-class Finding(BaseModel):
+class Finding(BaseModel, frozen=True):
     """Number of captions with a property, and the first few as ``image id: caption``."""
-
-    model_config = ConfigDict(frozen=True)
 
     count: int
     examples: tuple[str, ...]
 
 
-class Subwords(BaseModel):
+class Subwords(BaseModel, frozen=True):
     """How a tokenizer splits captions.
 
     ``unknown_rate`` is the share of subwords that are the unknown token. Words are split at spaces, so a script
     without spaces has no ``subwords_per_word``.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     unknown_rate: float
     subwords_per_word: float | None
@@ -64,15 +60,13 @@ class TokenReport(Subwords):
     too_long: Finding
 
 
-class DataReport(BaseModel):
+class DataReport(BaseModel, frozen=True):
     """Results for one table.
 
     ``repeated`` captions duplicate another caption of the same image; ``shared`` captions also belong to another image
     (ignoring case and white space), so retrieval cannot tell the images apart. ``other_script`` captions have fewer
     than half of their letters in the language's script, or no letters; it is None if the script is not in Unicode.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     lang: str

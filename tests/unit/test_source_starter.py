@@ -52,7 +52,7 @@ def test_a_smaller_world_is_the_beginning_of_a_larger_one() -> None:
 
 
 def test_another_seed_is_another_world() -> None:
-    assert facts("test") != facts("test", SMALL.model_copy(update={"seed": 1}))
+    assert scenes("test") != scenes("test", SMALL.model_copy(update={"seed": 1}))
 
 
 def test_several_captions_an_image_are_said_in_different_ways() -> None:

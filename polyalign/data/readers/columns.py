@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from polyalign.config.language import Lang
 from polyalign.data.pairs import Origin, Split, stable_hash
@@ -31,7 +31,7 @@ _SPLITS: dict[str, Split] = {
 }  # fmt: skip
 
 
-class Columns(BaseModel):
+class Columns(BaseModel, frozen=True, extra="forbid"):
     """Column names and splits of a caption table.
 
     Columns that are not given are looked up under common names. Multiple captions per image can be separate rows, a
@@ -43,8 +43,6 @@ class Columns(BaseModel):
     assigned to a split by a hash of its id and ``split_seed``, so that its captions in all languages stay together and
     adding images does not move existing ones.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     image_column: str | None = None
     caption_column: str | tuple[str, ...] | None = None

@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 from typing import Any, Final
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from polyalign.config.language import Lang
 from polyalign.data.pairs import PairTable
@@ -22,10 +22,8 @@ from polyalign.utils.errors import UserError, did_you_mean
 _SPLITS: Final = ("test", "dev", "train")
 
 
-class Config(BaseModel):
+class Config(BaseModel, frozen=True, extra="forbid"):
     """The number of images of each split and of captions per image; another ``seed`` gives another world."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: int = Field(default=0, ge=0)
     train_images: int = Field(default=12_000, ge=1)

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Set
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from polyalign.config.language import Lang, describe_error
 from polyalign.data.starter import world
@@ -42,13 +42,11 @@ def _as_list(value: object) -> object:
     return value if isinstance(value, list | tuple) else [value]
 
 
-class Word(BaseModel):
+class Word(BaseModel, frozen=True, extra="forbid"):
     """A word: its ``forms`` by tags override those of the paradigm ``like``, in which ``{}`` stands for ``stem``.
 
     The word adds its ``tags`` (gender, noun class, classifier) to its phrase. A plain string is a word with one form.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     stem: str = ""
     like: str | None = None
@@ -65,10 +63,8 @@ Words = Annotated[tuple[Word, ...], BeforeValidator(_as_list), Field(min_length=
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
 
 
-class Table(BaseModel):
+class Table(BaseModel, frozen=True, extra="forbid"):
     """The ``[starter]`` table as written; of several words or texts, one is drawn at random."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     paradigms: dict[str, dict[str, str]] = {}
     kinds: dict[str, Words]
