@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, SentencePieceBPETokenizer, processors
 from torch import Tensor, nn
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -73,19 +73,13 @@ def train_tokenizer(sentences: Iterable[str], settings: Settings) -> PreTrainedT
 
     XLM-R's own tokenizer is a unigram model; BPE gives shorter sentences here.
     """
-    fast = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
-    fast.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" {2,}", " ")])
-    fast.pre_tokenizer, fast.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    fast = SentencePieceBPETokenizer(fuse_unk=True)
     mask = AddedToken("<mask>", lstrip=True, special=True)
-    trainer = trainers.BpeTrainer(
-        vocab_size=settings.vocab_size, special_tokens=["<s>", "<pad>", "</s>", "<unk>", mask], show_progress=False
-    )
-    fast.train_from_iterator(sentences, trainer)
-    fast.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
+    special = ["<s>", "<pad>", "</s>", "<unk>", mask]
+    fast.train_from_iterator(sentences, settings.vocab_size, special_tokens=special, show_progress=False)
+    fast.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     return PreTrainedTokenizerFast(
-        tokenizer_object=fast, model_max_length=settings.max_tokens, mask_token=mask,
+        tokenizer_object=fast._tokenizer, model_max_length=settings.max_tokens, mask_token=mask,
         bos_token="<s>", cls_token="<s>", eos_token="</s>", sep_token="</s>", pad_token="<pad>", unk_token="<unk>",
     )  # fmt: skip
 
