@@ -8,9 +8,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
-from rich.markup import escape
-from rich.table import Table
+from pydantic import BaseModel
+from rich.table import Column
 from sacrebleu.metrics.base import Metric
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
@@ -21,19 +20,18 @@ from polyalign.data import image_ids
 from polyalign.data.fetch import is_offline
 from polyalign.data.pairs import Origin, PairTable
 from polyalign.utils.errors import UserError
+from polyalign.utils.text import PlainTable
 
 _BOOTSTRAP = 1000
 _FLORES_MODEL = Path(SACREBLEU_DIR) / "models" / "flores200sacrebleuspm"
 
 
-class AuditScore(BaseModel):
+class AuditScore(BaseModel, frozen=True):
     """A score from 0 to 100 with the half-width of its 95 % bootstrap interval, or why it could not be computed.
 
     ``human`` is the score of the first reference caption of each image against the image's other references. It is an
     upper reference point: captions of one image differ between people, so 100 is out of reach.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     metric: str
     score: float | None = None
@@ -43,10 +41,8 @@ class AuditScore(BaseModel):
     missing_because: str | None = None
 
 
-class AuditReport(BaseModel):
+class AuditReport(BaseModel, frozen=True):
     """Scores of the captions of one table against another, over the images in both."""
-
-    model_config = ConfigDict(frozen=True)
 
     lang: str
     candidate: str
@@ -139,7 +135,7 @@ def _streams(against: Sequence[Sequence[str]]) -> Any:
     return list(map(list, zip_longest(*against)))
 
 
-def render(report: AuditReport) -> Table:
+def render(report: AuditReport) -> PlainTable:
     """Format a report as a table."""
     title = (
         f"{report.candidate} ({report.candidate_origin}) against {report.reference} ({report.reference_origin}), "
@@ -148,14 +144,11 @@ def render(report: AuditReport) -> Table:
     )
     if report.captions_left_out:
         title += f"; captions left out because their images have no reference: {report.captions_left_out:,}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("")
-    table.add_column("score", justify="right")
-    table.add_column("people", justify="right")
-    table.add_column("signature", overflow="fold")
+    numbers = (Column(name, justify="right") for name in ("score", "people"))
+    table = PlainTable("", *numbers, Column("signature", overflow="fold"), title=title, title_justify="left")
     for one in report.scores:
         if one.score is None:
-            table.add_row(one.metric, "-", "-", escape(f"not scored: {one.missing_because}"))
+            table.add_row(one.metric, "-", "-", f"not scored: {one.missing_because}")
         else:
             human = "-" if one.human is None else f"{one.human:.1f}"
             table.add_row(one.metric, f"{one.score:.1f} ± {one.plus_minus:.1f}", human, one.signature)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from rich.table import Table
+from rich.table import Column
 
 from polyalign.config.plugins import load_plugin, plugin_names
 from polyalign.data.readers.info import LABELLED, Info, LabelledSet
 from polyalign.utils.errors import UserError, did_you_mean
+from polyalign.utils.text import PlainTable
 
 
 def infos() -> dict[str, Info]:
@@ -46,14 +47,14 @@ def info(name: str) -> Info:
     return found
 
 
-def render(known: dict[str, Info]) -> Table:
+def render(known: dict[str, Info]) -> PlainTable:
     """Format the datasets of captions as a table."""
     rows = ((name, one.languages, one.size, one.origin, one.licence, one.home) for name, one in known.items())
     columns = ("name", "languages", "size", "captions by", "licence", "home")
     return _table("Datasets, by the name that --data takes", columns, rows)
 
 
-def render_labelled() -> Table:
+def render_labelled() -> PlainTable:
     """Format the labelled datasets as a table."""
     rows = (
         (name, f"{one.classes:,}", one.images, f"{one.hub} ({one.split})" if one.hub else "", one.place)
@@ -63,10 +64,9 @@ def render_labelled() -> Table:
     return _table("Labelled datasets, by the name that zeroshot takes", columns, rows)
 
 
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
-    table = Table(title=title, title_justify="left", show_lines=True)
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column == "name")
+def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> PlainTable:
+    headers = (Column(name, overflow="fold", no_wrap=name == "name") for name in columns)
+    table = PlainTable(*headers, title=title, title_justify="left", show_lines=True)
     for row in rows:
         table.add_row(*row)
     return table

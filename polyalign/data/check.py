@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import pandas as pd
 import regex
-from pydantic import BaseModel, ConfigDict
-from rich.markup import escape
-from rich.table import Table
+from pydantic import BaseModel
+from rich.table import Column
 
 from polyalign.config.language import Lang, load_language
 from polyalign.config.schema import Recipe
@@ -22,6 +21,7 @@ from polyalign.data.load import load_table, refuse_unlearnable
 from polyalign.data.pairs import Origin, PairTable
 from polyalign.utils.errors import UserError
 from polyalign.utils.progress import progress, progress_bars
+from polyalign.utils.text import PlainTable, clean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,41 +33,40 @@ _BATCH: Final = 1000
 _MANY_UNKNOWN: Final = 0.01
 
 
-class Finding(BaseModel):
+class Finding(BaseModel, frozen=True):
     """Number of captions with a property, and the first few as ``image id: caption``."""
-
-    model_config = ConfigDict(frozen=True)
 
     count: int
     examples: tuple[str, ...]
 
 
-class TokenReport(BaseModel):
-    """Statistics of the text tower's tokenizer over all captions.
+class Subwords(BaseModel, frozen=True):
+    """How a tokenizer splits captions.
 
     ``unknown_rate`` is the share of subwords that are the unknown token. Words are split at spaces, so a script
     without spaces has no ``subwords_per_word``.
     """
 
-    model_config = ConfigDict(frozen=True)
-
-    max_tokens: int
-    longest: int
-    too_long: Finding
     unknown_rate: float
     subwords_per_word: float | None
     subwords_per_character: float
 
 
-class DataReport(BaseModel):
+class TokenReport(Subwords):
+    """Statistics of the text tower's tokenizer over all captions."""
+
+    max_tokens: int
+    longest: int
+    too_long: Finding
+
+
+class DataReport(BaseModel, frozen=True):
     """Results for one table.
 
     ``repeated`` captions duplicate another caption of the same image; ``shared`` captions also belong to another image
     (ignoring case and white space), so retrieval cannot tell the images apart. ``other_script`` captions have fewer
     than half of their letters in the language's script, or no letters; it is None if the script is not in Unicode.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     lang: str
@@ -112,9 +111,19 @@ def check(
     table: PairTable, lang: Lang, tokenizer: PreTrainedTokenizerBase | None = None, max_tokens: int = 64
 ) -> DataReport:
     """Open every image and read every caption; ``tokens`` is None without a tokenizer."""
+    images = image_check.inspect_images(table)
     each = np.bincount(table.image_of, minlength=len(table.images)) if table.images else np.zeros(1, dtype=np.int64)
     repeated, shared = _duplicates(table)
     letters = _letters(lang.script)
+    tokens = None
+    if tokenizer is not None:
+        lengths, rates = _subwords(table, lang, tokenizer)
+        tokens = TokenReport(
+            max_tokens=max_tokens,
+            longest=max(lengths, default=0),
+            too_long=_finding(table, (c for c, length in enumerate(lengths) if length > max_tokens)),
+            **rates,
+        )
     return DataReport(
         name=table.name,
         lang=lang.code,
@@ -122,12 +131,12 @@ def check(
         origin=table.origin,
         captions=len(table),
         captions_per_image=(int(each.min()), float(each.mean()), int(each.max())),
-        images=image_check.inspect_images(table),
+        images=images,
         empty=_finding(table, (c for c, caption in enumerate(table.captions) if not caption.strip())),
         repeated=_finding(table, repeated),
         shared=_finding(table, shared),
         other_script=None if letters is None else _finding(table, _in_other_script(table.captions, letters)),
-        tokens=None if tokenizer is None else _tokens(table, lang, tokenizer, max_tokens),
+        tokens=tokens,
     )
 
 
@@ -168,29 +177,18 @@ def _in_other_script(captions: Iterable[str], own: re.Pattern[str]) -> Iterator[
             yield c
 
 
-def _tokens(table: PairTable, lang: Lang, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> TokenReport:
-    """Tokenize all captions without truncation."""
-    special = tokenizer.num_special_tokens_to_add()
-    lengths, rates = _subwords(table, lang, tokenizer)
-    return TokenReport(
-        max_tokens=max_tokens,
-        longest=max((length + special for length in lengths), default=0),
-        too_long=_finding(table, (c for c, length in enumerate(lengths) if length + special > max_tokens)),
-        **rates,
-    )
-
-
 def _subwords(table: PairTable, lang: Lang, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], dict[str, Any]]:
-    """Return the number of subwords of every caption, and the rates of a ``TokenReport``."""
+    """Return the number of tokens of every caption without truncation, and the fields of ``Subwords``."""
+    special = tokenizer.num_special_tokens_to_add()
     lengths: list[int] = []
     unknown = 0
     for start in range(0, len(table), _BATCH):
         batch = list(table.captions[start : start + _BATCH])
         for ids in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
-            lengths.append(len(ids))
+            lengths.append(len(ids) + special)
             unknown += Counter(ids)[tokenizer.unk_token_id]
         progress(f"tokenizing {table.name}", min(start + _BATCH, len(table)), len(table))
-    subwords = max(1, sum(lengths))
+    subwords = max(1, sum(lengths) - special * len(lengths))
     words = sum(len(caption.split()) for caption in table.captions)
     characters = sum(not character.isspace() for caption in table.captions for character in caption)
     return lengths, {
@@ -200,16 +198,11 @@ def _subwords(table: PairTable, lang: Lang, tokenizer: PreTrainedTokenizerBase) 
     }
 
 
-class TowerFit(BaseModel):
-    """How well the tokenizer of a recipe's text tower fits the captions; the rates are those of a ``TokenReport``."""
-
-    model_config = ConfigDict(frozen=True)
+class TowerFit(Subwords):
+    """How well the tokenizer of a recipe's text tower fits the captions."""
 
     recipe: str
     model: str
-    unknown_rate: float
-    subwords_per_word: float | None
-    subwords_per_character: float
 
 
 def rank_towers(
@@ -227,59 +220,59 @@ def rank_towers(
     return sorted(fits, key=lambda fit: (fit.unknown_rate > _MANY_UNKNOWN, fit.subwords_per_character))
 
 
-def render_towers(fits: Sequence[TowerFit], lang: Lang) -> Table:
+def render_towers(fits: Sequence[TowerFit], lang: Lang) -> PlainTable:
     """Format a ranking as a table; the first tower is the recommended one."""
-    table = Table(
-        title=f"text towers by their tokenizer on these {lang.english_name} captions", title_justify="left",
+    table = PlainTable(
+        *(Column(name, overflow="fold") for name in ("recipe", "text tower")),
+        *(Column(name, justify="right") for name in ("subwords per word", "per character", "unknown")),
+        title=f"text towers by their tokenizer on these {lang.english_name} captions",
+        title_justify="left",
         caption=f"recommended: --recipe {fits[0].recipe} (fewest subwords)" if fits else None,
-    )  # fmt: skip
-    for name in ("recipe", "text tower"):
-        table.add_column(name, overflow="fold")
-    for name in ("subwords per word", "per character", "unknown"):
-        table.add_column(name, justify="right")
+    )
     for fit in fits:
         per_word = "-" if fit.subwords_per_word is None else f"{fit.subwords_per_word:.2f}"
         table.add_row(fit.recipe, fit.model, per_word, f"{fit.subwords_per_character:.2f}", f"{fit.unknown_rate:.2%}")
     return table
 
 
-def render(report: DataReport) -> Table:
+def render(report: DataReport) -> PlainTable:
     """Format a report as a table of counts and examples."""
-    table = Table(title=f"{report.name} ({report.lang}, {report.origin} captions)", title_justify="left")
-    table.add_column("", no_wrap=True)
-    table.add_column("", no_wrap=True, justify="right")
-    table.add_column("examples", overflow="fold")
+    table = PlainTable(
+        Column(no_wrap=True), Column(no_wrap=True, justify="right"), Column("examples", overflow="fold"),
+        title=f"{report.name} ({report.lang}, {report.origin} captions)", title_justify="left",
+    )  # fmt: skip
+
+    def add(name: str, value: str, examples: Sequence[str] = ()) -> None:
+        first, *others = [clean(example, 60) for example in examples[:_EXAMPLES]] or [""]
+        table.add_row(name, value, first)
+        for other in others:
+            table.add_row("", "", other)
+
     low, mean, high = report.captions_per_image
-    table.add_row("images", f"{report.images.images:,}", "")
-    table.add_row("captions", f"{report.captions:,}", "")
-    table.add_row("captions per image", f"{mean:.2f}", f"{low} to {high}")
-    missing = [one.image_id for one in report.images.missing]
-    corrupt = [f"{one.image_id}: {one.reason}" for one in report.images.corrupt]
-    table.add_row("missing images", f"{len(missing):,}", _lines(missing))
-    table.add_row("corrupt images", f"{len(corrupt):,}", _lines(corrupt))
+    add("images", f"{report.images.images:,}")
+    add("captions", f"{report.captions:,}")
+    add("captions per image", f"{mean:.2f}", [f"{low} to {high}"])
+    missing, corrupt = report.images.missing, report.images.corrupt
+    add("missing images", f"{len(missing):,}", [one.image_id for one in missing])
+    add("corrupt images", f"{len(corrupt):,}", [f"{one.image_id}: {one.reason}" for one in corrupt])
     tokens = report.tokens
-    for name, finding in (
-        ("empty captions", report.empty),
-        ("duplicate captions of one image", report.repeated),
-        ("captions shared by images", report.shared),
-        (f"captions not in {report.script} script", report.other_script),
-        *([(f"captions over {tokens.max_tokens} tokens", tokens.too_long)] if tokens else []),
-    ):
+    findings = {
+        "empty captions": report.empty,
+        "duplicate captions of one image": report.repeated,
+        "captions shared by images": report.shared,
+        f"captions not in {report.script} script": report.other_script,
+        **({f"captions over {tokens.max_tokens} tokens": tokens.too_long} if tokens else {}),
+    }
+    for name, finding in findings.items():
         if finding is None:
-            table.add_row(name, "not checked", "")
+            add(name, "not checked")
         else:
             share = f" ({finding.count / report.captions:.1%})" if finding.count else ""
-            table.add_row(name, f"{finding.count:,}{share}", _lines(finding.examples))
+            add(name, f"{finding.count:,}{share}", finding.examples)
     if tokens is not None:
-        table.add_row("longest caption", f"{tokens.longest} tokens", "")
-        table.add_row("unknown tokens", f"{tokens.unknown_rate:.2%}", "")
+        add("longest caption", f"{tokens.longest} tokens")
+        add("unknown tokens", f"{tokens.unknown_rate:.2%}")
         if tokens.subwords_per_word is not None:
-            table.add_row("subwords per word", f"{tokens.subwords_per_word:.2f}", "")
-        table.add_row("subwords per character", f"{tokens.subwords_per_character:.2f}", "")
+            add("subwords per word", f"{tokens.subwords_per_word:.2f}")
+        add("subwords per character", f"{tokens.subwords_per_character:.2f}")
     return table
-
-
-def _lines(examples: Sequence[str]) -> str:
-    """Return the first examples, each on a shortened line, with rich markup escaped."""
-    flat = (" ".join(example.split()) for example in examples[:_EXAMPLES])
-    return "\n".join(escape(line if len(line) <= 60 else f"{line[:59]}…") for line in flat)

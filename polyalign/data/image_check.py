@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from polyalign.data import image_prints
 from polyalign.data.pairs import PairTable, count_images
@@ -11,19 +11,15 @@ from polyalign.utils.errors import UserError
 _NAMED = 5
 
 
-class BadImage(BaseModel):
+class BadImage(BaseModel, frozen=True):
     """An image that cannot be opened, and the reason."""
-
-    model_config = ConfigDict(frozen=True)
 
     image_id: str
     reason: str
 
 
-class ImageReport(BaseModel):
+class ImageReport(BaseModel, frozen=True):
     """Result of opening every image of a table."""
-
-    model_config = ConfigDict(frozen=True)
 
     images: int
     missing: tuple[BadImage, ...]

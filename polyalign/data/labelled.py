@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from polyalign.data import class_names
 from polyalign.data.pairs import FileImage, ImageRef
 from polyalign.data.readers.info import LABELLED
 from polyalign.data.starter.grammar import lexicon
-from polyalign.data.starter.scenes import DRAWING_VERSION, draw_object
+from polyalign.data.starter.scenes import DRAWING_VERSION, DrawnImage, draw_object
 from polyalign.data.starter.world import BACKGROUNDS, COLORS, KINDS
 from polyalign.utils.errors import UserError, did_you_mean
 
@@ -137,26 +138,6 @@ def load(images: str, split: str | None) -> Labelled:
     return replace(found, name=images)
 
 
-@dataclass(frozen=True)
-class ObjectImage:
-    """A single object of the starter world, rendered when opened."""
-
-    kind: str
-    color: str
-    background: str
-    radius: float
-    seed: int
-
-    def open(self) -> Image.Image:
-        """Render the object at 64 by 64 pixels."""
-        return draw_object(self.kind, self.color, self.background, self.radius, self.seed)
-
-    def key(self) -> str:
-        """Return a key of all parameters that determine the pixels."""
-        what = f"{self.kind}:{self.color}:{self.background}:{self.radius:.6f}:{self.seed}"
-        return f"starter-object{DRAWING_VERSION}:{what}"
-
-
 def starter_objects(lang: Lang, *, each: int = 40, seed: int = 0) -> Labelled:
     """Return ``each`` images of every kind of object in the starter world, with class names in a language.
 
@@ -167,17 +148,12 @@ def starter_objects(lang: Lang, *, each: int = 40, seed: int = 0) -> Labelled:
     words = lexicon(lang)
     # A bare noun is singular, and nominative if the language has cases.
     bare = frozenset({"sg", "1", "nom"})
-    images = [
-        ObjectImage(
-            kind=kind,
-            color=str(rng.choice(COLORS)),
-            background=str(rng.choice(BACKGROUNDS)),
-            radius=float(rng.uniform(10, 24)),
-            seed=int(rng.integers(2**31)),
-        )
-        for kind in KINDS
-        for _ in range(each)
-    ]
+    images = []
+    for kind in np.repeat(KINDS, each).tolist():
+        color, background = str(rng.choice(COLORS)), str(rng.choice(BACKGROUNDS))
+        radius, drawn = float(rng.uniform(10, 24)), int(rng.integers(2**31))
+        name = f"starter-object{DRAWING_VERSION}:{kind}:{color}:{background}:{radius:.6f}:{drawn}"
+        images.append(DrawnImage(name, partial(draw_object, kind, color, background, radius, drawn)))
     return Labelled(
         name="starter-objects",
         lang=lang.code,

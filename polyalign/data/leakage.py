@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from polyalign.data import image_ids, image_prints
 from polyalign.data.image_prints import Print
@@ -28,24 +28,20 @@ _BLOCK = 1 << 17
 Floats = npt.NDArray[np.float32]
 
 
-class Leak(BaseModel):
+class Leak(BaseModel, frozen=True):
     """An image of the training table that is also in the other table."""
-
-    model_config = ConfigDict(frozen=True)
 
     train_id: str
     test_id: str
     by: Literal["id", "pixels"]
 
 
-class LeakageReport(BaseModel):
+class LeakageReport(BaseModel, frozen=True):
     """Images shared by two tables, ``train`` and ``test``. Every shared image of either table is in at least one leak.
 
     ``test`` may be any table whose images must not be trained on, such as a dev split. ``unopened`` counts the images
     of each table that could not be opened and were not compared by pixels.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     train: str
     test: str

@@ -397,10 +397,10 @@ def test_the_scripts_have_a_command_line(
 
 
 def test_no_picture_to_learn_from_has_a_held_out_combination() -> None:
-    near = make_vision_tower.objects(3000, np.random.default_rng(0)).labels
-    far = make_vision_tower.scenes(1500, np.random.default_rng(0)).labels
+    near = make_vision_tower.objects(3000, np.random.default_rng(0))
+    far = np.array([labels for _, labels in make_vision_tower.scenes(1500, np.random.default_rng(0))])
     names = list(make_vision_tower.SCENE_LABELS)
-    seen = {(kind, color) for kind, color, _ in near.tolist()}
+    seen = {(kind, color) for _, (kind, color, _) in near}
     for slot in (0, 1):
         seen |= set(map(tuple, far[:, [names.index(f"kind_{slot}"), names.index(f"color_{slot}")]].tolist()))
     shown = {(world.KINDS[kind], world.COLORS[color]) for kind, color in seen}

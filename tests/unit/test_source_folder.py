@@ -331,7 +331,7 @@ def test_a_root_that_is_no_folder_of_data_is_one_line_at_once(tmp_path, run):
         (tmp_path / "many" / f"{i}.txt").touch()
         (tmp_path / "many" / f"{i}.csv").touch()
     for root, told in (
-        ("", "neither a folder nor a source"),
+        ("", "--data is empty"),
         (tmp_path / "pipe", "is not a folder"),
         ("/dev/null", "is not a folder"),
         (tmp_path / "many", "several files that may hold the captions"),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from polyalign.config.language import Lang, language_codes, load_language
 from polyalign.data import image_ids
@@ -25,7 +25,7 @@ _NAMED = 5
 _SEGMENTATION = re.compile(r"(?<![A-Za-z0-9])\s+|\s+(?![A-Za-z0-9])")
 
 
-class Benchmark(BaseModel):
+class Benchmark(BaseModel, frozen=True, extra="forbid"):
     """File locations of a benchmark.
 
     ``root`` contains the captions as published; ``images`` contains the photos under their original names, in any
@@ -35,8 +35,6 @@ class Benchmark(BaseModel):
     ``load`` of a benchmark source raises UserError for an unknown split or language, a missing or malformed file, and
     missing images.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     root: Path
     images: Path | None = None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from polyalign.config.language import Lang
 from polyalign.config.values import Seed, Share
@@ -32,7 +32,7 @@ _SPLITS: dict[str, Split] = {
 }  # fmt: skip
 
 
-class Columns(BaseModel):
+class Columns(BaseModel, frozen=True, extra="forbid"):
     """Column names and splits of a caption table.
 
     Columns that are not given are looked up under common names. Multiple captions per image can be separate rows, a
@@ -44,8 +44,6 @@ class Columns(BaseModel):
     assigned to a split by a hash of its id and ``split_seed``, so that its captions in all languages stay together and
     adding images does not move existing ones.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     image_column: str | None = None
     caption_column: str | tuple[str, ...] | None = None
@@ -89,18 +87,22 @@ def need(sheet: Sheet, setting: str, wanted: str | None, usual: Sequence[str]) -
     return found
 
 
-def ids_in(sheet: Sheet, column: str) -> list[str]:
-    """Read the ids of images from a column.
+def ids_in(sheet: Sheet, column: str, image: Callable[[int], object], probed: int | None = None) -> list[str]:
+    """Read the ids of images from a column; for ``image`` and ``probed`` see ``two_images``.
 
     Raises:
-        UserError: a cell is blank or contains a list; the message names the row.
+        UserError: a cell is blank or contains a list, or two rows have one id and different images; names the rows.
     """
     values = sheet.column(column)
     for row, value in enumerate(values):
         is_nan = isinstance(value, float) and math.isnan(value)
         if value is None or is_nan or isinstance(value, list | dict) or not str(value).strip():
             raise UserError(f'{sheet.row_name(row)}: "{column}" must identify an image, not {reprlib.repr(value)}')
-    return [str(value) for value in values]
+    ids = [str(value) for value in values]
+    if two := two_images(ids, image, probed):
+        one, other = map(sheet.row_name, two)
+        raise UserError(f'{other}: the id ("{column}") is that of another image ({one}): choose another column')
+    return ids
 
 
 def two_images(ids: Iterable[str], image: Callable[[int], object], probed: int | None = None) -> tuple[int, int] | None:
@@ -114,17 +116,6 @@ def two_images(ids: Iterable[str], image: Callable[[int], object], probed: int |
     first: dict[str, int] = {}
     repeated = ((first[name], row) for row, name in enumerate(ids) if first.setdefault(name, row) != row)
     return next(((one, other) for one, other in islice(repeated, probed) if image(one) != image(other)), None)
-
-
-def check_ids(sheet: Sheet, column: str, two: tuple[int, int] | None) -> None:
-    """Check the result of ``two_images`` for the ids of a column.
-
-    Raises:
-        UserError: it found two rows; the message names them.
-    """
-    if two is not None:
-        one, other = map(sheet.row_name, two)
-        raise UserError(f'{other}: the id ("{column}") is that of another image ({one}): choose another column')
 
 
 def select(

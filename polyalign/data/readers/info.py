@@ -5,18 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from polyalign.config.shipped import read_toml
 
 _FOLDER = Path(__file__).parents[1]
 
 
-class _Facts(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Download(_Facts):
+class Download(BaseModel, frozen=True, extra="forbid"):
     """A freely downloadable file or folder of files.
 
     A ``url`` ending in a slash is a folder; its files and their hashes are listed in ``<source>.sha256`` beside the
@@ -32,7 +28,7 @@ class Download(_Facts):
     seen: str
 
 
-class Single(_Facts):
+class Single(BaseModel, frozen=True, extra="forbid"):
     """Photos of the test set that can be downloaded one by one.
 
     ``urls`` maps a prefix of image ids to the address of those photos, where ``{}`` stands for the id; the ids are
@@ -45,7 +41,7 @@ class Single(_Facts):
     seen: str
 
 
-class Info(_Facts):
+class Info(BaseModel, frozen=True, extra="forbid"):
     """Facts about a dataset of captions.
 
     ``captions`` and ``images`` describe the contents of ``root`` and of the photo folder; ``folder`` is the name of
@@ -74,7 +70,7 @@ class Info(_Facts):
         return f"root: {self.captions}" + (f"; images: {self.images}" if self.images else "")
 
 
-class LabelledSet(_Facts):
+class LabelledSet(BaseModel, frozen=True, extra="forbid"):
     """Facts about a labelled dataset; ``hub`` is its name on the Hugging Face hub, or empty.
 
     Folder trees of the same data (one folder per class) are also supported. ``checked`` is the source of the facts.

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from polyalign.config.language import Lang
 from polyalign.data.pairs import FileImage, Origin, PairTable
@@ -25,7 +25,7 @@ _ORIGINS |= dict.fromkeys(("gn", "qu"), "machine")
 logger = logging.getLogger(__name__)
 
 
-class Config(BaseModel):
+class Config(BaseModel, frozen=True, extra="forbid"):
     """Location of the files, and selection of images.
 
     ``root`` contains ``captions/<lang>.txt`` (or the original ``Flickr8k.token.txt``, English), ``splits/<split>.txt``
@@ -37,8 +37,6 @@ class Config(BaseModel):
     translated by machine and edited by people), ``machine`` for gn and qu. Any other language has no published
     captions known to polyalign and is labelled ``machine``, with a warning, unless ``origin`` is set.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     root: Path
     images: Literal["all", "common"] = "all"

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 from polyalign.config.language import Lang
 from polyalign.data.pairs import FileImage, PairTable
-from polyalign.data.readers.columns import IMAGE_NAMES, Columns, check_ids, ids_in, need, select, two_images
+from polyalign.data.readers.columns import IMAGE_NAMES, Columns, ids_in, need, select
 from polyalign.data.readers.files import as_on_disk, entries, existing, folder, is_file
 from polyalign.data.readers.sheet import SUFFIXES, Sheet, read
 from polyalign.utils.errors import UserError
@@ -45,8 +45,7 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     names = _image_names(sheet, need(sheet, "image_column", config.image_column, IMAGE_NAMES))
     ids = [unicodedata.normalize("NFC", name) for name in names]
     if config.id_column is not None:
-        ids = ids_in(sheet, need(sheet, "id_column", config.id_column, ()))
-        check_ids(sheet, config.id_column, two_images(ids, names.__getitem__))
+        ids = ids_in(sheet, need(sheet, "id_column", config.id_column, ()), names.__getitem__)
     base = _image_folder(root, config, names)
     pairs = select(sheet, ids, config, lang, split)
     rows = ((image_id, caption, FileImage(as_on_disk(base, names[row]))) for image_id, caption, row in pairs)

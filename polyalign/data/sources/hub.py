@@ -18,7 +18,7 @@ from PIL import Image
 from polyalign.config.language import Lang
 from polyalign.data.image_prints import key
 from polyalign.data.pairs import CorruptImageError, FileImage, PairTable, decode
-from polyalign.data.readers.columns import IMAGE_NAMES, Columns, check_ids, find, ids_in, need, select, two_images
+from polyalign.data.readers.columns import IMAGE_NAMES, Columns, find, ids_in, need, select, two_images
 from polyalign.data.readers.sheet import Sheet
 from polyalign.utils.errors import UserError, first_line
 from polyalign.utils.hub import check_hub
@@ -181,9 +181,7 @@ def images(rows: datasets.Dataset, column: str) -> list[HubImage]:
 def _ids(sheet: Sheet, config: Config, refs: Sequence[HubImage], part: str) -> Sequence[str]:
     column = find(sheet, "id_column", config.id_column, _ID_NAMES)
     if column is not None:
-        ids = ids_in(sheet, column)
-        check_ids(sheet, column, two_images(ids, lambda row: key(refs[row]), _PROBED))
-        return ids
+        return ids_in(sheet, column, lambda row: key(refs[row]), _PROBED)
     names = _file_names(refs[0].cells) if refs else None
     # In some datasets every file is called image.jpg.
     if names and two_images(names, lambda row: key(refs[row]), 1) is None:

@@ -5,19 +5,17 @@ All languages have the same scenes in every split, so that languages can be comp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final
 
 import numpy as np
-from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from polyalign.config.language import Lang
 from polyalign.config.values import Seed, Whole
 from polyalign.data.pairs import PairTable
 from polyalign.data.starter.grammar import say
-from polyalign.data.starter.scenes import DRAWING_VERSION, draw, sample_scene
+from polyalign.data.starter.scenes import DRAWING_VERSION, DrawnImage, draw, sample_scene
 from polyalign.data.starter.world import Scene
 from polyalign.utils.errors import UserError, did_you_mean
 
@@ -25,33 +23,14 @@ from polyalign.utils.errors import UserError, did_you_mean
 _SPLITS: Final = ("test", "dev", "train")
 
 
-class Config(BaseModel):
+class Config(BaseModel, frozen=True, extra="forbid"):
     """The number of images of each split and of captions per image; another ``seed`` gives another world."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     seed: Seed = 0
     train_images: Whole = Field(12_000, gt=0, le=1_000_000)
     dev_images: Whole = Field(500, gt=0, le=1_000_000)
     test_images: Whole = Field(1_000, gt=0, le=1_000_000)
     captions_per_image: Whole = Field(1, gt=0, le=1_000)
-
-
-@dataclass(frozen=True)
-class SceneImage:
-    """A scene, drawn when it is opened."""
-
-    scene: Scene
-
-    def open(self) -> Image.Image:
-        """Draw the scene at 64 by 64 pixels."""
-        return draw(self.scene)
-
-    def key(self) -> str:
-        """Return a key of everything that determines the pixels."""
-        scene = self.scene
-        things = ",".join(f"{t.count}-{t.size}-{t.color}-{t.kind}" for t in scene.things)
-        return f"starter{DRAWING_VERSION}:{scene.background}:{things}:{scene.relation}:{scene.seed}"
 
 
 def load(config: Config, lang: Lang, split: str) -> PairTable:
@@ -76,10 +55,15 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
         lang=lang.code,
         origin="generated",
         image_ids=tuple(f"starter-{split}-{number:06d}" for number in range(len(scenes))),
-        images=tuple(SceneImage(scene) for scene in scenes),
+        images=tuple(DrawnImage(_name(scene), partial(draw, scene)) for scene in scenes),
         captions=tuple(captions),
         image_of=np.repeat(np.arange(len(scenes), dtype=np.int64), per_image),
     )
+
+
+def _name(scene: Scene) -> str:
+    things = ",".join(f"{t.count}-{t.size}-{t.color}-{t.kind}" for t in scene.things)
+    return f"starter{DRAWING_VERSION}:{scene.background}:{things}:{scene.relation}:{scene.seed}"
 
 
 @lru_cache(maxsize=4)

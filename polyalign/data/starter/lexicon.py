@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Set
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from polyalign.config.language import Lang, describe_error
 from polyalign.data.starter import world
@@ -42,13 +42,11 @@ def _as_list(value: object) -> object:
     return value if isinstance(value, list | tuple) else [value]
 
 
-class Word(BaseModel):
+class Word(BaseModel, frozen=True, extra="forbid"):
     """A word: its ``forms`` by tags override those of the paradigm ``like``, in which ``{}`` stands for ``stem``.
 
     The word adds its ``tags`` (gender, noun class, classifier) to its phrase. A plain string is a word with one form.
     """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     stem: str = ""
     like: str | None = None
@@ -65,10 +63,8 @@ Words = Annotated[tuple[Word, ...], BeforeValidator(_as_list), Field(min_length=
 Texts = Annotated[tuple[str, ...], BeforeValidator(_as_list), Field(min_length=1)]
 
 
-class Table(BaseModel):
+class Table(BaseModel, frozen=True, extra="forbid"):
     """The ``[starter]`` table as written; of several words or texts, one is drawn at random."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     paradigms: dict[str, dict[str, str]] = {}
     kinds: dict[str, Words]
@@ -80,7 +76,7 @@ class Table(BaseModel):
     relations: dict[str, Texts]
     backgrounds: dict[str, Texts]
     sentences: Texts
-    rewrites: tuple[tuple[str, str], ...] = ()
+    rewrites: tuple[tuple[re.Pattern[str], str], ...] = ()
 
 
 class Entry:
@@ -134,7 +130,7 @@ class Lexicon:
             self._check_keys(section, getattr(table, section), needed)
         self.kinds, self.colors, self.sizes = map(self._entries, ("kinds", "colors", "sizes"))
         self.counts, self.words = map(self._entries, ("counts", "words"))
-        self.relations, self.backgrounds = table.relations, table.backgrounds
+        self.relations, self.backgrounds, self.rewrites = table.relations, table.backgrounds, table.rewrites
         phrase = {"count", "size", "color", "noun"}
         for section, slots in {"relations": {"a", "b"}, "backgrounds": {"a", "b"}, "phrases": phrase}.items():
             for key, texts in getattr(table, section).items():
@@ -143,7 +139,6 @@ class Lexicon:
         self._phrases = {tags: texts for key, texts in table.phrases.items() for tags in expand(key)}
         optional: list[set[str]] = [set(), {"rel"}, {"bg"}, {"rel", "bg"}]
         self.sentences = {frozenset(said): self._sentences(said) for said in optional}
-        self.rewrites = [(self._pattern(pattern), new) for pattern, new in table.rewrites]
 
     def phrase(self, tags: Tags) -> tuple[str, ...]:
         """Return the templates of a noun phrase with these tags."""
@@ -190,13 +185,6 @@ class Lexicon:
                     raise UserError(f'{wrong} unknown slot "{slot[1]}" in "{text}": {did_you_mean(slot[1], known)}')
                 if slot[3] not in (None, "a", "b"):
                     raise UserError(f'{wrong} a word agrees with a or b, not "{slot[3]}"')
-
-    def _pattern(self, pattern: str) -> re.Pattern[str]:
-        try:
-            return re.compile(pattern)
-        except re.error as error:
-            message = f'{self._file}: [starter] rewrites: "{pattern}" is no regular expression: {error}'
-            raise UserError(message) from error
 
 
 def fill(template: str, present: Set[str], say: Callable[[str, Tags, str | None], str]) -> str:

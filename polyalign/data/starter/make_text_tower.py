@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, SentencePieceBPETokenizer, processors
 from torch import Tensor, nn
 from transformers import (
     DataCollatorForLanguageModeling,
@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from polyalign.config.language import language_codes, load_language
-from polyalign.data.starter._fit import Training, fit, run_script
+from polyalign.data.starter._fit import Training, fit, run_script, write_card
 from polyalign.data.starter.grammar import choose, word
 from polyalign.data.starter.scenes import sample_scene
 
@@ -73,19 +73,13 @@ def train_tokenizer(sentences: Iterable[str], settings: Settings) -> PreTrainedT
 
     XLM-R's own tokenizer is a unigram model; BPE gives shorter sentences here.
     """
-    fast = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
-    fast.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" {2,}", " ")])
-    fast.pre_tokenizer, fast.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    fast = SentencePieceBPETokenizer(fuse_unk=True)
     mask = AddedToken("<mask>", lstrip=True, special=True)
-    trainer = trainers.BpeTrainer(
-        vocab_size=settings.vocab_size, special_tokens=["<s>", "<pad>", "</s>", "<unk>", mask], show_progress=False
-    )
-    fast.train_from_iterator(sentences, trainer)
-    fast.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
-    )
+    special = ["<s>", "<pad>", "</s>", "<unk>", mask]
+    fast.train_from_iterator(sentences, settings.vocab_size, special_tokens=special, show_progress=False)
+    fast.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     return PreTrainedTokenizerFast(
-        tokenizer_object=fast, model_max_length=settings.max_tokens, mask_token=mask,
+        tokenizer_object=fast._tokenizer, model_max_length=settings.max_tokens, mask_token=mask,
         bos_token="<s>", cls_token="<s>", eos_token="</s>", sep_token="</s>", pad_token="<pad>", unk_token="<unk>",
     )  # fmt: skip
 
@@ -126,32 +120,29 @@ class Batches:
         """Return the arguments of ``Learner.forward``."""
         if not self.ranking:
             return {"masked": self._masked(lines)}
-        one, two = self._pairs(lines)
+        one, two = self._said(lines, 2)
         # A quarter of the batch is enough to keep what the first stage taught.
         masked = self._masked(lines[: max(1, len(lines) // 4)])
         return {"masked": masked, "one": self.tokens(one), "two": self.tokens(two)}
 
     def _masked(self, lines: list[Line]) -> dict[str, Tensor]:
         """Mask one sentence of each line or, in half of the batches, two translations of every second line."""
-        if self.rng.random() < 0.5:
-            return self.mask(*self._pairs(lines[::2]))
-        return self.mask([line[str(self.rng.choice(list(line)))] for line in lines])
+        return self.mask(*(self._said(lines[::2], 2) if self.rng.random() < 0.5 else self._said(lines, 1)))
 
     def mask(self, *sides: list[str]) -> dict[str, Tensor]:
         """Mask sentences, or pairs of them side by side."""
-        tokens = self.tokens(*sides)
-        ids, labels = self.masking.torch_mask_tokens(tokens["input_ids"])
-        return {**tokens, "input_ids": ids, "labels": labels}
+        ids: Any = self.tokenizer(*sides, truncation=True)["input_ids"]
+        return dict(self.masking([{"input_ids": one} for one in ids]))
 
-    def tokens(self, *sides: list[str]) -> dict[str, Tensor]:
-        """Turn sentences, or pairs of them, into padded token ids."""
-        found = self.tokenizer(*sides, padding=True, truncation=True, return_tensors="pt")
+    def tokens(self, sentences: list[str]) -> dict[str, Tensor]:
+        """Turn sentences into padded token ids."""
+        found = self.tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")
         return {key: found[key] for key in ("input_ids", "attention_mask")}
 
-    def _pairs(self, lines: list[Line]) -> tuple[list[str], list[str]]:
-        codes = [self.rng.choice(list(line), 2, replace=False) for line in lines]
-        one, two = ([line[pair[side]] for line, pair in zip(lines, codes, strict=True)] for side in (0, 1))
-        return one, two
+    def _said(self, lines: list[Line], count: int) -> list[list[str]]:
+        """Draw ``count`` languages for each line; return what the lines say in the first, in the second, ..."""
+        drawn = [self.rng.choice(list(line), count, replace=False) for line in lines]
+        return [[line[codes[side]] for line, codes in zip(lines, drawn, strict=True)] for side in range(count)]
 
 
 @torch.no_grad()
@@ -189,34 +180,11 @@ def make(out: Path, settings: Settings) -> None:
     model.half().save_pretrained(out)
     (out / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(out)
-    rows = "\n".join(
-        f"| {load_language(code).english_name} | {there:.1%} | {back:.1%} | {perplexity:.2f} |"
+    rows = [
+        (load_language(code).english_name, f"{there:.1%}", f"{back:.1%}", f"{perplexity:.2f}")
         for code, (there, back, perplexity) in measured.items()
-    )
-    card = f"""---
-license: apache-2.0
-library_name: transformers
-pipeline_tag: fill-mask
----
-
-# A small XLM-R trained on text only
-
-Made by `python -m polyalign.data.starter.make_text_tower` from the starter world's grammar: masked language modelling
-on single sentences and on translations side by side, then translation ranking (mean pooling, cosine). It has seen no
-other text: it is meant for trying things out, not for understanding language.
-
-On {settings.test_scenes:,} new scenes: how often the nearest sentence is the translation, and the perplexity at masked
-tokens.
-
-| language | to English | from English | perplexity |
-|---|---|---|---|
-{rows}
-
-| setting | value |
-|---|---|
-{settings.rows()}
-"""
-    (out / "README.md").write_text(card, encoding="utf-8")
+    ]
+    write_card(out, "text_card.md", settings, rows)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,10 +20,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from polyalign.data.starter._fit import Training, fit, run_script
+from polyalign.data.starter._fit import Training, fit, run_script, write_card
 from polyalign.data.starter.scenes import draw, draw_object, sample_scene
 from polyalign.data.starter.world import BACKGROUNDS, COLORS, COUNTS, HELD_OUT, KINDS, SIZES, Scene
 from polyalign.utils import storage
@@ -55,38 +55,24 @@ class Settings(Training):
     test_pictures: int = 1_000
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """A dataset of pictures, drawn on access, with class indices ``labels (N, number of labels)``."""
-
-    draw: Callable[[int], Image.Image]
-    labels: Tensor
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Image.Image, Tensor]:
-        return self.draw(index), self.labels[index]
+Example = tuple[Callable[[], Image.Image], list[int]]
+"""A function that draws a picture, and the class index of each label."""
 
 
-def objects(count: int, rng: np.random.Generator) -> Pictures:
+def objects(count: int, rng: np.random.Generator) -> list[Example]:
     """Return ``count`` pictures of one object each, near and far."""
-    shown = [_SHOWN[i] for i in rng.integers(len(_SHOWN), size=count)]
-    grounds, seeds = rng.integers(len(BACKGROUNDS), size=count), rng.integers(2**31, size=count)
-    radii = rng.uniform(8, 28, size=count)
-
-    def picture(i: int) -> Image.Image:
-        kind, color = shown[i]
-        return draw_object(kind, color, BACKGROUNDS[grounds[i]], float(radii[i]), int(seeds[i]), _PX)
-
-    rows = [(KINDS.index(kind), COLORS.index(color), int(g)) for (kind, color), g in zip(shown, grounds, strict=True)]
-    return Pictures(picture, torch.tensor(rows))
+    found: list[Example] = []
+    for _ in range(count):
+        (kind, color), ground = _SHOWN[rng.integers(len(_SHOWN))], BACKGROUNDS[rng.integers(len(BACKGROUNDS))]
+        picture = partial(draw_object, kind, color, ground, rng.uniform(8, 28), int(rng.integers(2**31)), _PX)
+        found.append((picture, [KINDS.index(kind), COLORS.index(color), BACKGROUNDS.index(ground)]))
+    return found
 
 
-def scenes(count: int, rng: np.random.Generator, *, held_out: bool = False) -> Pictures:
+def scenes(count: int, rng: np.random.Generator, *, held_out: bool = False) -> list[Example]:
     """Return pictures of ``count`` scenes, all of them with a held-out combination or all without."""
-    sampled = [sample_scene(rng, held_out=held_out) for _ in range(count)]
-    return Pictures(lambda i: draw(sampled[i], _PX), torch.tensor([scene_labels(scene) for scene in sampled]))
+    sampled = (sample_scene(rng, held_out=held_out) for _ in range(count))
+    return [(partial(draw, scene, _PX), scene_labels(scene)) for scene in sampled]
 
 
 def scene_labels(scene: Scene) -> list[int]:
@@ -97,43 +83,32 @@ def scene_labels(scene: Scene) -> list[int]:
 
 
 class Namer(nn.Module):
-    """The tower with one linear head for each label."""
+    """The tower with a linear head for all labels."""
 
     def __init__(self, tower: nn.Module, labels: dict[str, int]) -> None:
         super().__init__()
-        self.tower = tower
-        self.heads = nn.ModuleList(nn.Linear(_ARGS["embed_dim"], classes) for classes in labels.values())
+        self.tower, self.classes = tower, list(labels.values())
+        self.head = nn.Linear(_ARGS["embed_dim"], sum(self.classes))
 
-    def forward(self, pixels: Tensor, labels: Tensor) -> dict[str, Any]:
+    def forward(self, pixels: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Return the mean cross-entropy over all labels ``(B, number of labels)``, and which are predicted right."""
-        features = self.tower(pixels)
-        logits = [head(features) for head in self.heads]
-        losses = [F.cross_entropy(scores, labels[:, k]) for k, scores in enumerate(logits)]
+        logits = self.head(self.tower(pixels)).split(self.classes, dim=1)
+        losses = [F.cross_entropy(scores, truth) for scores, truth in zip(logits, labels.T, strict=True)]
         named = torch.stack([scores.argmax(1) for scores in logits], dim=1)
         return {"loss": torch.stack(losses).mean(), "right": named == labels}
 
 
-def collate(shift: int) -> Callable[[list[tuple[Image.Image, Tensor]]], dict[str, Tensor]]:
+def collate(shift: int) -> Callable[[list[Example]], dict[str, Tensor]]:
     """Return a collate function that moves each picture by up to ``shift`` pixels and scales it to [-1, 1]."""
     move = [v2.RandomCrop(_PX, padding=shift, padding_mode="edge")] if shift else []
     scale = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize([0.5] * 3, [0.5] * 3)]
     ready = v2.Compose([*move, *scale])
 
-    def batch(examples: list[tuple[Image.Image, Tensor]]) -> dict[str, Tensor]:
-        images, labels = zip(*examples, strict=True)
-        return {"pixels": torch.stack([ready(image) for image in images]), "labels": torch.stack(labels)}
+    def batch(examples: list[Example]) -> dict[str, Tensor]:
+        pictures, labels = zip(*examples, strict=True)
+        return {"pixels": torch.stack([ready(picture()) for picture in pictures]), "labels": torch.tensor(labels)}
 
     return batch
-
-
-@torch.no_grad()
-def measure(model: Namer, pictures: Pictures) -> list[float]:
-    """Return the accuracy of each label."""
-    device = next(model.parameters()).device
-    loader: Any = DataLoader(pictures, batch_size=256, collate_fn=collate(0))  # type: ignore[arg-type]
-    right = [model.eval()(**{k: v.to(device) for k, v in batch.items()})["right"] for batch in loader]
-    shares: list[float] = torch.cat(right).float().mean(0).tolist()
-    return shares
 
 
 def make(out: Path, settings: Settings) -> None:
@@ -143,34 +118,20 @@ def make(out: Path, settings: Settings) -> None:
     rngs = [np.random.default_rng((settings.seed, stage)) for stage in range(4)]
     near, far = Namer(tower, OBJECT_LABELS), Namer(tower, SCENE_LABELS)
     fit(near, objects(settings.object_pictures, rngs[0]), collate(3), out, settings.object_steps, settings)
-    fit(far, scenes(settings.scene_pictures, rngs[1]), collate(3), out, settings.scene_steps, settings)
-    like = measure(far, scenes(settings.test_pictures, rngs[2]))
-    held_out = measure(far, scenes(settings.test_pictures, rngs[3], held_out=True))
+    trainer = fit(far, scenes(settings.scene_pictures, rngs[1]), collate(3), out, settings.scene_steps, settings)
+    trainer.data_collator = collate(0)
+    measured = []
+    for rng, held_out in zip(rngs[2:], (False, True), strict=True):
+        tested: Any = scenes(settings.test_pictures, rng, held_out=held_out)
+        measured.append(np.asarray(trainer.predict(tested).predictions).mean(axis=0))
     storage.save_tensors(out / "model.safetensors", tower.half().state_dict(), {"format": "pt"})
     facts = {"model": _MODEL, "image_px": _PX, "mean": [0.5] * 3, "std": [0.5] * 3, "crop_pct": 1.0, "args": _ARGS}
     (out / "tower.toml").write_text(tomli_w.dumps(facts), encoding="utf-8")
-    measured = zip(SCENE_LABELS.items(), like, held_out, strict=True)
-    rows = "\n".join(f"| {name} | {a:.1%} | {b:.1%} | {1 / classes:.1%} |" for (name, classes), a, b in measured)
-    card = f"""# A vision tower trained on pictures only
-
-timm `{_MODEL}`, stored in half precision, {_PX} px. Made by `python -m polyalign.data.starter.make_vision_tower`. It
-has never seen a text.
-
-It was trained on the starter world: on pictures of one object each, to predict kind, colour and background, then on
-scenes, to predict kind, colour, size and count of the left or upper thing and of the right or lower one, the axis
-between them and the background. No picture had one of the {len(HELD_OUT)} held-out combinations of kind and colour.
-
-Accuracy of its linear heads on {settings.test_pictures:,} new scenes, and on as many with a held-out combination:
-
-| label | like training | held out | chance |
-|---|---|---|---|
-{rows}
-
-| setting | value |
-|---|---|
-{settings.rows()}
-"""
-    (out / "README.md").write_text(card, encoding="utf-8")
+    rows = [
+        (name, f"{like:.1%}", f"{held_out:.1%}", f"{1 / classes:.1%}")
+        for (name, classes), like, held_out in zip(SCENE_LABELS.items(), *measured, strict=True)
+    ]
+    write_card(out, "vision_card.md", settings, rows)
 
 
 if __name__ == "__main__":

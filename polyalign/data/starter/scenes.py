@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -108,6 +110,22 @@ def _places(scene: Scene, rng: np.random.Generator) -> list[tuple[Thing, Floats,
     return places
 
 
+@dataclass(frozen=True)
+class DrawnImage:
+    """A picture that is drawn when it is opened; ``name`` contains everything that determines the pixels."""
+
+    name: str
+    draw: Callable[[], Image.Image] = field(compare=False)
+
+    def open(self) -> Image.Image:
+        """Draw the picture."""
+        return self.draw()
+
+    def key(self) -> str:
+        """Return the name."""
+        return self.name
+
+
 class _Canvas:
     """An unfinished picture, larger than the result so that edges become smooth."""
 
@@ -145,8 +163,15 @@ class _Canvas:
         """Draw an object, slightly tilted and stretched, mirrored with probability 0.5."""
         rng = self.rng
         base = np.array(_PAINTS[color]) + rng.uniform(-14, 14, 3)
-        shades = {"body": _tone(base, 1.0), "dark": _dark(base), "light": _light(base)}
-        edge = _edge(base)
+        shades = {
+            "body": _tone(base, 1.0),
+            # Very light colours are darkened less.
+            "dark": _tone(base, 0.62 if base.max() < 235 or base.min() < 120 else 0.8),
+            # Half way to white; white itself becomes light grey.
+            "light": _tone(base, 0.87) if base.min() > 200 else _tone(base + (255 - base) * 0.5, 1.0),
+        }
+        # Dark, or lighter for black, so that it stands out from any ground.
+        edge = _tone(base + 60, 1.0) if base.max() < 60 else _tone(base, 0.45)
         angle = rng.normal(0, 0.16)
         stretch = np.array([rng.uniform(0.88, 1.1) * rng.choice((-1, 1)), rng.uniform(0.88, 1.1)])
         turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
@@ -181,18 +206,3 @@ class _Canvas:
 def _tone(base: Floats, factor: float) -> Paint:
     red, green, blue = (base * factor).clip(0, 255).astype(int).tolist()
     return red, green, blue
-
-
-def _dark(base: Floats) -> Paint:
-    """Darken a colour, white and other very light colours less."""
-    return _tone(base, 0.62 if base.max() < 235 or base.min() < 120 else 0.8)
-
-
-def _light(base: Floats) -> Paint:
-    """Lighten a colour half way to white; white itself becomes light grey."""
-    return _tone(base, 0.87) if base.min() > 200 else _tone(base + (255 - base) * 0.5, 1.0)
-
-
-def _edge(base: Floats) -> Paint:
-    """Return the outline of a colour: dark, or lighter for black, so that it stands out from any ground."""
-    return _tone(base + 60, 1.0) if base.max() < 60 else _tone(base, 0.45)

@@ -57,12 +57,7 @@ def _outline(patch: dict[str, Any]) -> Points | npt.NDArray[np.float64]:
     raise ValueError(f"not a patch: {patch}")
 
 
-def _read() -> dict[str, tuple[Patch, ...]]:
-    drawings = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-    return {
-        kind: tuple(Patch(patch.get("shade", "body"), np.array(_outline(patch), np.float64)) for patch in patches)
-        for kind, patches in drawings.items()
-    }
-
-
-SHAPES: Final = _read()
+SHAPES: Final = {
+    kind: tuple(Patch(patch.get("shade", "body"), np.array(_outline(patch), np.float64)) for patch in patches)
+    for kind, patches in tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")).items()
+}

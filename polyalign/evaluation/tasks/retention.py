@@ -24,6 +24,7 @@ from transformers import AutoModelForMaskedLM
 from polyalign.config.language import load_language
 from polyalign.config.resolve import validate
 from polyalign.config.schema import Recipe, merge
+from polyalign.config.values import Whole
 from polyalign.data.labelled import Labelled, starter_objects
 from polyalign.data.load import load_table
 from polyalign.data.pairs import PairTable
@@ -48,11 +49,11 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    sentences: int = Field(default=500, ge=2)
-    perplexity_sentences: int = Field(default=50, ge=0)
-    images: int = Field(default=1000, ge=2)
-    neighbours: int = Field(default=10, ge=1)
-    batch_size: int = Field(default=128, ge=1)
+    sentences: Whole = Field(default=500, ge=2, le=10**6)
+    perplexity_sentences: Whole = Field(default=50, ge=0, le=10**6)
+    images: Whole = Field(default=1000, ge=2, le=10**6)
+    neighbours: Whole = Field(default=10, ge=1, le=1000)
+    batch_size: Whole = Field(default=128, ge=1, le=10**5)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from rich.table import Table
 from sacrebleu.metrics.chrf import CHRF
 
+from polyalign.config.values import Seed
 from polyalign.data.pairs import PairTable
 from polyalign.evaluation import ranking, tables
 from polyalign.evaluation.encoders import Encoder
@@ -25,7 +26,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seed: int = 0
+    seed: Seed = 0
 
 
 def score(encoder: Encoder, gallery: PairTable, config: Config) -> TextByRetrieval:
