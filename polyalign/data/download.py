@@ -42,8 +42,10 @@ def download_dataset(name: str, root: Path, photos: Photos) -> str:
     """
     info = catalogue.info(name)
     folder = root / info.folder
-    if photos != "none":
-        _check_photos(name, info, photos)
+    if photos != "none" and not info.photos and info.single is None:
+        raise UserError(f"the photos of {name} cannot be downloaded automatically: {info.images or info.captions}")
+    if photos == "all" and not info.photos:
+        raise UserError(f"only the photos of {name}'s test set can be downloaded: use --photos test")
     if not info.downloads and photos == "none":
         images = f"; and in a folder for --images: {info.images}" if info.images else ""
         raise UserError(
@@ -60,13 +62,6 @@ def download_dataset(name: str, root: Path, photos: Photos) -> str:
         for one in info.photos:
             _fetch(one, name, root / PHOTOS, got)
     return _report(name, info, root, photos, got)
-
-
-def _check_photos(name: str, info: Info, photos: Photos) -> None:
-    if not info.photos and info.single is None:
-        raise UserError(f"the photos of {name} cannot be downloaded automatically: {info.images or info.captions}")
-    if photos == "all" and not info.photos:
-        raise UserError(f"only the photos of {name}'s test set can be downloaded: use --photos test")
 
 
 def _fetch(one: Download, name: str, folder: Path, got: Counter[str]) -> None:

@@ -152,7 +152,11 @@ def _by_pixels(train: dict[int, Print], test: dict[int, Print]) -> Iterator[tupl
     if not train or not test:
         return
     ours, theirs = _Side(train), _Side(test)
-    for near_i, near_j in _near(ours.signs, theirs.signs):
+    step = max(1, _BLOCK // len(theirs.signs))
+    for start in range(0, len(ours.signs), step):
+        agreement = ours.signs[start : start + step] @ theirs.signs.T
+        near_i, near_j = np.nonzero(agreement >= ours.signs.shape[1] - 2 * _MAX_BITS)
+        near_i += start
         # Similar thumbnails have similar means, which are far cheaper to compare.
         likely = np.abs(ours.means[near_i] - theirs.means[near_j]) <= _MAX_RMS
         i, j = near_i[likely], near_j[likely]
@@ -170,14 +174,6 @@ class _Side:
         self.signs: Floats = np.stack([one.bits for one in prints.values()]).astype(np.float32) * 2 - 1
         self.thumbs: Floats = np.stack([one.thumb for one in prints.values()]).astype(np.float32)
         self.means: Floats = self.thumbs.mean(axis=1)
-
-
-def _near(a: Floats, b: Floats) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
-    """Yield the indices of rows of ``a`` and ``b`` that differ in at most ``_MAX_BITS`` bits, block by block."""
-    step = max(1, _BLOCK // len(b))
-    for start in range(0, len(a), step):
-        i, j = np.nonzero(a[start : start + step] @ b.T >= a.shape[1] - 2 * _MAX_BITS)
-        yield i + start, j
 
 
 def _rms(difference: Floats) -> Floats:

@@ -6,10 +6,11 @@ import hashlib
 import struct
 import warnings
 import zlib
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol, runtime_checkable
+from typing import BinaryIO, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -47,13 +48,20 @@ class ImageRef(Protocol):
         ...
 
 
-@runtime_checkable
-class EncodedImage(ImageRef, Protocol):
+class EncodedImage(ImageRef):
     """An image decoded from bytes: it can be missing or corrupt, and is cheaper to decode at a reduced scale."""
+
+    @abstractmethod
+    def source(self) -> Path | BinaryIO:
+        """Return the file, or its content."""
+
+    def open(self) -> Image.Image:
+        """Decode to RGB, rotated by the EXIF orientation."""
+        return decode(self.source())
 
     def open_small(self, px: int) -> Image.Image:
         """Decode to RGB at the smallest scale of the format with sides of at least ``px``."""
-        ...
+        return decode(self.source(), px)
 
 
 def decode(source: Path | BinaryIO, px: int | None = None) -> Image.Image:
@@ -94,18 +102,14 @@ def _eight_bit(image: Image.Image) -> Image.Image:
 
 
 @dataclass(frozen=True)
-class FileImage:
+class FileImage(EncodedImage):
     """An image file."""
 
     path: Path
 
-    def open(self) -> Image.Image:
-        """Decode the file to RGB, rotated by the EXIF orientation."""
-        return decode(self.path)
-
-    def open_small(self, px: int) -> Image.Image:
-        """Decode at a reduced scale, see ``EncodedImage``."""
-        return decode(self.path, px)
+    def source(self) -> Path:
+        """Return the path."""
+        return self.path
 
     def key(self) -> str:
         """Return path, size and modification time."""

@@ -6,14 +6,14 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
-from PIL import Image
 
 from polyalign.data import image_prints, leakage
 from polyalign.data.image_prints import Print
-from polyalign.data.pairs import PairTable
+from polyalign.data.pairs import EncodedImage, PairTable
 from polyalign.utils.storage import load_tensors, save_tensors
 
 TRAINED_IMAGES = "train_images.safetensors"
@@ -22,18 +22,14 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class RememberedImage:
+class RememberedImage(EncodedImage):
     """A training image of which only the perceptual hash is stored; its file may no longer exist."""
 
     name: str
 
-    def open(self) -> Image.Image:
+    def source(self) -> NoReturn:
         """Raise FileNotFoundError: there is no image to open."""
         raise FileNotFoundError(f"{self.name}: only its hash was stored")
-
-    def open_small(self, px: int) -> Image.Image:
-        """Raise FileNotFoundError: there is no image to open."""
-        return self.open()
 
     def key(self) -> str:
         """Return a key that no image file has."""

@@ -7,13 +7,13 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
-from PIL import Image
 from pydantic import BaseModel
 
 from polyalign.config.language import Lang, language_codes, load_language
 from polyalign.data import image_ids
-from polyalign.data.pairs import IMAGE_SUFFIXES, FileImage, ImageRef, Origin, PairTable
+from polyalign.data.pairs import IMAGE_SUFFIXES, EncodedImage, FileImage, ImageRef, Origin, PairTable
 from polyalign.data.readers import files
 from polyalign.utils.errors import AbsentError, UserError, did_you_mean
 
@@ -169,20 +169,20 @@ class FloresFiles:
         return self.english if lang.code == "en" else f"{lang.flores}.txt"
 
 
-class _Absent:
+class _Absent(EncodedImage):
     """An image whose folder is not configured."""
 
     def __init__(self, image_id: str, benchmark: str) -> None:
         self.image_id, self.benchmark = image_id, benchmark
 
-    def open(self) -> Image.Image:
+    def open(self) -> NoReturn:
         raise UserError(f"{self.benchmark}: set the image folder (source.images, or --images FOLDER)")
 
-    def open_small(self, px: int) -> Image.Image:
+    def source(self) -> NoReturn:
         raise FileNotFoundError(f"{self.image_id}: no image folder is set (source.images)")
 
-    def key(self) -> str:
-        raise FileNotFoundError(f"{self.image_id}: no image folder is set (source.images)")
+    def key(self) -> NoReturn:
+        self.source()
 
 
 def _find_images(name: str, ids: Sequence[str], file_of: str, config: Benchmark) -> dict[str, ImageRef]:

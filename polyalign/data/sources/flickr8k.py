@@ -52,7 +52,10 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
     """
     root = folder(config.root, "source.root, the folder with captions, splits and images")
     path = _token_file(root, lang.code)
-    wanted = _split_ids(root, split)
+    if split not in _SPLITS:
+        raise UserError(f'flickr8k has no split "{split}": {did_you_mean(split, _SPLITS)}')
+    split_lists = (root / "splits" / f"{split}.txt", root / _SPLITS[split])
+    wanted = {line.strip() for line in lines(existing(*split_lists, what=f"list of the {split} images"))}
     if config.images == "common":
         codes = config.langs or tuple(_token_files(root))
         wanted = wanted.intersection(*({name for name, _ in tokens(_token_file(root, code))} for code in codes))
@@ -75,13 +78,6 @@ def load(config: Config, lang: Lang, split: str) -> PairTable:
 def languages(config: Config) -> list[str]:
     """List the languages that have a file."""
     return sorted(_token_files(config.root))
-
-
-def _split_ids(root: Path, split: str) -> set[str]:
-    if split not in _SPLITS:
-        raise UserError(f'flickr8k has no split "{split}": {did_you_mean(split, _SPLITS)}')
-    path = existing(root / "splits" / f"{split}.txt", root / _SPLITS[split], what=f"list of the {split} images")
-    return {line.strip() for line in lines(path)}
 
 
 def _token_files(root: Path) -> dict[str, Path]:

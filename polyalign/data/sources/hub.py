@@ -13,11 +13,10 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from polyalign.config.language import Lang
 from polyalign.data.image_prints import key
-from polyalign.data.pairs import CorruptImageError, FileImage, PairTable, decode
+from polyalign.data.pairs import CorruptImageError, EncodedImage, FileImage, PairTable
 from polyalign.data.readers.columns import IMAGE_NAMES, Columns, find, ids_in, need, select, two_images
 from polyalign.data.readers.sheet import Sheet
 from polyalign.utils.errors import UserError, first_line
@@ -49,14 +48,14 @@ class Config(Columns):
 
 
 @dataclass(frozen=True, eq=False)
-class HubImage:
+class HubImage(EncodedImage):
     """An image in a dataset row, stored as bytes or as a file path."""
 
     cells: datasets.Dataset
     column: str
     row: int
 
-    def _source(self) -> io.BytesIO | Path:
+    def source(self) -> io.BytesIO | Path:
         """Return the encoded bytes or the file of the row; handles the dictionaries of ``datasets.Image``."""
         cell = self.cells[self.row][self.column]
         if isinstance(cell, dict):
@@ -67,17 +66,9 @@ class HubImage:
             return io.BytesIO(cell)
         raise CorruptImageError(f"row {self.row} contains {type(cell).__name__}, not an image")
 
-    def open(self) -> Image.Image:
-        """Decode to RGB."""
-        return decode(self._source())
-
-    def open_small(self, px: int) -> Image.Image:
-        """Decode at a reduced scale, see ``pairs.EncodedImage``."""
-        return decode(self._source(), px)
-
     def key(self) -> str:
         """Return a hash of the bytes, or the key of the ``FileImage``."""
-        source = self._source()
+        source = self.source()
         if isinstance(source, Path):
             return FileImage(source).key()
         return hashlib.blake2b(source.getbuffer(), digest_size=16).hexdigest()

@@ -127,7 +127,12 @@ class Lexicon:
         except ValidationError as error:
             raise UserError(f"{self._file}: [starter] {describe_error(error)}") from error
         for section, needed in _NEEDED.items():
-            self._check_keys(section, getattr(table, section), needed)
+            given = getattr(table, section)
+            where = f"{self._file}: [starter.{section}]"
+            if missing := [key for key in needed if key not in given]:
+                raise UserError(f"{where} lacks {', '.join(missing)}")
+            if unknown := [key for key in given if key not in needed]:
+                raise UserError(f'{where} has "{unknown[0]}": {did_you_mean(unknown[0], needed)}')
         self.kinds, self.colors, self.sizes = map(self._entries, ("kinds", "colors", "sizes"))
         self.counts, self.words = map(self._entries, ("counts", "words"))
         self.relations, self.backgrounds, self.rewrites = table.relations, table.backgrounds, table.rewrites
@@ -167,12 +172,6 @@ class Lexicon:
             key: [Entry(word, self._table.paradigms, f"{where} {key}") for word in words]
             for key, words in getattr(self._table, section).items()
         }
-
-    def _check_keys(self, section: str, given: Collection[str], needed: Collection[str]) -> None:
-        if missing := [key for key in needed if key not in given]:
-            raise UserError(f"{self._file}: [starter.{section}] lacks {', '.join(missing)}")
-        if unknown := [key for key in given if key not in needed]:
-            raise UserError(f'{self._file}: [starter.{section}] has "{unknown[0]}": {did_you_mean(unknown[0], needed)}')
 
     def _check_templates(self, where: str, texts: tuple[str, ...], slots: Collection[str]) -> None:
         known = {*slots, *self.words}
