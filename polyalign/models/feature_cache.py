@@ -172,12 +172,7 @@ class _TooLargeForFloat16(Exception):  # noqa: N818 - it never reaches the user
 
 
 def _array(tensor: torch.Tensor, dtype: str) -> npt.NDArray[Any]:
-    """Return pixels as they are and hidden states in ``dtype``.
-
-    Raises:
-        UserError: a hidden state is not finite.
-        _TooLargeForFloat16: it would not be finite in float16.
-    """
+    """Return pixels as they are and hidden states, which must be finite, in ``dtype``."""
     if tensor.dtype == torch.uint8:
         return tensor.cpu().numpy()
     values = tensor.float()
@@ -269,18 +264,6 @@ def _write(values: npt.NDArray[Any], batches: Iterable[Filled], items: int, what
         progress(f"preparing {what} ({values.nbytes / 2**20:.0f} MiB)", min(number * _BATCH, items), items)
 
 
-@dataclass(frozen=True)
-class CacheEntry:
-    """One store on disk."""
-
-    name: str
-    what: str
-    rows: int
-    bytes: int
-    seconds: float
-
-
-def list_entries() -> list[CacheEntry]:
-    """Return the stores on disk, largest first."""
-    found = [CacheEntry(card.name, card.what, card.rows, card.bytes, card.seconds) for card in array_cache.cards()]
-    return sorted(found, key=lambda entry: (-entry.bytes, entry.name))
+def list_entries() -> list[array_cache.Card]:
+    """Return the cards of the stores on disk, largest first."""
+    return sorted(array_cache.cards(), key=lambda card: (-card.bytes, card.name))

@@ -101,7 +101,6 @@ def test_one_seed_is_never_called_different() -> None:
     for seeds in ([[0.9], [0.1]], [[0.9, 0.9, 0.9], [0.1]], [[0.9], [0.1, 0.1, 0.1]]):
         for one in compare_with_best([np.array(own) for own in seeds], 1e-6 * np.eye(2)):
             assert one.p_value is None
-            assert one.covers == "test images only"
 
 
 def test_limits_of_one_seed_are_those_over_images() -> None:
@@ -114,7 +113,6 @@ def test_methods_with_several_seeds_are_compared_as_if_those_with_one_were_absen
     alone = compare_with_best(several, 1e-5 * np.eye(3))
     mixed = compare_with_best([np.array([0.9]), *several, np.array([0.1])], 1e-5 * np.eye(5))
     assert mixed[1:4] == alone
-    assert alone[1].covers == "test images and seeds"
     assert [one.p_value for one in (mixed[0], mixed[4])] == [None, None]
     assert mixed[0].difference == pytest.approx(0.4)
     assert mixed[4].difference == pytest.approx(-0.8)
