@@ -168,14 +168,8 @@ def clear() -> int:
 def _own(names: re.Pattern[str]) -> Iterator[Path]:
     """Yield the files of this cache with such names, if the folder is one; symbolic links are not of it."""
     if _is_tagged(folder()):
-        yield from (p for p in sorted(folder().iterdir()) if names.fullmatch(p.name) and stat.S_ISREG(_mode(p)))
-
-
-def _mode(path: Path) -> int:
-    try:
-        return path.lstat().st_mode
-    except OSError:  # deleted meanwhile
-        return 0
+        found = (path for path in sorted(folder().iterdir()) if names.fullmatch(path.name))
+        yield from (path for path in found if path.is_file() and not path.is_symlink())
 
 
 def _is_tagged(place: Path) -> bool:

@@ -58,7 +58,9 @@ def trace(model: nn.Module, blocks: list[str], run: Callable[[], torch.Tensor]) 
         calls.append(path)
 
     def end(path: str, _module: nn.Module, _args: Any, out: Any) -> None:
-        returns[path] = _beside(out)
+        beside = out[1:] if isinstance(out, tuple) else ()
+        has_tensors = any(isinstance(value, torch.Tensor) for value in beside)
+        returns[path] = (len(beside) if isinstance(out, tuple) else None, has_tensors)
 
     with ExitStack() as hooks:
         for path, module in model.named_modules():
@@ -70,12 +72,6 @@ def trace(model: nn.Module, blocks: list[str], run: Callable[[], torch.Tensor]) 
         shape = tuple(features.shape)
         raise UserError(f"{type(model).__name__} gives features of shape {shape}, not one vector a row: set pooling")
     return Trace(tuple(calls), returns, features)
-
-
-def _beside(out: Any) -> tuple[int | None, bool]:
-    if not isinstance(out, tuple):
-        return None, False
-    return len(out) - 1, any(isinstance(value, torch.Tensor) for value in out[1:])
 
 
 def find_blocks(model: nn.Module) -> list[str]:
