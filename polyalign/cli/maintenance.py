@@ -17,14 +17,12 @@ app.add_typer(cache_app, name="cache", rich_help_panel=MAINTAIN)
 @cache_app.command("list", epilog="Example: polyalign cache list")
 def cache_list(as_json: Json = False) -> None:
     """List cached features, with their size and the time taken to compute them."""
-    from dataclasses import asdict
-
     from polyalign.evaluation import tables
     from polyalign.models.feature_cache import folder, list_entries
 
     found = list_entries()
     if as_json:
-        print_json([asdict(entry) for entry in found])
+        print_json([{key: getattr(one, key) for key in ("name", "what", "rows", "bytes", "seconds")} for one in found])
         return
     for entry in found:
         cost, what, name = tables.duration(entry.seconds), clean(entry.what), clean(entry.name)

@@ -153,7 +153,6 @@ def evaluate_suite(
 
 
 def _check_training_images(encoder: Encoder, gallery: Any) -> None:
-    """Warn if a run is evaluated on images that it was trained on."""
     if isinstance(encoder, Aligned) and isinstance(gallery, PairTable):
         warn_if_trained_on(encoder.folder, gallery)
 

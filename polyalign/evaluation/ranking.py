@@ -36,20 +36,17 @@ class Ranked:
     tied: npt.NDArray[np.bool_]
 
 
-def both_directions(
-    image_emb: Floats, caption_emb: Floats, image_of: Ints, *, block_rows: int | None = None
-) -> tuple[Ranked, Ranked]:
+def both_directions(image_emb: Floats, caption_emb: Floats, image_of: Ints) -> tuple[Ranked, Ranked]:
     """Return the ranks of text-to-image (one query per caption) and image-to-text (one query per image).
 
     A rank is one plus the number of wrong answers that score at least as high as the best right one, so a collapsed
-    model is last, not first. Neither ``block_rows`` nor the processor changes a rank: embeddings are rounded to
-    multiples of 2**-25, for which float64 sums are exact in any order, and each score is rounded once to float32.
+    model is last, not first. The processor does not change a rank: embeddings are rounded to multiples of 2**-25, for
+    which float64 sums are exact in any order, and each score is rounded once to float32.
 
     Args:
         image_emb: (I, D), rows of unit length.
         caption_emb: (C, D), rows of unit length.
         image_of: (C,) the image of each caption; an image without a caption has rank C + 1.
-        block_rows: captions scored at once; by default a block takes about 100 MB.
 
     Raises:
         UserError: an embedding is NaN or infinite.
@@ -57,7 +54,7 @@ def both_directions(
     """
     _check(image_emb, caption_emb, image_of)
     images, captions = _to_grid(image_emb), len(caption_emb)
-    step = block_rows or max(1, _SCORES_PER_BLOCK // len(images))
+    step = max(1, _SCORES_PER_BLOCK // len(images))
     blocks = [slice(start, start + step) for start in range(0, captions, step)]
     own = np.empty(captions, dtype=np.float32)
     for block in blocks:
@@ -85,11 +82,8 @@ def nearest(queries: Floats, keys: Floats) -> Ints:
     """
     on_grid = _to_grid(keys)
     step = max(1, _SCORES_PER_BLOCK // len(keys))
-    best = [
-        (_to_grid(queries[start : start + step]) @ on_grid.T).astype(np.float32).argmax(axis=1)
-        for start in range(0, len(queries), step)
-    ]
-    return np.concatenate(best).astype(np.int64)
+    blocks = (_to_grid(queries[start : start + step]) for start in range(0, len(queries), step))
+    return np.concatenate([(block @ on_grid.T).astype(np.float32).argmax(axis=1) for block in blocks])
 
 
 def _ranked(reached: Ints, above: Ints, right: Ints) -> Ranked:

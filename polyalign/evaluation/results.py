@@ -68,11 +68,7 @@ class Record(BaseModel):
 
 
 def _check_json(raw: Any) -> None:
-    """Check that JSON is not nested too deeply, and that all its numbers are finite and fit 64 bits.
-
-    Raises:
-        ValueError: it is, or one is not.
-    """
+    """Check that JSON is not nested too deeply, and that all its numbers are finite and fit 64 bits."""
     level = [raw]
     for _ in range(_MAX_DEPTH):
         for one in level:

@@ -213,26 +213,14 @@ def averages(results: Sequence[Retrieval], photos: Sequence[Sequence[str]]) -> I
             if gallery in (result.gallery, "all galleries"):
                 by_lang.setdefault(result.lang, []).append(index)
         scarce = {code: found for code, found in by_lang.items() if load_language(code).low_resource}
-        if sum(map(len, by_lang.values())) > 1:
-            yield _average(gallery, "languages", by_lang, observed, drawn)
-        if scarce:
-            yield _average(gallery, "low-resource languages", scarce, observed, drawn)
-
-
-def _average(
-    gallery: str,
-    over: str,
-    by_lang: Mapping[str, Sequence[int]],
-    observed: Sequence[ranking.Floats],
-    drawn: Sequence[ranking.Floats],
-) -> Average:
-    """Average the results of each language (given by index), then over languages; draws in the same way."""
-    value, draws = (
-        np.mean([np.mean([rows[i] for i in own], axis=0) for own in by_lang.values()], axis=0)
-        for rows in (observed, drawn)
-    )
-    scores = scores_of(value, *bootstrap.interval(draws))
-    return Average(gallery=gallery, over=over, languages=tuple(by_lang), scores=scores)
+        for over, own in (("languages", by_lang), ("low-resource languages", scarce)):
+            if sum(map(len, own.values())) > (own is by_lang):
+                value, draws = (  # of the results of each language, then over languages
+                    np.mean([np.mean([rows[i] for i in same], axis=0) for same in own.values()], axis=0)
+                    for rows in (observed, drawn)
+                )
+                scores = scores_of(value, *bootstrap.interval(draws))
+                yield Average(gallery=gallery, over=over, languages=tuple(own), scores=scores)
 
 
 def render(result: SuiteResult) -> Table:

@@ -52,11 +52,6 @@ class AgainstBest:
     high: float
     p_value: float | None
 
-    @property
-    def covers(self) -> str:
-        """The sources of variation that the limits account for."""
-        return "test images only" if self.p_value is None else "test images and seeds"
-
 
 def compare_with_best(
     seed_values: Sequence[Floats], image_covariance: Floats, confidence: float = 0.95
@@ -86,7 +81,8 @@ def compare_with_best(
     if image_covariance.shape != (methods, methods):
         raise ValueError(f"{methods} methods need a covariance ({methods}, {methods}), not {image_covariance.shape}")
     means = np.array([one.mean() for one in seed_values])
-    image_part = _variance_of_differences(image_covariance)
+    own = np.diag(image_covariance)
+    image_part = np.maximum(own[:, None] + own - 2 * image_covariance, 0.0)  # variance of each difference
     repeated = [i for i, one in enumerate(seed_values) if len(one) > 1]
     if len(repeated) < 2:
         return tuple(_on_images(means, image_part, confidence))
@@ -112,30 +108,16 @@ def _on_images_and_seeds(
     levels, image_squared, seed_squared = _squared_critical_values(len(means), freedom, 1 - confidence)
     at = int(np.searchsorted(levels, 1 - confidence))
     margin = np.sqrt(image_squared[at] * image_part + seed_squared[at] * seed_part)
-    limits = zip(*_limits(means, margin), strict=True)
+    difference = means[:, None] - means
+    np.fill_diagonal(difference, np.inf)  # the best of the others
+    limits = ((difference + shift).min(axis=1).tolist() for shift in (0, -margin, margin))
     p_values = [1.0] * len(means)
     for i, j in zip(*np.nonzero(means[:, None] < means), strict=True):
         # The level at which the margin equals the difference; margins fall as levels rise.
         squared = image_squared * image_part[i, j] + seed_squared * seed_part[i, j]
         found = np.interp((means[j] - means[i]) ** 2, squared[::-1], np.log(levels[::-1]))
         p_values[i] = min(p_values[i], float(np.exp(found)))
-    return [
-        AgainstBest(float(value), float(low), float(high), p)
-        for (value, low, high), p in zip(limits, p_values, strict=True)
-    ]
-
-
-def _limits(means: Floats, margin: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return the differences to the best of the others with their limits, from the margins (k, k) of all pairs."""
-    difference = means[:, None] - means
-    np.fill_diagonal(difference, np.inf)
-    return difference.min(axis=1), (difference - margin).min(axis=1), (difference + margin).min(axis=1)
-
-
-def _variance_of_differences(covariance: Floats) -> Floats:
-    """Return the variance (k, k) of each difference between two means."""
-    own = np.diag(covariance)
-    return np.maximum(own[:, None] + own - 2 * covariance, 0.0)
+    return [AgainstBest(*one) for one in zip(*limits, p_values, strict=True)]
 
 
 def _seed_part(seed_values: Sequence[Floats]) -> tuple[Floats, float]:

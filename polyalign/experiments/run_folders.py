@@ -135,11 +135,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _delete_run(folder: Path) -> None:
-    """Delete the files of a run that are listed in its manifest; symbolic links are removed, not followed.
-
-    Raises:
-        UserError: there is no manifest, or other files are where the run would write; nothing is deleted.
-    """
+    """Delete the files of a run that its manifest lists, or none of them; symbolic links are removed, not followed."""
     if _files(folder) and not (folder / MANIFEST).exists():
         raise UserError(
             f"{folder} does not list the files of its run, as older versions wrote it: delete the run yourself, "

@@ -221,7 +221,6 @@ def _tested(hits: Sequence[Sequence[Hits]], leader: int) -> Sequence[AgainstBest
 
 
 def _settings(run: Run) -> Hashable:
-    """Return all settings except the seed."""
     return run.strategy, run.towers, json.dumps(_without_seed(run), sort_keys=True)
 
 

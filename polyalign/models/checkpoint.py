@@ -90,10 +90,7 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _recipe_digest(path: Path) -> str:
-    """Return the SHA-256 of the settings of a recipe without the places of files, which may be moved.
-
-    The towers' weights have fingerprints of their own.
-    """
+    """Return the SHA-256 of the settings of a recipe without the places of files, which may be moved."""
     table = read_toml(path)
     for section, key in _PLACES:
         if isinstance(table.get(section), dict):
@@ -102,11 +99,7 @@ def _recipe_digest(path: Path) -> str:
 
 
 def _check_files(folder: Path, recorded: str | None) -> None:
-    """Compare the files of a checkpoint with their digests in its weights.
-
-    Raises:
-        UserError: a file differs, is missing, or was added.
-    """
+    """Check that no file of a checkpoint was changed, deleted or added since its weights were saved."""
     if recorded is None:
         return logger.info(f"{folder} was saved before its files were recorded: changes to them cannot be detected")
     try:

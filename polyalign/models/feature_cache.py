@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -123,8 +123,8 @@ def image_features(tower: VisionTower, refs: Sequence[ImageRef], cut: int, confi
                 yield np.arange(start, start + len(pixels)), _array(stage, dtype)
 
     how = tower.preprocessing.model_dump_json() + (tower.variant if cut else "")
-    key = _key("vision", tower, cut, config, [ref.key() for ref in refs], how, in_bf16=in_bf16)
-    values, spent = _find(key, len(refs)) or _collect(key, batches, len(refs), len(refs), config, "images")
+    key = _key(tower, cut, config, [ref.key() for ref in refs], how, in_bf16=in_bf16)
+    values, spent = _stored(key, batches, len(refs), len(refs), config, "images")
     return CachedFeatures(values, cut, spent=spent, in_bf16=in_bf16)
 
 
@@ -159,12 +159,12 @@ def caption_features(
                 yield rows, _array(stage, dtype)
 
     contents = [" ".join(map(str, sequence)) for sequence in ids]
-    key = _key("text", tower, cut, config, contents, tower.variant, in_bf16=in_bf16)
-    ragged = offsets if cut < tower.whole else None
-    total = len(ids) if ragged is None else len(flat)
-    values, spent = _find(key, total) or _collect(key, batches, total, len(ids), config, "captions")
-    of_tokens = None if ragged is None else flat
-    return CachedFeatures(values, cut, ragged, of_tokens, tower.pad, spent, in_bf16)
+    key = _key(tower, cut, config, contents, tower.variant, in_bf16=in_bf16)
+    total = len(flat) if cut < tower.whole else len(ids)
+    values, spent = _stored(key, batches, total, len(ids), config, "captions")
+    if cut == tower.whole:
+        return CachedFeatures(values, cut, pad=tower.pad, spent=spent, in_bf16=in_bf16)
+    return CachedFeatures(values, cut, offsets, flat, tower.pad, spent, in_bf16)
 
 
 class _TooLargeForFloat16(Exception):  # noqa: N818 - it never reaches the user
@@ -172,12 +172,7 @@ class _TooLargeForFloat16(Exception):  # noqa: N818 - it never reaches the user
 
 
 def _array(tensor: torch.Tensor, dtype: str) -> npt.NDArray[Any]:
-    """Return pixels as they are and hidden states in ``dtype``.
-
-    Raises:
-        UserError: a hidden state is not finite.
-        _TooLargeForFloat16: it would not be finite in float16.
-    """
+    """Return pixels as they are and hidden states, which must be finite, in ``dtype``."""
     if tensor.dtype == torch.uint8:
         return tensor.cpu().numpy()
     values = tensor.float()
@@ -192,14 +187,7 @@ def _array(tensor: torch.Tensor, dtype: str) -> npt.NDArray[Any]:
 
 
 def _key(
-    kind: str,
-    tower: VisionTower | TextTower,
-    cut: int,
-    config: Cache,
-    contents: list[str],
-    how: str,
-    *,
-    in_bf16: bool,
+    tower: VisionTower | TextTower, cut: int, config: Cache, contents: list[str], how: str, *, in_bf16: bool
 ) -> str | None:
     """Return the name of a store, which contains a hash of everything that determines its values.
 
@@ -208,26 +196,22 @@ def _key(
     if cut > 0 and (tower.fingerprint is None or tower.is_random):
         return None
     weights = [tower.fingerprint, str(cut), config.dtype, *(["bf16"] if in_bf16 else [])] if cut else []
-    releases = {library: ".".join(version(library).split(".")[:2]) for library in _LIBRARIES[kind]}
-    libraries = [f"{library} {release}" for library, release in releases.items()]
-    parts = [_FORMAT, kind, *libraries, how, *map(str, weights), *contents]
+    libraries = [f"{library} {'.'.join(version(library).split('.')[:2])}" for library in _LIBRARIES[tower.kind]]
+    parts = [_FORMAT, tower.kind, *libraries, how, *map(str, weights), *contents]
     digest = hashlib.sha256("\0".join(parts).encode())
-    return f"{kind}-{cut}-{digest.hexdigest()[:24]}"
+    return f"{tower.kind}-{cut}-{digest.hexdigest()[:24]}"
 
 
-def _find(key: str | None, total: int) -> tuple[npt.NDArray[Any], Spent] | None:
-    """Return a store of ``total`` rows and the cost of computing it, or None if it is not on disk."""
-    found = None if key is None else array_cache.find(key)
-    if found is None or len(found[0]) != total:
-        return None
-    values, card = found
-    return values, Spent(card.seconds, card.cpu_seconds)
-
-
-def _collect(
+def _stored(
     key: str | None, batches: Callable[[str], Iterator[Filled]], total: int, items: int, config: Cache, what: str
 ) -> tuple[npt.NDArray[Any], Spent]:
-    """Compute a store in ``config.dtype``, or in float32 where values are too large for float16."""
+    """Return a store of ``total`` rows and the cost of computing it, from disk or computed.
+
+    It is computed in ``config.dtype``, or in float32 where values are too large for float16.
+    """
+    found = None if key is None else array_cache.find(key)
+    if found is not None and len(found[0]) == total:
+        return found[0], Spent(found[1].seconds, found[1].cpu_seconds)
     try:
         return _store(key, batches(config.dtype), total, items, config, what)
     except _TooLargeForFloat16:
@@ -253,7 +237,9 @@ def _store(
 
     def fill(values: npt.NDArray[Any]) -> dict[str, Any]:
         nonlocal spent
-        _write(values, batches, items, what)
+        for number, (rows, batch) in enumerate(batches, start=1):
+            values[rows] = batch
+            progress(f"preparing {what} ({values.nbytes / 2**20:.0f} MiB)", min(number * _BATCH, items), items)
         spent = Spent.until_now() - began
         return {"what": what, "rows": items, **asdict(spent)}
 
@@ -263,24 +249,6 @@ def _store(
     return values, spent
 
 
-def _write(values: npt.NDArray[Any], batches: Iterable[Filled], items: int, what: str) -> None:
-    for number, (rows, batch) in enumerate(batches, start=1):
-        values[rows] = batch
-        progress(f"preparing {what} ({values.nbytes / 2**20:.0f} MiB)", min(number * _BATCH, items), items)
-
-
-@dataclass(frozen=True)
-class CacheEntry:
-    """One store on disk."""
-
-    name: str
-    what: str
-    rows: int
-    bytes: int
-    seconds: float
-
-
-def list_entries() -> list[CacheEntry]:
-    """Return the stores on disk, largest first."""
-    found = [CacheEntry(card.name, card.what, card.rows, card.bytes, card.seconds) for card in array_cache.cards()]
-    return sorted(found, key=lambda entry: (-entry.bytes, entry.name))
+def list_entries() -> list[array_cache.Card]:
+    """Return the cards of the stores on disk, largest first."""
+    return sorted(array_cache.cards(), key=lambda card: (-card.bytes, card.name))

@@ -27,12 +27,7 @@ class Scope(BaseModel):
 
 def towers(aligner: Aligner, scope: Scope) -> list[Tower]:
     """List the towers the strategy reaches."""
-    chosen: dict[str, list[Tower]] = {
-        "both": [aligner.vision, aligner.text],
-        "vision": [aligner.vision],
-        "text": [aligner.text],
-    }
-    return chosen[scope.towers]
+    return [tower for tower in (aligner.vision, aligner.text) if scope.towers in ("both", tower.kind)]
 
 
 def blocks(tower: Tower, scope: Scope, strategy: str) -> list[nn.Module]:

@@ -168,14 +168,8 @@ def clear() -> int:
 def _own(names: re.Pattern[str]) -> Iterator[Path]:
     """Yield the files of this cache with such names, if the folder is one; symbolic links are not of it."""
     if _is_tagged(folder()):
-        yield from (p for p in sorted(folder().iterdir()) if names.fullmatch(p.name) and stat.S_ISREG(_mode(p)))
-
-
-def _mode(path: Path) -> int:
-    try:
-        return path.lstat().st_mode
-    except OSError:  # deleted meanwhile
-        return 0
+        found = (path for path in sorted(folder().iterdir()) if names.fullmatch(path.name))
+        yield from (path for path in found if path.is_file() and not path.is_symlink())
 
 
 def _is_tagged(place: Path) -> bool:
@@ -187,11 +181,7 @@ def _is_tagged(place: Path) -> bool:
 
 
 def _claim(place: Path) -> None:
-    """Create the folder of the cache, with the tag that makes it one.
-
-    Raises:
-        UserError: it cannot be created, or exists with other files.
-    """
+    """Create the folder of the cache, with the tag that makes it one; one with other files is refused."""
     if _is_tagged(place):
         return
     try:
@@ -207,11 +197,7 @@ def _claim(place: Path) -> None:
 
 
 def _open(path: Path) -> BinaryIO:
-    """Open a regular file for reading.
-
-    Raises:
-        OSError: it is none.
-    """
+    """Open a file for reading; anything but a regular file is an OSError."""
     file = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")  # noqa: PTH123, SIM115
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         file.close()
@@ -220,11 +206,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 def _card(file: BinaryIO, name: str) -> Card:
-    """Read the card of an open file.
-
-    Raises:
-        ValueError: it is damaged, of another array, or the values before it are not of the size that it states.
-    """
+    """Read the card of an open file; a damaged file, or that of another array, is a ValueError."""
     size = os.fstat(file.fileno()).st_size - _END.size
     if size >= 0:
         file.seek(size)
@@ -244,11 +226,7 @@ def _checksum(values: Array) -> str:
 
 
 def _reserve(file: BinaryIO, size: int) -> None:
-    """Reserve the space of a file: a full disk while a memory map is written would kill the process.
-
-    Raises:
-        UserError: there is not enough.
-    """
+    """Reserve the space of a file: a full disk while a memory map is written would kill the process."""
     if sys.platform == "darwin":  # which has no such call
         return storage.check_room(folder(), size, "the cache")
     try:

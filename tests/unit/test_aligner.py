@@ -38,15 +38,6 @@ def test_only_projections_and_temperature_train_at_first(frozen):
     assert frozen.count()[0] == 2 * (32 * 16 + 16) + 1
 
 
-@pytest.mark.parametrize("cut", range(6))
-def test_encoding_from_a_cut_equals_encoding_the_whole(frozen, cut):
-    tokens = frozen.text.collate(frozen.text.tokenize(["red", "a blue and a green"]))
-    cut = min(cut, frozen.vision.whole)
-    image, text = frozen.vision.prefix(pixels(), cut), frozen.text.prefix(tokens, cut)
-    assert torch.equal(frozen.encode_image(image, cut), frozen.encode_image(pixels()))
-    assert torch.equal(frozen.encode_text(text, cut), frozen.encode_text(tokens))
-
-
 def test_the_temperature_starts_at_0_07_and_is_clamped_as_published():
     aligner = tiny.aligner()
     assert aligner.scale.item() == pytest.approx(1 / 0.07)

@@ -41,12 +41,6 @@ def test_it_holds_what_trained_and_nothing_else(tmp_path):
     }
 
 
-def test_it_tells_the_size_of_its_weights(tmp_path):
-    aligner = tiny.aligner()
-    size = checkpoint.save(tmp_path, aligner, tiny.resolved())
-    assert size == (tmp_path / checkpoint.WEIGHTS).stat().st_size
-
-
 @pytest.mark.parametrize("loss", ["infonce", "sigmoid"])
 def test_embeddings_are_the_same_to_the_bit(loss, tmp_path):
     aligner = saved(tmp_path, optim={"loss": loss})
@@ -112,11 +106,6 @@ def test_a_file_that_is_missing_or_corrupt_is_an_error_of_one_line(name, change,
     with pytest.raises(UserError, match=said) as caught:
         checkpoint.load(tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def test_an_unfinished_run_is_an_error_that_says_how_to_finish(tmp_path):
-    with pytest.raises(UserError, match="train first, or finish with --resume"):
-        checkpoint.load(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

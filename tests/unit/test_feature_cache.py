@@ -398,7 +398,7 @@ def test_a_stop_in_the_middle_leaves_nothing_that_is_found(frozen, table, folder
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cache, "_write", stop)
+        patch.setattr(cache, "progress", stop)
         with pytest.raises(KeyboardInterrupt):
             cache.image_features(frozen.vision, table.images, 5, FULL)
     assert [path.name for path in folder.iterdir()] == ["CACHEDIR.TAG"]

@@ -339,11 +339,6 @@ def test_what_cannot_be_evaluated_is_an_error_of_one_line(langs, split, override
     assert "\n" not in str(caught.value)
 
 
-def test_a_folder_without_a_run(tmp_path):
-    with pytest.raises(UserError, match="holds no finished checkpoint"):
-        evaluate(tmp_path, langs=[], split="test", overrides={})
-
-
 def test_what_to_try_next_is_another_strategy(trained):
     run = Run.load_json(trained / train.RESULT)
     commands = runs.next_commands(trained, run)
@@ -403,11 +398,3 @@ def test_a_budget_is_a_part_of_the_pairs(tmp_path):
 def test_fewer_pairs_than_a_batch_train_all_the_same(tmp_path):
     run = train_into(tmp_path / "run", data={"budget": "5-pairs"}, optim={"epochs": 2})
     assert (run.steps, run.pairs_seen) == (2, 10)
-
-
-def test_a_folder_of_other_files_is_not_trained_into(tmp_path):
-    (tmp_path / "photo.jpg").write_bytes(b"mine")
-    for overwrite in (False, True):
-        with pytest.raises(UserError, match="contains other files and no run: use a new folder"):
-            train_into(tmp_path, overwrite=overwrite)
-    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]

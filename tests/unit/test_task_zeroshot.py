@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from polyalign.config import language as languages
 from polyalign.data.labelled import Labelled
@@ -76,7 +75,3 @@ def test_several_names_and_prompts_of_a_class_make_one_centre() -> None:
 def test_a_prompt_without_a_place_for_the_name_is_an_error() -> None:
     with pytest.raises(UserError, match=r'prompt "a photo" has no \{\}'):
         zeroshot.score(tiny.encoder(tiny.aligner()), labelled(), Config(images="", prompts=("a photo",)))
-
-
-def test_images_are_rgb() -> None:
-    assert isinstance(labelled().images[0].open(), Image.Image)

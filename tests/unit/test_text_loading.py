@@ -380,10 +380,3 @@ def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch):
     (tmp_path / "towers").mkdir()
     with pytest.raises(UserError, match="no such folder: towers/bertt"):
         build_text(TextSpec(model="towers/bertt"))
-
-
-def test_weights_in_another_format_are_named(tmp_path):
-    shutil.copytree(tiny.text("bert"), tmp_path, dirs_exist_ok=True)
-    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
-    with pytest.raises(UserError, match="only safetensors files are read, since other formats can run code"):
-        build_text(TextSpec(model=str(tmp_path)))

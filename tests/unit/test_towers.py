@@ -40,14 +40,6 @@ def pixels(count: int = 3) -> torch.Tensor:
 # Pooling
 
 
-def test_masked_pooling_by_hand():
-    tokens = torch.tensor([[[1.0, -4.0], [3.0, -2.0], [100.0, 100.0]], [[5.0, 6.0], [-100.0, -100.0], [7.0, 7.0]]])
-    mask = torch.tensor([[True, True, False], [True, False, False]])
-    assert masked_pool(tokens, mask, "cls").tolist() == [[1, -4], [5, 6]]
-    assert masked_pool(tokens, mask, "mean").tolist() == [[2, -3], [5, 6]]
-    assert masked_pool(tokens, mask, "max").tolist() == [[3, -2], [5, 6]]
-
-
 @pytest.mark.parametrize("pooling", ["cls", "mean", "max"])
 def test_masked_pooling_equals_a_naive_twin(pooling):
     rng = np.random.default_rng(0)
@@ -116,14 +108,6 @@ def test_a_text_tower_cut_anywhere_gives_what_the_whole_gives(family, pooling):
         below = tower.prefix(tokens, cut)
         assert isinstance(below, Tokens) == (cut < tower.whole)
         assert torch.equal(tower.suffix(below, cut), whole), cut
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_text_tower_gives_what_its_model_gives(family):
-    tower = encoder(family, pooling="mean")
-    tokens = tower.collate(tower.tokenize(CAPTIONS))
-    hidden = tower.model(input_ids=tokens.ids, attention_mask=tokens.mask.long()).last_hidden_state
-    torch.testing.assert_close(tower(tokens), masked_pool(hidden, tokens.mask, "mean"))
 
 
 def test_a_vision_tower_gives_what_timm_gives_for_its_own_preprocessing():
@@ -377,27 +361,6 @@ def test_the_structure_tells_apart_what_the_weights_do_not():
     assert structure(network().eval()) == plain
     others = [network(num_heads=4), network(act_layer="relu"), network(global_pool="avg"), network(pre_norm=True)]
     assert len({plain, *map(structure, others)}) == 5
-
-
-def test_text_weights_in_a_pickle_are_refused(tmp_path):
-    folder = shutil.copytree(tiny.text(), tmp_path / "text")
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"cannot load the text tower .*model\.safetensors") as caught:
-        build_text(TextSpec(model=str(folder)))
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("pretrained", [True, False])
-def test_code_that_comes_with_a_text_tower_is_never_run_nor_asked_about(pretrained, tmp_path, monkeypatch):
-    ran, asked = tmp_path / "ran", []
-    (tmp_path / "mine.py").write_text(f"from pathlib import Path\nPath({str(ran)!r}).touch()\n")
-    named = {"AutoConfig": "mine.Config", "AutoModel": "mine.Model", "AutoTokenizer": ["mine.Words", None]}
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": named}))
-    monkeypatch.setattr("builtins.input", lambda prompt="": asked.append(prompt) or "y")
-    with pytest.raises(UserError, match=r"cannot load the text tower|cannot read the configuration"):
-        build_text(TextSpec(model=str(tmp_path)), pretrained=pretrained)
-    assert not asked
-    assert not ran.exists()
 
 
 # What is refused when a tower is built

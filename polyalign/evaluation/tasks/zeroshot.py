@@ -135,7 +135,6 @@ def prompts(gallery: Labelled, config: Config) -> tuple[tuple[str, ...], list[st
 
 
 def _named(found: Labelled, config: Config, langs: Sequence[str]) -> Iterator[Labelled]:
-    """Name the classes in each language."""
     if list(langs) == ["all"]:
         langs = class_names.languages(config.names or "", map(load_language, language_codes()))
     for lang in map(load_language, langs):

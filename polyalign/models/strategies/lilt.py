@@ -114,16 +114,10 @@ def _after_branches(tower: Tower, block: nn.Module, config: Config) -> None:
         )
     for path in (attention[-1], feed_forward[-1]):
         linear = block.get_submodule(path)
-        width = _width(linear)
+        width = getattr(linear, "out_features", None) or getattr(linear, "nf", None)  # ``nf`` in transformers' Conv1D
         if width is None:
             raise UserError(f"lilt supports linear maps, and {path} in the {tower.name} is a {type(linear).__name__}")
-        block.set_submodule(path, Adapted(linear, _adapter(width, linear, config)))
-
-
-def _width(linear: nn.Module) -> int | None:
-    """Return the size of a linear map's output; transformers' ``Conv1D`` names it ``nf``."""
-    width = getattr(linear, "out_features", None) or getattr(linear, "nf", None)
-    return None if width is None else int(width)
+        block.set_submodule(path, Adapted(linear, _adapter(int(width), linear, config)))
 
 
 def _adapter(width: int, beside: nn.Module, config: Config) -> Adapter:

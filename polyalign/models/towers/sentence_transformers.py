@@ -101,11 +101,7 @@ def _read(source: str, listed: Any, revision: str | None, stated: str | None) ->
 
 
 def _check_listed(source: str, listed: Any) -> None:
-    """Check that the modules are those of sentence-transformers, and their files those of this model.
-
-    Raises:
-        UserError: one is not.
-    """
+    """Check that the modules are those of sentence-transformers, and their files those of this model."""
     for module in listed:
         kind, path = str(module["type"]), Path(module["path"])
         if not kind.startswith("sentence_transformers."):

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -53,27 +54,24 @@ def trace(model: nn.Module, blocks: list[str], run: Callable[[], torch.Tensor]) 
     calls: list[str] = []
     returns: dict[str, tuple[int | None, bool]] = {}
 
-    def watch(path: str, module: nn.Module) -> Iterator[torch.utils.hooks.RemovableHandle]:
-        yield module.register_forward_pre_hook(lambda *_: calls.append(path))
-        if path in blocks:
-            yield module.register_forward_hook(lambda _module, _args, out: returns.update({path: _beside(out)}))
+    def call(path: str, *_: Any) -> None:
+        calls.append(path)
 
-    handles = [handle for path, module in model.named_modules() for handle in watch(path, module)]
-    try:
+    def end(path: str, _module: nn.Module, _args: Any, out: Any) -> None:
+        beside = out[1:] if isinstance(out, tuple) else ()
+        has_tensors = any(isinstance(value, torch.Tensor) for value in beside)
+        returns[path] = (len(beside) if isinstance(out, tuple) else None, has_tensors)
+
+    with ExitStack() as hooks:
+        for path, module in model.named_modules():
+            hooks.callback(module.register_forward_pre_hook(partial(call, path)).remove)
+            if path in blocks:
+                hooks.callback(module.register_forward_hook(partial(end, path)).remove)
         features = run()
-    finally:
-        for handle in handles:
-            handle.remove()
     if features.ndim != 2:
         shape = tuple(features.shape)
         raise UserError(f"{type(model).__name__} gives features of shape {shape}, not one vector a row: set pooling")
     return Trace(tuple(calls), returns, features)
-
-
-def _beside(out: Any) -> tuple[int | None, bool]:
-    if not isinstance(out, tuple):
-        return None, False
-    return len(out) - 1, any(isinstance(value, torch.Tensor) for value in out[1:])
 
 
 def find_blocks(model: nn.Module) -> list[str]:
@@ -110,11 +108,12 @@ def is_norm(module: nn.Module) -> bool:
 
 
 class _StandIn(nn.Module):
-    """Takes the place of a block and shows its attributes, which some networks read."""
+    """Takes the place of a block: runs ``forward`` and shows the block's attributes, which some networks read."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, block: nn.Module, forward: Callable[..., Any]) -> None:
         super().__init__()
         self.__dict__["block"] = block  # not registered: its parameters are not this module's
+        self.forward = forward
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -129,59 +128,55 @@ class _Reached(Exception):  # noqa: N818 - it carries a result and is no error
         self.hidden = hidden
 
 
-class _Stop(_StandIn):
+def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the first argument of a block, the hidden states."""
+    return next(iter([*args, *kwargs.values()]))
+
+
+def _hidden(out: Any) -> Any:
+    """Return the hidden states that a block returns, alone or first in a tuple."""
+    return out[0] if isinstance(out, tuple) else out
+
+
+def _stop(block: nn.Module, *, above: bool) -> _StandIn:
     """End the forward pass at the input of a block, or with ``above`` at its output."""
 
-    def __init__(self, block: nn.Module, *, above: bool) -> None:
-        super().__init__(block)
-        self.above = above
+    def forward(*args: Any, **kwargs: Any) -> None:
+        raise _Reached(_hidden(block(*args, **kwargs)) if above else _input(args, kwargs))
 
-    def forward(self, *args: Any, **kwargs: Any) -> None:
-        out = self.__dict__["block"](*args, **kwargs) if self.above else next(iter([*args, *kwargs.values()]))
-        raise _Reached(out[0] if isinstance(out, tuple) else out)
+    return _StandIn(block, forward)
 
 
-class _Skip(_StandIn):
+def _skip(
+    block: nn.Module, returns: tuple[int | None, bool], beside: list[Any], hidden: torch.Tensor | None = None
+) -> _StandIn:
     """Return ``hidden``, or the block's own input where it is None, in the form in which the block returns it.
 
     Tensors that a block returns besides, such as T5's position bias, are those of the lowest block, which runs for
     them; ``beside`` keeps them for the blocks above.
     """
+    count, has_tensors = returns
 
-    def __init__(
-        self,
-        block: nn.Module,
-        returns: tuple[int | None, bool],
-        beside: list[Any],
-        hidden: torch.Tensor | None = None,
-    ) -> None:
-        super().__init__(block)
-        self.returns = returns
-        self.beside = beside
-        self.hidden = hidden
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        hidden = next(iter([*args, *kwargs.values()])) if self.hidden is None else self.hidden
-        count, has_tensors = self.returns
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        values = _input(args, kwargs) if hidden is None else hidden
         if count is None:
-            return hidden
-        if has_tensors and not self.beside:
-            self.beside.extend(self.__dict__["block"](*args, **kwargs)[1:])
-        return (hidden, *(self.beside if has_tensors else [None] * count))
+            return values
+        if has_tensors and not beside:
+            beside.extend(block(*args, **kwargs)[1:])
+        return (values, *(beside if has_tensors else [None] * count))
+
+    return _StandIn(block, forward)
 
 
-class _Feed(_StandIn):
+def _feed(block: nn.Module, hidden: torch.Tensor) -> _StandIn:
     """Run the block on ``hidden`` in place of its input."""
 
-    def __init__(self, block: nn.Module, hidden: torch.Tensor) -> None:
-        super().__init__(block)
-        self.hidden = hidden
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(*args: Any, **kwargs: Any) -> Any:
         if args:
-            return self.__dict__["block"](self.hidden, *args[1:], **kwargs)
-        first = next(iter(kwargs))
-        return self.__dict__["block"](**{**kwargs, first: self.hidden})
+            return block(hidden, *args[1:], **kwargs)
+        return block(**{**kwargs, next(iter(kwargs)): hidden})
+
+    return _StandIn(block, forward)
 
 
 def run_below(
@@ -191,7 +186,7 @@ def run_below(
     above = index == len(blocks)
     path = blocks[index - above]
     try:
-        run(_replaced(model, {path: _Stop(model.get_submodule(path), above=above)}))
+        run(_replaced(model, {path: _stop(model.get_submodule(path), above=above)}))
     except _Reached as reached:
         return reached.hidden
     raise RuntimeError(f"the forward pass does not reach {path}")
@@ -207,36 +202,27 @@ def run_above(
 ) -> torch.Tensor:
     """Run the model from block ``index`` on, whose input is ``hidden``; above all blocks if there is no such block."""
     beside: list[Any] = []
-    stand_ins: dict[str, nn.Module] = {
-        path: _Skip(model.get_submodule(path), returns[path], beside) for path in blocks[:index]
-    }
+    block = model.get_submodule
+    stand_ins: dict[str, nn.Module] = {path: _skip(block(path), returns[path], beside) for path in blocks[:index]}
     if index < len(blocks):
-        stand_ins[blocks[index]] = _Feed(model.get_submodule(blocks[index]), hidden)
+        stand_ins[blocks[index]] = _feed(block(blocks[index]), hidden)
     else:
-        last = blocks[-1]
-        stand_ins[last] = _Skip(model.get_submodule(last), returns[last], beside, hidden)
+        stand_ins[blocks[-1]] = _skip(block(blocks[-1]), returns[blocks[-1]], beside, hidden)
     return run(_replaced(model, stand_ins))
 
 
 def record(blocks: list[nn.Module], run: Callable[[], torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Run the model; return the input of the first block with the output of every block, and what it returns."""
     hidden: list[torch.Tensor] = []
-
-    def keep(values: Any) -> None:
-        hidden.append(values[0] if isinstance(values, tuple) else values)
-
-    handles = [block.register_forward_hook(lambda _module, _args, out: keep(out)) for block in blocks]
-    handles.append(
-        blocks[0].register_forward_pre_hook(
-            lambda _module, args, kwargs: keep(next(iter([*args, *kwargs.values()]))), with_kwargs=True
+    with ExitStack() as hooks:
+        for block in blocks:
+            handle = block.register_forward_hook(lambda _module, _args, out: hidden.append(_hidden(out)))
+            hooks.callback(handle.remove)
+        handle = blocks[0].register_forward_pre_hook(
+            lambda _module, args, kwargs: hidden.append(_input(args, kwargs)), with_kwargs=True
         )
-    )
-    try:
-        features = run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return hidden, features
+        hooks.callback(handle.remove)
+        return hidden, run()
 
 
 def _replaced(model: nn.Module, parts: dict[str, nn.Module]) -> nn.Module:

@@ -32,11 +32,8 @@ from polyalign.utils.text import clean
 
 logger = logging.getLogger(__name__)
 
-_BACKBONES = (
-    "backbone",
-    "use_timm_backbone",
-    "use_pretrained_backbone",
-)  # of timm, which would load weights of its own
+# Of timm, which would load weights of its own.
+_BACKBONES = ("backbone", "use_timm_backbone", "use_pretrained_backbone")
 
 
 def build_text(spec: TextSpec, *, pretrained: bool = True, tokenizer: Path | None = None) -> TextTower:
@@ -79,14 +76,9 @@ def load_encoder(spec: TextSpec) -> PreTrainedModel:
     check_size(partial(_random, config, spec.pooling), _weights(spec, source, config), spec.model)
     try:
         with quiet():
-            model, info = _auto_class(config).from_pretrained(
-                source,
-                revision=spec.revision,
-                dtype=torch.float32,
-                output_loading_info=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-            )
+            how = {"dtype": torch.float32, "use_safetensors": True, "trust_remote_code": False}
+            load = _auto_class(config).from_pretrained
+            model, info = load(source, revision=spec.revision, output_loading_info=True, **how)
     except Exception as error:  # transformers raises many types on files that do not fit each other
         raise _cannot_load(spec.model, error) from error
     encoder = _encoder(model)
@@ -115,11 +107,7 @@ def quiet() -> Iterator[None]:
 
 
 def _check_layers(spec: TextSpec, encoder: nn.Module, spare: Iterable[str]) -> None:
-    """Check that the file has no more layers than the configuration states.
-
-    Raises:
-        UserError: it has.
-    """
+    """Check that the file has no more layers than the configuration states."""
     stacks = {path.rpartition(".")[0] for path in find_blocks(encoder)}
     left = sorted(key for key in spare if any(f".{stack}." in f".{key}" and "decoder" not in key for stack in stacks))
     if left:
@@ -181,11 +169,7 @@ def load_tokenizer(spec: TextSpec, folder: Path | None = None) -> Any:
 
 
 def _with_pad(tokenizer: Any, model: str) -> Any:
-    """Pad with the end-of-sequence token where a tokenizer has no pad token, as GPT-2's; padding is masked anyway.
-
-    Raises:
-        UserError: the tokenizer has neither.
-    """
+    """Pad with the end-of-sequence token where a tokenizer has no pad token, as GPT-2's; padding is masked anyway."""
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token is None:
             raise UserError(f"the tokenizer of {model} has no pad token and no end-of-sequence token to pad with")
@@ -215,10 +199,8 @@ def _root(spec: TextSpec) -> str:
 def _cannot_load(what: str, error: Exception) -> UserError:
     problem = clean(first_line(error), 300)
     if "trust_remote_code" in str(error):
-        problem, hint = (
-            "it needs code of its own",
-            "which is never run: choose a model of a type that transformers knows",
-        )
+        problem = "it needs code of its own"
+        hint = "which is never run: choose a model of a type that transformers knows"
     elif "model.safetensors" in problem:
         convert = to_safetensors("pytorch_model.bin")
         hint = f"only safetensors files are read, since other formats can run code; to convert one: {convert}"
@@ -229,25 +211,17 @@ def _cannot_load(what: str, error: Exception) -> UserError:
 
 
 def _config(spec: TextSpec) -> PretrainedConfig:
-    """Read the configuration of the model."""
     source = _source(spec)
     _check_files(spec, source)
     try:
         with quiet():
-            config: PretrainedConfig = AutoConfig.from_pretrained(
-                source, revision=spec.revision, trust_remote_code=False
-            )
+            return AutoConfig.from_pretrained(source, revision=spec.revision, trust_remote_code=False)  # type: ignore[no-any-return]
     except Exception as error:  # transformers validates configurations with errors of its own
         raise _cannot_load(spec.model, error) from error
-    return config
 
 
 def _check_files(spec: TextSpec, source: str) -> None:
-    """Check the files that tell transformers what to load, before it follows them.
-
-    Raises:
-        UserError: they name other models, or sizes that no text encoder has.
-    """
+    """Check the files that tell transformers what to load, before it follows them."""
     facts = sentence_transformers.json_of(source, "config.json", spec.revision)
     if not isinstance(facts, dict | None):
         raise UserError(f"{spec.model} has a config.json that is not a table")
@@ -261,11 +235,7 @@ def _check_files(spec: TextSpec, source: str) -> None:
 
 
 def _weights(spec: TextSpec, source: str, config: PretrainedConfig) -> list[str]:
-    """Return the local paths of the files of weights.
-
-    Raises:
-        UserError: the model names other files than safetensors files beside its configuration.
-    """
+    """Return the local paths of the files of weights, which must be safetensors files beside the configuration."""
     index = sentence_transformers.json_of(source, "model.safetensors.index.json", spec.revision)
     shards = index.get("weight_map") if isinstance(index, dict) else {}
     if not isinstance(shards, dict):
@@ -290,10 +260,7 @@ def _stated_config(spec: TextSpec) -> PretrainedConfig:
 
 
 def _check_architecture(spec: TextSpec, config: PretrainedConfig) -> None:
-    wrong = {
-        key: getattr(config, key, None)
-        for key, value in spec.architecture.items()
-        if getattr(config, key, None) != value
-    }
+    stated = {key: getattr(config, key, None) for key in spec.architecture}
+    wrong = {key: value for key, value in stated.items() if value != spec.architecture[key]}
     if wrong:
         raise UserError(f"{spec.model} is not the architecture the recipe states: it has {wrong}")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
-import numpy as np
 import timm.models as zoo
 import torch
 from PIL import Image
@@ -121,8 +120,3 @@ def _transform(preprocessing: Preprocessing) -> Any:
         crop_pct=preprocessing.crop_pct,
         crop_mode=preprocessing.crop_mode,
     )
-
-
-def pixels(tower: VisionTower, images: list[Image.Image]) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Transform images to one ``(B, C, H, W)`` uint8 array."""
-    return torch.stack([tower.transform(image) for image in images]).numpy()

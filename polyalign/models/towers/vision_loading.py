@@ -90,23 +90,14 @@ def _locate(spec: VisionSpec) -> tuple[str, dict[str, Any], Path | None, VisionS
 
 
 def _check_args(args: dict[str, Any], where: str) -> None:
-    """Check that the arguments are of the architecture, of possible size, and do not tell timm what to load.
-
-    Raises:
-        UserError: one does.
-    """
+    """Check that the arguments are of the architecture, of possible size, and do not tell timm what to load."""
     if wrong := sorted(set(args) & _CONTROLS):
         raise UserError(f"{where}: {', '.join(wrong)} cannot be set, only arguments of the architecture")
     check_numbers(args, where)
 
 
 def _check_timm_folder(folder: Path) -> None:
-    """Check a folder in timm's own format before timm follows it.
-
-    Raises:
-        UserError: its weights are no safetensors file, or its config.json is not one of timm or sets other arguments
-            than those of the architecture.
-    """
+    """Check a folder in timm's own format before timm follows it."""
     facts = read_json(folder / "config.json")
     inner = facts.get("pretrained_cfg", facts) if isinstance(facts, dict) else None
     args = facts.get("model_args") or {} if isinstance(facts, dict) else None
@@ -146,11 +137,7 @@ def _create(name: str, args: dict[str, Any], *, hub: bool) -> nn.Module:
 
 
 def _load_weights(model: nn.Module, path: Path) -> None:
-    """Load a safetensors file; timm's own filter fits position embeddings to the size of the images.
-
-    Raises:
-        UserError: the file cannot be read, or does not fit the model.
-    """
+    """Load a safetensors file; timm's own filter fits position embeddings to the size of the images."""
     try:
         state = load_file(str(path))
     except (OSError, SafetensorError) as error:
