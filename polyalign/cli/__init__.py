@@ -54,12 +54,11 @@ def main() -> None:
     except BrokenPipeError:
         code = _discard_output()
     except OSError as error:
-        if error.errno in DISK_ERRORS:
-            if error.filename is None:
-                _discard_output()
-            code = _fail(f"{error.filename or 'standard output'}: {error.strerror}")
-        else:
+        if error.filename is None and error.errno not in DISK_ERRORS:
             raise
+        if error.filename is None:
+            _discard_output()
+        code = _fail(f"{clean(error.filename or 'standard output', 200)}: {error.strerror}")
     sys.exit(code)
 
 
@@ -73,6 +72,8 @@ def _fail(message: str) -> int:
 def _refuse_empty(words: list[str]) -> None:
     """Refuse empty arguments, which a shell makes of variables that are not set; ``--out ''`` would be this folder."""
     for before, word in zip(["", *words], words, strict=False):
+        if any("\ud800" <= letter <= "\udfff" for letter in word):
+            raise UserError(f"{word} is not UTF-8: use a name that is")
         if not word.strip() or "\0" in word or re.fullmatch("--[a-z-]+=", word):
             name = word.rstrip("=") if word.startswith("--") else before if before.startswith("-") else "an argument"
             raise UserError(f"{name} is empty: give a value, or leave it out")

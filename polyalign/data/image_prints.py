@@ -57,6 +57,16 @@ def remember(name: str, one: Print) -> None:
     _KNOWN[name] = one
 
 
+def check_prints(bits: npt.NDArray[np.bool_], thumbs: npt.NDArray[np.uint8]) -> None:
+    """Check the shapes and the type of stored fingerprints.
+
+    Raises:
+        ValueError: they are not fingerprints.
+    """
+    if bits.shape != (len(thumbs), _BITS) or thumbs.shape[1:] != (3 * _THUMB_PX**2,) or thumbs.dtype != np.uint8:
+        raise ValueError(f"fingerprints of shape {bits.shape} and {thumbs.shape}")
+
+
 def prints(images: Sequence[ImageRef]) -> dict[int, Print]:
     """Return the fingerprint of each encoded image by its index; other images have none.
 

@@ -14,6 +14,7 @@ import torch
 from polyalign.data import image_prints, leakage
 from polyalign.data.image_prints import Print
 from polyalign.data.pairs import EncodedImage, PairTable
+from polyalign.utils.errors import UserError, first_line
 from polyalign.utils.storage import load_tensors, save_tensors
 
 TRAINED_IMAGES = "train_images.safetensors"
@@ -60,13 +61,18 @@ def load_trained_images(folder: Path) -> PairTable | None:
     if not path.is_file():
         return None
     tensors, facts = load_tensors(path)
-    ids = tuple(json.loads(facts["ids"]))
-    # Image ids are not unique across runs, so the folder is part of the key.
-    images = tuple(RememberedImage(f"{folder.resolve()}:{image_id}") for image_id in ids)
-    bits = np.unpackbits(tensors["bits"].numpy(), axis=1).astype(np.bool_)
-    for row, index in enumerate(tensors["index"].tolist()):
-        image_prints.remember(images[index].key(), Print(bits[row], tensors["thumbs"][row].numpy()))
-    return PairTable(facts["name"], facts["lang"], "human", ids, images, (), np.empty(0, np.int64))
+    try:
+        ids = tuple(map(str, json.loads(facts["ids"])))
+        # Image ids are not unique across runs, so the folder is part of the key.
+        images = tuple(RememberedImage(f"{folder.resolve()}:{image_id}") for image_id in ids)
+        bits = np.unpackbits(tensors["bits"].numpy(), axis=1).astype(np.bool_)
+        thumbs = tensors["thumbs"].numpy()
+        image_prints.check_prints(bits, thumbs)
+        for row, index in enumerate(tensors["index"].tolist()):
+            image_prints.remember(images[index].key(), Print(bits[row], thumbs[row]))
+        return PairTable(facts["name"], facts["lang"], "human", ids, images, (), np.empty(0, np.int64))
+    except (LookupError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is not a list of training images: {first_line(error)}") from error
 
 
 def warn_if_trained_on(folder: Path, gallery: PairTable) -> None:

@@ -56,6 +56,8 @@ class Record(BaseModel):
         Raises:
             UserError: the file is missing, is not JSON or does not fit the schema.
         """
+        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
+            raise UserError(f"cannot read {path}: it is not a file")
         try:
             raw = from_json(path.read_bytes(), allow_inf_nan=False)
             _check_json(raw)

@@ -6,6 +6,7 @@ The batch and the loss stay the same (GradCache, see ``Loop.backward``).
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ from polyalign.models.embed import PairFeatures
 from polyalign.training import train
 from polyalign.utils.process import peak_memory
 from polyalign.utils.text import safe_stem
+
+logger = logging.getLogger(__name__)
 
 K = TypeVar("K")
 _STEPS = 2  # the optimiser's state is allocated in the first step
@@ -50,7 +53,11 @@ class Probe:
     def peak(self) -> int | None:
         """Return the peak in bytes; None if it has not been measured."""
         path = self.folder / _RESULT
-        return int(json.loads(path.read_text(encoding="utf-8"))["bytes"]) if path.is_file() else None
+        try:
+            return int(json.loads(path.read_text(encoding="utf-8"))["bytes"]) if path.is_file() else None
+        except (ValueError, TypeError, LookupError):
+            logger.warning(f"{path} is damaged: it is measured again")
+            return None
 
 
 class Fit:

@@ -27,12 +27,12 @@ def renew(path: Path, found: Sequence[Comparison]) -> None:
         UserError: the page is not UTF-8 text, or quotes a result that does not exist; it is then left unchanged.
     """
     try:
-        page = path.read_text(encoding="utf-8")
+        page = path.read_bytes().decode()  # its line ends are kept
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text: convert it, or move it to another folder") from error
     text = renewed(page, found, str(path))
     if text != page:
-        storage.write_text(path, text)
+        storage.write_text(path.resolve(), text)  # a link is kept
 
 
 def renewed(page: str, found: Sequence[Comparison], name: str = "the page") -> str:

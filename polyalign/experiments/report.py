@@ -72,20 +72,24 @@ def write(folder: Path) -> list[Path]:
     made = {folder / name: text for name, text in texts(found).items()}
     for path in made:
         _refuse_foreign(path)
+    if any((folder / FIGURES).glob("[!.]*")) and not (folder / INDEX).exists():
+        raise UserError(f"{folder / FIGURES} was not made by polyalign report: move it away, or use another --out")
     for name in (RUNS, LEFT_OUT, FIGURES):
         storage.remove_abandoned(folder / name)
     for path, text in made.items():
         storage.write_text(path, text)
     drawn = figures.draw(found, folder / FIGURES)
-    own = sorted(set(folder.glob("*.md")) - made.keys())
+    own = sorted(path for path in set(folder.glob("*.md")) - made.keys() if path.is_file())
     for page in own:
         quotes.renew(page, found)
     return [*made, *own, *drawn]
 
 
 def _refuse_foreign(path: Path) -> None:
-    """Check that a page that would be replaced was written by ``write``."""
-    if path.suffix == ".md" and path.is_file() and _MARK not in path.read_text(encoding="utf-8", errors="replace"):
+    """Check that a file that would be replaced was written by ``write``."""
+    page = path.with_suffix(".md")  # of a CSV file: the page beside it
+    ours = page.is_file() and f"\n{_MARK}" in page.read_text(encoding="utf-8", errors="replace")
+    if (path.exists() or path.is_symlink()) and not ours:
         raise UserError(f"{path} was not written by polyalign report: move it away, or use another --out")
 
 

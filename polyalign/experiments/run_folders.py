@@ -196,7 +196,7 @@ def _manifest(folder: Path) -> dict[str, str | None]:
     """Read ``MANIFEST``; without one no files are listed."""
     path = folder / MANIFEST
     try:
-        listed = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        listed = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {first_line(error)}; use another --out") from error
     if not isinstance(listed, dict):

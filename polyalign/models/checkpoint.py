@@ -68,6 +68,9 @@ def save(folder: Path, aligner: Aligner, recipe: Recipe) -> int:
         text=aligner.text.fingerprint or "",
         preprocessing=aligner.vision.preprocessing,
     )
+    tokenizer = folder / TOKENIZER
+    if links := [path for path in (tokenizer, *tokenizer.glob("*")) if path.is_symlink()]:
+        raise UserError(f"{links[0]} is a link, whose target would be overwritten: remove it, and use --resume")
     try:
         aligner.text.tokenizer.save_pretrained(folder / TOKENIZER)
     except OSError as error:

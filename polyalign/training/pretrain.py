@@ -94,7 +94,7 @@ class Pretrained(BaseModel):
     @property
     def perplexity(self) -> tuple[float, float]:
         """The exponential of both losses."""
-        return math.exp(self.loss[0]), math.exp(self.loss[1])
+        return float(np.exp(self.loss[0])), float(np.exp(self.loss[1]))
 
 
 @quiet()
@@ -136,8 +136,16 @@ def _pretrain(config: Config, out: Path, *, resume: bool) -> Pretrained:
         raise UserError(f"the loss of {config.model} is {before} before training: use another encoder")
     # Trainer reads the states of the optimiser and the random generators with ``torch.load(weights_only=True)``, which
     # runs no code. The weights are safetensors.
-    trainer.train(resume_from_checkpoint=_last_checkpoint(work))
+    last = _last_checkpoint(work)
+    try:
+        trainer.train(resume_from_checkpoint=last)
+    except Exception as error:  # torch, transformers and json raise many types on damaged files
+        if last is None or trainer.state.global_step > int(last.rpartition("-")[2]) or isinstance(error, OSError):
+            raise
+        raise UserError(f"{last} is damaged: {first_line(error)}; delete it, and continue with --resume") from error
     after = trainer.evaluate()["eval_loss"]
+    if not math.isfinite(after):
+        raise UserError(f"the loss is {after} after training: lower the learning rate (--set lr=...) in another folder")
     model.save_pretrained(out)
     for weights in out.glob("*.safetensors"):
         weights.chmod(0o644)

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from polyalign.utils.errors import DISK_ERRORS, UserError, first_line
 logger = logging.getLogger(__name__)
 
 _CHECKSUM = "xxh3_128"  # key of the checksum in the metadata of a safetensors file
-_PARTIAL = ".partial"
+PARTIAL = ".polyalign-partial"  # end of the names of temporary files
 
 
 def cache_folder() -> Path:
@@ -73,7 +74,7 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
         raise cannot_write(path, error) from error
     try:
         fill(partial)
-        partial.chmod(0o644)
+        partial.chmod(stat.S_IMODE(path.stat().st_mode) if path.is_file() else 0o644)
         partial.replace(path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
@@ -87,7 +88,7 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
 def _temporary(path: Path) -> tuple[int, Path]:
     """Create and lock a temporary file next to ``path``; again if another process deletes it before it is locked."""
     while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=_PARTIAL)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=PARTIAL)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             is_kept = os.fstat(handle).st_nlink > 0
@@ -109,7 +110,9 @@ def remove_abandoned(folder: Path, name: str = "*") -> int:
     """
     freed = 0
     pattern = name if name == "*" else glob.escape(name[:100])
-    for partial in folder.glob(f".{pattern}.*{_PARTIAL}"):
+    for partial in folder.glob(f".{pattern}.*{PARTIAL}"):
+        if partial.is_symlink() or not partial.is_file():
+            continue
         try:
             with partial.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

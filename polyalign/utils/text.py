@@ -14,7 +14,8 @@ from rich.text import Text
 # U+200C and U+200D stay: Persian and the languages of India need them.
 _UNSAFE = regex.compile(r"[\p{Cc}\p{Cs}\p{Zl}\p{Zp}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
 _NOT_IN_NAMES = regex.compile(r"[^\p{L}\p{M}\p{N}._+=@-]+")
-_MARKDOWN = regex.compile(r"[\\`*|]|(?<=\])\(")
+_MARKDOWN = regex.compile(r"[\\`*|~]|(?<=\])\(|(?<!\w)_|_(?!\w)")
+_ADDRESS = regex.compile(r"(?i)(https?|ftp|mailto|www)([:.])")  # shown as links without any markup
 _NUMBER = regex.compile(r"[-+]?[0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?")
 _LONGEST_NAME = 100  # bytes; file systems allow 255, and endings are added
 
@@ -53,7 +54,8 @@ def for_markdown(text: object) -> str:
     """Return text as one line of Markdown that is shown as it is: without markup, links and HTML."""
     plain = clean(text).replace("&", "&amp;").replace("<", "&lt;")
     escaped: str = _MARKDOWN.sub(r"\\\g<0>", plain)
-    return escaped
+    shown: str = _ADDRESS.sub(lambda found: f"{found[1]}&#{ord(found[2])};", escaped)
+    return shown
 
 
 def for_spreadsheet(value: object) -> object:

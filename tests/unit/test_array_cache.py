@@ -118,7 +118,7 @@ def test_only_files_of_the_cache_are_listed_and_deleted(folder, tmp_path):
     (folder / f"{OTHER}.array").symlink_to(outside)
     (folder / f"text-5-{'c' * 24}.array").mkdir()
     (folder / f"text-5-{'d' * 24}.array").write_bytes(b"damaged")
-    (folder / f".{OTHER}.array.abcd_123.partial").write_bytes(b"left by a killed process")
+    (folder / f".{OTHER}.array.abcd_123.polyalign-partial").write_bytes(b"left by a killed process")
     assert [card.name for card in array_cache.cards()] == [NAME]
     assert array_cache.find(OTHER) is None
     size = (folder / f"{NAME}.array").stat().st_size

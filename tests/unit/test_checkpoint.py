@@ -237,3 +237,16 @@ def test_the_places_of_towers_and_data_may_be_edited_and_nothing_else(tmp_path):
     (tmp_path / checkpoint.RECIPE).write_text(text.replace("seed = ", "seed = 1"))
     with pytest.raises(UserError, match=r"recipe.toml was changed after .* only the places of towers and data may be"):
         checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("link", ["tokenizer", "tokenizer/tokenizer.json"])
+def test_a_link_in_place_of_the_tokenizer_is_refused_and_its_target_kept(link, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "tokenizer.json").write_text("precious")
+    place = tmp_path / "run" / link
+    place.parent.mkdir(parents=True)
+    place.symlink_to(mine / "tokenizer.json" if "/" in link else mine)
+    with pytest.raises(UserError, match="is a link, whose target would be overwritten"):
+        saved(tmp_path / "run")
+    assert (mine / "tokenizer.json").read_text() == "precious"

@@ -178,7 +178,7 @@ def test_a_tower_without_a_head_gets_a_new_one_only_if_asked(config: Config, tmp
     bare = config.model_copy(update={"model": str(tiny.text()), "max_steps": 2})
     with pytest.raises(UserError, match=r"no masked-language-model head .* add --set new_head=true"):
         pretrain_text(bare, tmp_path / "out")
-    assert not {path.name for path in (tmp_path / "out").iterdir()} - {*LOCK_FILES}
+    assert not {path.name for path in (tmp_path / "out").glob("*")} - {*LOCK_FILES}
     allowed = bare.model_copy(update={"new_head": True})
     first, second = (pretrain_text(allowed, tmp_path / name) for name in ("a", "b"))
     assert first == second
@@ -248,6 +248,7 @@ def test_a_folder_in_use_and_a_link_in_place_of_the_checkpoints_are_refused(conf
         pretrain_text(config, tmp_path / "out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "settings.json").touch()
+    (tmp_path / "out").mkdir(exist_ok=True)
     (tmp_path / "out" / "checkpoints").symlink_to(tmp_path / "mine")
     with pytest.raises(UserError, match="checkpoints is a symbolic link"):
         pretrain_text(config, tmp_path / "out", resume=True)

@@ -378,11 +378,11 @@ def test_data_that_cannot_be_trained_on_is_an_error_of_one_line(lines, said, tmp
 
 
 def test_leaked_images_can_be_left_out_unless_nothing_is_left(tmp_path, caplog):
-    lines = [*rows("train", "train", "dev", "test"), "003.png,blue,train"]
+    lines = ["000.png,green,train", *rows("train", "train", "dev", "test")[1:], "003.png,blue,train"]
     data = write_captions(tmp_path / "data", lines)
     run = train_into(tmp_path / "run", source={"root": str(data)}, data={"leakage": "exclude"}, optim={"epochs": 1})
     assert run.pairs == 2
-    assert caplog.messages[0].startswith("left out of training: 1 of the 1 image")
+    assert any(one.startswith("left out of training: 1 of the 1 image") for one in caplog.messages)
     write_captions(tmp_path / "all", [*rows("train", "dev", "test"), "001.png,red,train", "002.png,red,train"][1:])
     with pytest.raises(UserError, match="all images are also in a set that is tested on"):
         train_into(tmp_path / "none", source={"root": str(tmp_path / "all")}, data={"leakage": "exclude"})

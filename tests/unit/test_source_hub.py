@@ -179,3 +179,12 @@ def test_a_damaged_card_is_one_line(tmp_path, card):
     with pytest.raises(UserError, match=f'cannot load the dataset "{tmp_path}": ') as caught:
         load(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "files", ["http://127.0.0.1/leak.csv", "zip://a.csv::https://x.example/a.zip", "../../secret.csv", "/etc/passwd"]
+)
+def test_a_card_that_names_data_outside_of_its_folder_is_refused(files, tmp_path):
+    (tmp_path / "README.md").write_text(f'---\nconfigs:\n- config_name: default\n  data_files: "{files}"\n---\n')
+    with pytest.raises(UserError, match="names data outside of its folder"):
+        hub.load_parts(str(tmp_path))

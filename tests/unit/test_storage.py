@@ -156,9 +156,9 @@ def test_a_file_without_a_checksum_is_read_with_a_message(tmp_path, caplog):
 
 
 def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(tmp_path):
-    left = tmp_path / ".x.npy.abc.partial"
+    left = tmp_path / ".x.npy.abc.polyalign-partial"
     left.write_bytes(b"1234")
-    others = tmp_path / ".y.npy.abc.partial"
+    others = tmp_path / ".y.npy.abc.polyalign-partial"
     others.write_bytes(b"12")
 
     def fill(partial):

@@ -89,3 +89,10 @@ def test_formulas_are_text_in_a_spreadsheet(text):
 @pytest.mark.parametrize("cell", ["-0.0123", "+5", "1e-05", "-1.5e+10", -0.5, 3, None, "", "lilt", "20min+1GiB"])
 def test_numbers_and_other_text_are_left_as_they_are_in_a_spreadsheet(cell):
     assert for_spreadsheet(cell) == cell
+
+
+@pytest.mark.parametrize("text", ["_EVIL_", "~~EVIL~~", "*EVIL*", "[a](b)", "`x`", "www.evil.example", "HTTPS://evil"])
+def test_markdown_shows_text_as_it_is(text):
+    shown = for_markdown(text)
+    assert shown != text
+    assert for_markdown("flickr30k_200 and a_b") == "flickr30k_200 and a_b"

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from polyalign.data.trained_images import (
@@ -17,6 +18,7 @@ from polyalign.data.trained_images import (
 from polyalign.evaluation.evaluate import evaluate
 from polyalign.experiments.run_folders import train_into
 from polyalign.utils.errors import UserError
+from polyalign.utils.storage import load_tensors, save_tensors
 from tests import tiny
 
 
@@ -81,3 +83,28 @@ def test_images_that_are_drawn_have_ids_alone(tmp_path):
     drawn = [type("Drawn", (), {"open": image.open, "key": image.key})() for image in table.images]
     save_trained_images(tmp_path, type(table)(**{**vars(table), "images": tuple(drawn)}))
     assert load_trained_images(tmp_path).image_ids == table.image_ids
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"ids": None},
+        {"ids": "{"},
+        {"ids": "3"},
+        {"ids": '["x", "x"]'},
+        {"index": torch.tensor([10**6])},
+        {"bits": torch.ones(2, 8)},
+        {"bits": None},
+        {"thumbs": torch.zeros(1, 3, dtype=torch.uint8)},
+    ],
+)
+def test_a_list_that_was_edited_with_its_checksum_is_one_line(change, tmp_path):
+    save_trained_images(tmp_path, tiny.table())
+    tensors, facts = load_tensors(tmp_path / TRAINED_IMAGES)
+    for name, value in change.items():
+        held = facts if name == "ids" else tensors
+        held.pop(name)
+        held |= {} if value is None else {name: value}
+    save_tensors(tmp_path / TRAINED_IMAGES, tensors, facts)
+    with pytest.raises(UserError, match=f"{TRAINED_IMAGES} is not a list of training images"):
+        load_trained_images(tmp_path)

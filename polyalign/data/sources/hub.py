@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
+from huggingface_hub import metadata_load
 
 from polyalign.config.language import Lang
 from polyalign.data.image_prints import key
@@ -110,6 +113,7 @@ def load_parts(dataset: str, subset: str | None = None, revision: str | None = N
     """
     folder = Path(dataset)
     with _loading(dataset):
+        _check_card(folder)
         if (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file():
             loaded = datasets.load_from_disk(str(folder))
         else:
@@ -122,16 +126,39 @@ def load_parts(dataset: str, subset: str | None = None, revision: str | None = N
     return parts
 
 
+def _check_card(folder: Path) -> None:
+    """Check that the card of a local dataset names only files of its folder: ``datasets`` opens any address.
+
+    Raises:
+        UserError: it names others.
+    """
+    card = folder / "README.md"
+    if not card.is_file():
+        return
+    configs = (metadata_load(card) or {}).get("configs")
+    if outside := re.search(r"\w+://|::|\.\./|['\"]/", json.dumps(configs)):
+        raise UserError(f"{card} names data outside of its folder ({outside[0]}): remove the entry from its metadata")
+
+
 @contextmanager
 def _loading(dataset: str) -> Iterator[None]:
-    """Convert any error of ``datasets``, which lets those of its many file formats through, to a UserError."""
+    """Convert any error of ``datasets``, which lets those of its many file formats through, to a UserError.
+
+    Its own messages, which repeat names of files as they are, are silenced.
+    """
+    before = datasets.logging.get_verbosity()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:
         raise UserError(
             f'cannot load the dataset "{dataset}": {clean(first_line(error), 200)} (offline, use a folder written by '
             "save_to_disk or a dataset that is in the Hugging Face cache)"
         ) from error
+    finally:
+        datasets.logging.set_verbosity(before)
 
 
 def _part(parts: dict[str, datasets.Dataset], config: Config, split: str) -> tuple[str, Config, str | None]:
