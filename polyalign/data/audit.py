@@ -20,7 +20,7 @@ from polyalign.data import image_ids
 from polyalign.data.fetch import is_offline
 from polyalign.data.pairs import Origin, PairTable
 from polyalign.utils.errors import UserError
-from polyalign.utils.text import PlainTable
+from polyalign.utils.plain_table import PlainTable
 
 _BOOTSTRAP = 1000
 _FLORES_MODEL = Path(SACREBLEU_DIR) / "models" / "flores200sacrebleuspm"

@@ -9,7 +9,7 @@ from rich.table import Column
 from polyalign.config.plugins import load_plugin, plugin_names
 from polyalign.data.readers.info import LABELLED, Info, LabelledSet
 from polyalign.utils.errors import UserError, did_you_mean
-from polyalign.utils.text import PlainTable
+from polyalign.utils.plain_table import PlainTable
 
 
 def infos() -> dict[str, Info]:

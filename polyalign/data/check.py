@@ -20,8 +20,9 @@ from polyalign.data.image_check import ImageReport
 from polyalign.data.load import load_table, refuse_unlearnable
 from polyalign.data.pairs import Origin, PairTable
 from polyalign.utils.errors import UserError
+from polyalign.utils.plain_table import PlainTable
 from polyalign.utils.progress import progress, progress_bars
-from polyalign.utils.text import PlainTable, clean
+from polyalign.utils.text import clean
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from polyalign.evaluation import ranking
 from polyalign.evaluation.results import Direction, Retrieval, Run, Score
-from polyalign.utils.text import PlainTable
+from polyalign.utils.plain_table import PlainTable
 
 RECALL_NAMES = [f"{way} R@{k}" for way in ("t→i", "i→t") for k in ranking.RECALL_AT] + ["mean recall"]
 

@@ -13,7 +13,7 @@ from polyalign.config.resolve import resolve
 from polyalign.models.build import build_aligner
 from polyalign.models.towers.base import ValuesNeededError
 from polyalign.utils.errors import UserError
-from polyalign.utils.text import PlainTable
+from polyalign.utils.plain_table import PlainTable
 
 
 class Row(BaseModel):

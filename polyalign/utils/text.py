@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import regex
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
 
 # Control characters, lone surrogates, line separators, and marks that reorder the text around them. The joiners
 # U+200C and U+200D stay: Persian and the languages of India need them.
-_UNSAFE = regex.compile(r"[\p{Cc}\p{Cs}\p{Zl}\p{Zp}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
+UNSAFE = regex.compile(r"[\p{Cc}\p{Cs}\p{Zl}\p{Zp}\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
 _NOT_IN_NAMES = regex.compile(r"[^\p{L}\p{M}\p{N}._+=@-]+")
 _MARKDOWN = regex.compile(r"[\\`*|~]|(?<=\])\(|(?<!\w)_|_(?!\w)")
 _ADDRESS = regex.compile(r"(?i)(https?|ftp|mailto|www)([:.])")  # shown as links without any markup
@@ -25,13 +21,13 @@ def clean(text: object, limit: int | None = None) -> str:
 
     Everything printed that comes from a file goes through this function.
     """
-    line: str = " ".join(_UNSAFE.sub(" ", str(text)).split())
+    line: str = " ".join(UNSAFE.sub(" ", str(text)).split())
     return line if limit is None or len(line) <= limit else f"{line[: limit - 1]}…"
 
 
 def json_text(text: str) -> str:
     """Return the text of a JSON document with the characters that ``clean`` removes as escapes, except line breaks."""
-    escaped: str = _UNSAFE.sub(
+    escaped: str = UNSAFE.sub(
         lambda found: "".join(char if char == "\n" else f"\\u{ord(char):04x}" for char in found[0]), text
     )
     return escaped
@@ -64,16 +60,3 @@ def for_spreadsheet(value: object) -> object:
         return value
     line = clean(value)
     return f"'{line}" if line.startswith(tuple("=+-@＝＋－＠")) and not _NUMBER.fullmatch(line) else line
-
-
-class PlainTable(Table):
-    """A table for the terminal that shows text as it is, without markup and control characters."""
-
-    def __init__(self, *headers: Any, title: str | None = None, caption: str | None = None, **options: Any) -> None:
-        """Make an empty table, with ``rich.table.Table``'s options; only ``caption`` can have several lines."""
-        notes = [escape(clean(line)) for line in caption.split("\n")] if caption else []
-        super().__init__(*headers, title=title and escape(clean(title)), caption="\n".join(notes) or None, **options)
-
-    def add_row(self, *cells: Any, **options: Any) -> None:
-        """Add a row of texts."""
-        super().add_row(*(Text(_UNSAFE.sub(" ", cell)) for cell in cells), **options)

@@ -8,7 +8,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from polyalign.utils.text import PlainTable, clean, for_markdown, for_spreadsheet, safe_stem
+from polyalign.utils.plain_table import PlainTable
+from polyalign.utils.text import clean, for_markdown, for_spreadsheet, safe_stem
 
 
 @given(st.text())
