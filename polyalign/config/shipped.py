@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from polyalign.config.values import check_values
 from polyalign.utils.errors import UserError, did_you_mean
+from polyalign.utils.files import check_is_file
 from polyalign.utils.text import clean
 
 Kind = Literal["recipes", "langs", "suites"]
@@ -55,8 +56,7 @@ def read_toml(path: Path) -> dict[str, Any]:
             setting may have.
     """
     try:
-        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-            raise UserError(f"cannot read {clean(path)}: it is not a file")
+        check_is_file(path)
         if path.stat().st_size > _LARGEST:
             raise UserError(f"cannot read {clean(path)}: it is larger than {_LARGEST // 2**20} MiB")
         table = tomllib.loads(path.read_text(encoding="utf-8-sig"))

@@ -24,6 +24,7 @@ from polyalign.evaluation import ranking
 from polyalign.evaluation.intervals import recall_intervals
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError, first_line
+from polyalign.utils.files import check_is_file
 
 DirectionName = Literal["text_to_image", "image_to_text"]
 _MAX_DEPTH = 32
@@ -56,8 +57,7 @@ class Record(BaseModel):
         Raises:
             UserError: the file is missing, is not JSON or does not fit the schema.
         """
-        if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-            raise UserError(f"cannot read {path}: it is not a file")
+        check_is_file(path)
         try:
             raw = from_json(path.read_bytes(), allow_inf_nan=False)
             _check_json(raw)

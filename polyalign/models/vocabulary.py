@@ -27,6 +27,7 @@ from polyalign.config.tower import TextSpec
 from polyalign.models.towers.text_loading import load_encoder, load_tokenizer, path_in_whole, quiet
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError, first_line
+from polyalign.utils.files import check_is_file
 from polyalign.utils.progress import progress
 from polyalign.utils.text import clean
 
@@ -113,8 +114,7 @@ def read_sentences(files: Sequence[Path]) -> list[str]:
     lines: list[str] = []
     for path in files:
         try:
-            if path.exists() and not path.is_file():  # reading a pipe would wait for ever
-                raise UserError(f"cannot read the corpus {path}: it is not a file")
+            check_is_file(path, "the corpus ")
             text = path.read_text(encoding="utf-8-sig")
         except (OSError, ValueError) as error:
             raise UserError(f"cannot read the corpus {clean(path)}: {first_line(error)}") from error

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from polyalign.utils.errors import AbsentError, UserError, did_you_mean
+from polyalign.utils.files import check_is_file
 from polyalign.utils.text import clean
 
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -195,16 +196,6 @@ def _reading(path: Path) -> Iterator[IO[bytes]]:
             yield file
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-
-
-def check_is_file(path: Path) -> None:
-    """Check that a path, if it exists, is a plain file: reading a pipe or a device could take forever.
-
-    Raises:
-        UserError: it is something else.
-    """
-    if path.exists() and not path.is_file():
-        raise UserError(f"cannot read {path}: it is not a file but a folder, pipe or device")
 
 
 def _decode(raw: bytes, path: Path, line: int = 1) -> str:

@@ -14,8 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polyalign.data.readers.files import check_is_file, json_lines, text
+from polyalign.data.readers.files import json_lines, text
 from polyalign.utils.errors import UserError, first_line
+from polyalign.utils.files import check_is_file
 from polyalign.utils.text import clean
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
