@@ -6,6 +6,7 @@ import copy
 import datetime
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import tomli_w
@@ -35,6 +36,24 @@ values = st.recursive(
 )
 json_values = values | st.none()
 toml_values = values | st.just(datetime.datetime(2020, 1, 1)) | st.just(datetime.date(1, 1, 1))
+
+
+def put_in_place(path: Path, how: str, other: Path) -> None:
+    """Replace a file by nothing, another file, a folder, an empty file, or a link."""
+    path.unlink()
+    match how:
+        case "other":
+            path.write_bytes(other.read_bytes())
+        case "folder":
+            path.mkdir()
+        case "empty":
+            path.touch()
+        case "broken link":
+            path.symlink_to("absent")
+        case "loop":
+            path.symlink_to(path.name)
+        case "link out":
+            path.symlink_to(other)
 
 
 @st.composite

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from polyalign.data import image_prints
 from polyalign.utils import array_cache
 from tests.fuzz.harness import Sandbox, cases, sandbox
-from tests.fuzz.mutate import json_file, mutated
+from tests.fuzz.mutate import json_file, mutated, put_in_place
 
 READERS = (
     ("search", "run", "red", "--images", "photos/images"),
@@ -90,17 +90,6 @@ def test_swapped_and_missing_files(world: Path, filled: Path, data: st.DataObjec
     one, other = data.draw(names), data.draw(names)
     with sandbox(world) as box:
         shutil.copytree(filled, box.cache, dirs_exist_ok=True)
-        path = box.cache / one
-        path.unlink()
-        match data.draw(st.sampled_from(("gone", "other", "folder", "empty", "broken link", "link out"))):
-            case "other":
-                shutil.copy(filled / other, path)
-            case "folder":
-                path.mkdir()
-            case "empty":
-                path.touch()
-            case "broken link":
-                path.symlink_to("absent")
-            case "link out":
-                path.symlink_to(box.work / "texts.txt")
+        how = data.draw(st.sampled_from(("gone", "other", "folder", "empty", "broken link", "link out")))
+        put_in_place(box.cache / one, how, box.work / "texts.txt" if how == "link out" else filled / other)
         read(box, data)

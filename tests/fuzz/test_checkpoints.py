@@ -16,7 +16,7 @@ from polyalign.models import checkpoint
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 from tests.fuzz.harness import Sandbox, cases, sandbox
-from tests.fuzz.mutate import NASTY, edited, json_file, mutated, toml
+from tests.fuzz.mutate import NASTY, edited, json_file, mutated, put_in_place, toml
 
 # What reads a run without training anything.
 READERS = (
@@ -75,19 +75,8 @@ def test_swapped_and_missing_files(world: Path, data: st.DataObject) -> None:
     with sandbox(world) as box:
         run = box.work / "run"
         for name in data.draw(st.lists(names, min_size=1, max_size=3, unique=True)):
-            path = run / name
-            path.unlink()
-            match data.draw(st.sampled_from(("gone", "other", "folder", "empty", "broken link", "loop"))):
-                case "other":
-                    path.write_bytes((world / "run" / data.draw(names)).read_bytes())
-                case "folder":
-                    path.mkdir()
-                case "empty":
-                    path.touch()
-                case "broken link":
-                    path.symlink_to("absent")
-                case "loop":
-                    path.symlink_to(path.name)
+            how = data.draw(st.sampled_from(("gone", "other", "folder", "empty", "broken link", "loop")))
+            put_in_place(run / name, how, world / "run" / data.draw(names))
         read(box, data.draw(readers))
 
 
