@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForMaskedLM,
@@ -32,6 +32,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from polyalign.config.language import describe_error
 from polyalign.config.tower import TextSpec
 from polyalign.config.values import Number, Seed, Whole
 from polyalign.models.towers.text_loading import load_tokenizer, quiet
@@ -253,11 +254,13 @@ def _finished(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Pretra
     """Return the record of a finished run to resume in ``out``, or None if there is training to do.
 
     Raises:
-        UserError: ``out`` holds other files, a run with other settings, or a run and ``resume`` is false.
+        UserError: ``out`` holds other files, a run with other settings, a damaged record of one, or a run and
+            ``resume`` is false.
     """
     record, started = out / RECORD, out / _WORK / _SETTINGS
     if record.is_file() and resume:
-        done = Pretrained.model_validate_json(record.read_text(encoding="utf-8"))
+        with _undamaged(record):
+            done = Pretrained.model_validate_json(record.read_bytes())
         _check_same(out, done.settings, settings)
         _remove_checkpoints(out / _WORK)
         return done
@@ -266,10 +269,21 @@ def _finished(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Pretra
     if started.is_file() and not record.is_file():
         if not resume:
             raise UserError(f"{out} holds an interrupted run: continue it with --resume, or use another --out")
-        _check_same(out, json.loads(started.read_text(encoding="utf-8")), settings)
+        with _undamaged(started):
+            theirs = TypeAdapter(dict[str, Any]).validate_json(started.read_bytes())
+        _check_same(out, theirs, settings)
     elif {path.name for path in out.iterdir()} - {*LOCK_FILES}:
         raise UserError(f"{out} already exists: use another --out")
     return None
+
+
+@contextmanager
+def _undamaged(path: Path) -> Iterator[None]:
+    """Name the file of a run that cannot be read."""
+    try:
+        yield
+    except ValidationError as error:
+        raise UserError(f"{path} is damaged ({describe_error(error)}): use another --out") from error
 
 
 def _check_same(out: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:

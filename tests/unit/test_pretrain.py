@@ -458,3 +458,13 @@ def test_the_shipped_tokenizer_splits_as_its_sentencepiece_file_does(lines: list
 
 def shipped() -> torch.nn.Module:
     return AutoModelForMaskedLM.from_pretrained(STARTER / "text", dtype=torch.float32).eval()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'"x"'])
+def test_a_damaged_record_of_a_run_is_one_line(config: Config, tmp_path: Path, content: bytes) -> None:
+    for name in ("pretrained.json", "checkpoints/settings.json"):
+        out = tmp_path / name.partition(".")[0]
+        (out / name).parent.mkdir(parents=True)
+        (out / name).write_bytes(content)
+        with pytest.raises(UserError, match=rf"{name} is damaged \(.*\): use another --out"):
+            pretrain_text(config, out, resume=True)
