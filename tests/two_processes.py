@@ -91,7 +91,7 @@ def main(folder: Path, arguments: list[str]) -> None:
 
 def _note_fillings(path: Path) -> None:
     """Write a line for every store that this process computes."""
-    whole = cache._collect
+    whole = cache._store
 
     def noted(key, *given):  # type: ignore[no-untyped-def]
         with path.open("a", encoding="utf-8") as file:
@@ -99,7 +99,7 @@ def _note_fillings(path: Path) -> None:
         return whole(key, *given)
 
     path.touch()
-    cache._collect = noted
+    cache._store = noted
 
 
 if __name__ == "__main__":

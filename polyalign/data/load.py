@@ -89,7 +89,9 @@ def refuse_unlearnable(train: PairTable) -> None:
     captions = {" ".join(caption.casefold().split()) for caption in train.captions}
     if len(train) == 1 or len(looks) == 1 or len(captions) == 1:
         same = "is one pair" if len(train) == 1 else "is one image" if len(looks) == 1 else "are equal captions"
-        raise UserError(f"{train.name} ({train.lang}): all there is to train on {same}: nothing can be learned from it")
+        more = "; contrastive training needs two pairs or more: allow a larger budget" if len(train) == 1 else ""
+        name = f"{train.name} ({train.lang})"
+        raise UserError(f"{name}: all there is to train on {same}: nothing can be learned from it{more}")
 
 
 def _load_captions(recipe: Recipe, split: str, lang: str | None = None) -> PairTable:

@@ -326,11 +326,8 @@ def check_divisible(recipe: Recipe, pairs: int, processes: int) -> None:
     """Check that each process gets the same number of pairs of a batch.
 
     Raises:
-        UserError: there are fewer than two pairs, or the batch cannot be divided among the processes, and pairs would
-            be dropped.
+        UserError: the batch cannot be divided among the processes, and pairs would be dropped.
     """
-    if pairs < 2:
-        raise UserError("contrastive training needs two pairs or more: allow a larger budget")
     batch = min(recipe.optim.batch_size, pairs)
     if batch % processes:
         raise UserError(

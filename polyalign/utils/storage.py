@@ -74,7 +74,7 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
         raise cannot_write(path, error) from error
     try:
         fill(partial)
-        partial.chmod(stat.S_IMODE(path.stat().st_mode) if path.is_file() else 0o644)
+        partial.chmod(_mode(path))
         partial.replace(path)
     except BaseException as error:
         partial.unlink(missing_ok=True)
@@ -83,6 +83,14 @@ def write(path: Path, fill: Callable[[Path], object]) -> None:
         raise
     finally:
         os.close(handle)
+
+
+def _mode(path: Path) -> int:
+    """Return the permissions of a file that is replaced, which another process may delete meanwhile."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except OSError:
+        return 0o644
 
 
 def _temporary(path: Path) -> tuple[int, Path]:
