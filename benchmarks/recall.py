@@ -56,7 +56,7 @@ def _train(strategy: dict[str, Any], images: int, steps: int, *, cached: bool) -
     with tempfile.TemporaryDirectory() as folder:
         state = loop.run(Path(folder) / train.STATE, resume=False)
     return {
-        "fill_seconds": (loop.features.spent + loop.dev.spent).seconds,
+        "fill_seconds": loop.prepared.seconds,
         "dev_evaluations": [(look.seconds, look.dev_mean_recall) for look in state.dev_evaluations],
         "cuts": loop.aligner.cuts(),
     }

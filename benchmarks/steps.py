@@ -97,7 +97,7 @@ def polyalign(case: Case, size: str, towers: Path, batch: int, steps: int, *, fi
     found: dict[str, Any] = {"seconds": [time.perf_counter() - began], "rows": len(table)}
     if not fill:
         dev = prepare(aligner, table.take_pairs(range(batch)), asked.cache)
-        loop, ticks = Loop(asked, aligner, features, dev, accelerator), [time.perf_counter()]
+        loop, ticks = Loop(asked, aligner, features, [dev], accelerator), [time.perf_counter()]
         timed = shown_by(lambda *_, **__: ticks.append(time.perf_counter()))
         with tempfile.TemporaryDirectory() as folder, timed:
             loop.run(Path(folder) / "state", resume=False)

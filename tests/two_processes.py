@@ -31,7 +31,7 @@ def loop_of(resolved: Recipe) -> Loop:
     """Make a training loop, before its first step."""
     aligner = build_aligner(resolved)
     train, dev = (embed.prepare(aligner, load_table(resolved, split), resolved.cache) for split in ("train", "dev"))
-    return Loop(resolved, aligner, train, dev, Accelerator())
+    return Loop(resolved, aligner, train, [dev], Accelerator())
 
 
 def gradients(resolved: Recipe) -> dict[str, torch.Tensor]:

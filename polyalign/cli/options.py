@@ -24,14 +24,21 @@ app = typer.Typer(
 TRAIN, EVALUATE, DATA, USE, MAINTAIN = "Train", "Evaluate", "Data", "Use", "Maintain"
 
 Lang = Annotated[str, typer.Option(help="Language code, such as sw; each language is a file in langs/.")]
+Langs = Annotated[
+    str | None,
+    typer.Option(
+        help="Language code, such as sw; each language is a file in langs/. Several, separated by commas, are trained "
+        "on together."
+    ),
+]
 Recipe = Annotated[str, typer.Option(help="A shipped recipe, one in ./recipes, or the path of a TOML file.")]
 RecipeFile = Annotated[Path, typer.Argument(help="A resolved recipe: recipe.toml in the folder of a run.")]
 Strategy = Annotated[str | None, typer.Option(help="What to train; see `polyalign strategies`.")]
 Budget = Annotated[
     str | None,
     typer.Option(
-        help="Pairs or time to train with: 1k-pairs, 20min, 10k-pairs+20min. Default: that of the recipe; with --data, "
-        "all pairs."
+        help="Pairs or time to train with: 1k-pairs, 20min, 10k-pairs+20min; of single languages: "
+        "qu=1k-pairs,es=10k-pairs. Default: that of the recipe; with --data, all pairs."
     ),
 ]
 Towers = Annotated[str | None, typer.Option(help="Towers to adapt: both, vision or text.")]
@@ -40,11 +47,24 @@ TextTower = Annotated[str, typer.Option(help="A Hugging Face encoder: a hub name
 DataOption = Annotated[
     str | None, typer.Option("--data", help="A folder with captions and images, or the name of a source.")
 ]
+ParallelText = Annotated[
+    str | None,
+    typer.Option(
+        "--parallel",
+        help="Sentences with their translations: a TSV file, the common path of line-aligned files, a folder in the "
+        "form of FLORES-200, captions, starter, or hub:NAME. If the text does not state its languages: "
+        "--set parallel.langs=[...].",
+    ),
+]
 Images = Annotated[
     Path | None, typer.Option("--images", help="Folder with the photos of a benchmark, under their published names.")
 ]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Skip missing photos and their captions.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Change any key of the recipe: --set optim.lr=3e-4.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of initialisation and batches.")]
+Out = Annotated[
+    Path | None, typer.Option(help="Folder of the run. Default: a folder in ./runs named after the settings.")
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the existing run and start over.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]

@@ -9,25 +9,33 @@ import typer
 
 from polyalign.cli import options
 from polyalign.cli.options import TRAIN, app
+from polyalign.utils.errors import UserError
 from polyalign.utils.text import clean
 
 
 @app.command(rich_help_panel=TRAIN, epilog="Example: polyalign train --lang sw --strategy lilt --budget 1k-pairs")
 def train(
-    lang: options.Lang,
+    lang: options.Langs = None,
     strategy: options.Strategy = None,
     recipe: options.Recipe = "starter",
+    from_: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            help="Folder of a finished run to go on from, with its towers, strategy and settings: on new data, in "
+            "another language, or with parallel text.",
+        ),
+    ] = None,
     budget: options.Budget = None,
     towers: options.Towers = None,
     layers: options.Layers = None,
     data: options.DataOption = None,
     images: options.Images = None,
     allow_missing: options.AllowMissing = False,
-    seed: Annotated[int | None, typer.Option(help="Seed of initialisation and batches.")] = None,
+    parallel: options.ParallelText = None,
+    seed: options.Seed = None,
     set_: options.Set = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of the run. Default: a folder in ./runs named after the settings.")
-    ] = None,
+    out: options.Out = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
     offline: options.Offline = False,
@@ -35,11 +43,52 @@ def train(
 ) -> None:
     """Align two frozen towers on image-caption pairs, and test the result."""
     options.go_offline(offline)
-    from polyalign.experiments.run_folders import default_folder
+    from polyalign.experiments.run_folders import continuation, default_folder
 
     changes = {"budget": budget, "towers": towers, "layers": layers, "data": data, "seed": seed, "images": images}
-    resolved = options.resolve(recipe, lang, strategy, set_, **changes, allow_missing=allow_missing)
+    changes |= {"allow_missing": allow_missing, "parallel": parallel}
+    if from_ is not None:
+        if strategy is not None or recipe != "starter":
+            raise UserError("--from takes the recipe and the strategy of its run: leave out --recipe and --strategy")
+        resolved = continuation(from_, lang, options.overrides(set_, **changes))
+    elif lang is None:
+        raise UserError("name the language with --lang, or the run to go on from with --from")
+    else:
+        resolved = options.resolve(recipe, lang, strategy, set_, **changes)
     _train(out or default_folder(resolved, recipe), resolved, resume=resume, overwrite=overwrite, as_json=as_json)
+
+
+@app.command(
+    rich_help_panel=TRAIN,
+    epilog="Example: polyalign distill --teacher runs/english --lang qu --parallel qu-en.tsv --strategy lora",
+)
+def distill(
+    teacher: Annotated[Path, typer.Option(help="Folder of a finished run in a language of the parallel text.")],
+    lang: Annotated[str, typer.Option(help="Language to teach, or several separated by commas.")],
+    parallel: options.ParallelText = None,
+    strategy: Annotated[str, typer.Option(help="What to train in the text tower; see `polyalign strategies`.")] = "lit",
+    layers: options.Layers = None,
+    seed: options.Seed = None,
+    set_: options.Set = None,
+    out: options.Out = None,
+    resume: options.Resume = False,
+    overwrite: options.Overwrite = False,
+    offline: options.Offline = False,
+    as_json: options.Json = False,
+) -> None:
+    """Teach the text tower of a finished run another language from parallel sentences, without images.
+
+    Each sentence is trained to have the vector that the teacher gives to its translation in the pivot language. The
+    vision side is that of the teacher; images are used only to test the result.
+    """
+    options.go_offline(offline)
+    from polyalign.experiments.run_folders import default_folder, distillation
+
+    changes = options.overrides(set_, parallel=parallel, layers=layers, seed=seed)
+    resolved = distillation(teacher, lang, strategy, changes)
+    _train(
+        out or default_folder(resolved, resolved.name), resolved, resume=resume, overwrite=overwrite, as_json=as_json
+    )
 
 
 @app.command(
@@ -90,7 +139,9 @@ def _train(folder: Path, recipe: Any, *, resume: bool, overwrite: bool, as_json:
         options.print_json(run.model_dump(mode="json"))
         return
     terminal = options.console()
-    terminal.print(tables.retrieval_table(run.test[0], run.untrained, label=run.strategy))
+    before = "untrained projection" if recipe.parent is None and recipe.teacher is None else "before"
+    for own in map(run.in_language, run.langs):
+        terminal.print(tables.retrieval_table(own.test[0], own.untrained, label=run.strategy, before=before))
     terminal.print(tables.run_facts(run))
     print(f"\ncheckpoint: {clean(folder)}\nnext:")
     for line in next_commands(folder, run):

@@ -91,6 +91,25 @@ def parse_budgets(text: str) -> tuple[Budget, ...]:
     return found
 
 
+def split_by_language(text: str) -> tuple[dict[str, str], str]:
+    """Split ``qu=1k-pairs,es=10k-pairs+20min`` into the pairs of single languages and the rest.
+
+    Raises:
+        UserError: a language has two budgets, or one that is not a number of pairs.
+    """
+    by_lang: dict[str, str] = {}
+    rest = []
+    for part in text.replace(",", "+").split("+"):
+        lang, equals, budget = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            rest.append(part)
+        elif lang in by_lang or not isinstance(parse_budget(budget), PairBudget):
+            raise UserError(f'"{clean(text, 80)}": give each language one number of pairs, as in qu=1k-pairs')
+        else:
+            by_lang[lang] = str(parse_budget(budget))
+    return by_lang, "+".join(rest)
+
+
 def _in_largest_unit(amount: float, units: dict[str, int]) -> str:
     """Write an amount in the largest of the ascending units that divides it, else in the smallest."""
     fitting = [unit for unit, size in units.items() if amount % size == 0]

@@ -9,14 +9,17 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from polyalign.config import source_spec
-from polyalign.config.budget import PairBudget, TimeBudget, parse_budgets
+from polyalign.config.budget import PairBudget, TimeBudget, parse_budgets, split_by_language
 from polyalign.config.language import describe_error, load_language, unknown_key_hint
 from polyalign.config.plugins import load_plugin, plugin_names
-from polyalign.config.schema import Recipe, merge, nest
+from polyalign.config.schema import Parent, Recipe, merge, nest
 from polyalign.config.shipped import find_shipped, read_toml
 from polyalign.config.values import check_values
 from polyalign.utils.errors import UserError, did_you_mean
 from polyalign.utils.text import clean
+
+RECIPE = "recipe.toml"
+"""The resolved recipe in the folder of a run."""
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -27,8 +30,9 @@ def read_recipe(path: Path) -> Recipe:
 def resolve(name: str, lang: str, strategy: str | None = None, overrides: dict[str, Any] | None = None) -> Recipe:
     """Resolve a recipe for a language and a strategy.
 
-    ``name`` is a shipped recipe, one in ``./recipes``, or a path. Later layers override earlier ones: the recipe that
-    it ``extends``, the recipe, its ``[strategies.<name>]``, the ``[recipe]`` of the language, ``overrides``.
+    ``name`` is a shipped recipe, one in ``./recipes``, or a path. ``lang`` may be several languages to train on
+    together, separated by commas. Later layers override earlier ones: the recipe that it ``extends``, the recipe, its
+    ``[strategies.<name>]``, the ``[recipe]`` of each language, ``overrides``.
 
     Raises:
         UserError: unknown recipe, language, strategy or key, or a value out of range.
@@ -51,16 +55,87 @@ def resolve(name: str, lang: str, strategy: str | None = None, overrides: dict[s
     raw = {key: value for key, value in raw.items() if key not in ("strategies", "languages", "transfer")}
     if chosen != own.get("name"):
         raw["strategy"] = {}
+    first, *also = split_languages(lang)
     layers = (
         {"strategy": {"name": chosen}},
         _section(presets, str(chosen), f"{where}, strategies"),
-        load_language(lang).recipe,
+        *(load_language(code).recipe for code in (first, *also)),
+        {"data": {"also_langs": also}} if also else {},
         overrides,
-        {"lang": lang},
+        {"lang": first},
     )
     for layer in layers:
         raw = merge(raw, layer)
     return validate(raw, where)
+
+
+def resolve_continuation(parent: Parent, lang: str | None, overrides: dict[str, Any]) -> Recipe:
+    """Resolve a run that goes on from the weights of a finished run, with its recipe as the default.
+
+    Raises:
+        UserError: ``overrides`` change the towers or the strategy, or an unknown language or value.
+    """
+    before = read_recipe(Path(parent.run) / RECIPE)
+    raw = before.table()
+    raw.pop("parallel", None)
+    if before.distils:
+        raw["optim"]["loss"] = "infonce"
+    if lang is not None:
+        first, *also = split_languages(lang)
+        asked = merge(overrides, {"data": {"also_langs": also}, "lang": first})
+        for key in ("budgets", "targets"):
+            raw["data"].pop(key)
+        raw["test"]["languages"] = [code for code in raw["test"]["languages"] if code not in (first, *also)]
+        for code in (first, *also):
+            raw = merge(raw, load_language(code).recipe)
+    else:
+        asked = overrides
+    recipe = validate(merge(raw, {**asked, "parent": parent.model_dump()}), f"the recipe of {parent.run}")
+    for section in ("vision", "text", "projection", "strategy"):
+        if getattr(recipe, section) != getattr(before, section):
+            raise UserError(f"--from goes on with the towers and the strategy of {parent.run}: leave out {section}")
+    return recipe
+
+
+def resolve_distillation(teacher: Recipe, run: Parent, lang: str, strategy: str, overrides: dict[str, Any]) -> Recipe:
+    """Resolve a run whose text tower learns from the vectors of a finished run, with the recipe of that as the default.
+
+    Raises:
+        UserError: an unknown strategy, language or value, or ``overrides`` change the vision side.
+    """
+    raw = teacher.table()
+    for key in ("parent", "parallel", "strategy"):
+        raw.pop(key, None)
+    first, *also = split_languages(lang)
+    vision = teacher.strategy if teacher.teacher is None else teacher.teacher.strategy
+    known = [teacher.lang, *teacher.data.also_langs, *teacher.test.languages]
+    fixed = {"lang": first, "strategy": {"name": strategy, "towers": "text"}}
+    usual: dict[str, Any] = {
+        "teacher": {**run.model_dump(), "strategy": vision},
+        "data": {"also_langs": also, "budget": None, "budgets": {}, "targets": []},
+        "optim": {"loss": "mse"},
+        "train": {"max_seconds": None, "max_memory_bytes": None},
+        "test": {"languages": [code for code in dict.fromkeys(known) if code not in (first, *also)]},
+    }
+    raw["data"].pop("budgets")
+    for layer in (usual, *(load_language(code).recipe for code in (first, *also)), overrides, fixed):
+        raw = merge(raw, layer)
+    recipe = validate(raw, f"distillation from {run.run}")
+    if (recipe.vision, recipe.projection) != (teacher.vision, teacher.projection):
+        raise UserError(f"the vision side is that of {run.run}: leave out vision and projection")
+    return recipe
+
+
+def split_languages(text: str) -> list[str]:
+    """Split languages that are trained on together, separated by commas or plus signs.
+
+    Raises:
+        UserError: there is none.
+    """
+    codes = [code.strip() for code in text.replace("+", ",").split(",") if code.strip()]
+    if not codes:
+        raise UserError("--lang is empty: give a language code, such as sw")
+    return codes
 
 
 def _section(raw: dict[str, Any], key: str, where: str) -> dict[str, Any]:
@@ -172,18 +247,20 @@ def gather_overrides(
     seed: int | None = None,
     images: Path | None = None,
     allow_missing: bool = False,
+    parallel: str | None = None,
 ) -> dict[str, Any]:
     """Gather the options of a command into one table of overrides; ``--set`` takes precedence.
 
     ``data`` is the name of a source, or a folder, which the source ``folder`` reads. The budget of a recipe applies to
     the recipe's own data only: other data is used whole unless ``budget`` is given. ``images`` is the folder with the
-    photos of a benchmark; ``allow_missing`` leaves out missing ones.
+    photos of a benchmark; ``allow_missing`` leaves out missing ones. ``parallel`` is parallel text.
 
     Raises:
         UserError: ``data`` is neither a source nor a folder, ``images`` is given for a source that has its photos in
             its root, ``budget`` is not a budget, or an item of ``sets`` is not ``key=value``.
     """
     table: dict[str, Any] = {"train": {"seed": seed}, "strategy": {"towers": towers, "layers": layers}}
+    table["parallel"] = {"text": parallel}
     if data is not None:
         known = plugin_names("sources")
         if data and Path(data).exists():
@@ -214,11 +291,13 @@ def budget_overrides(budget: str) -> dict[str, Any]:
     """
     pairs: str | None = None
     train: dict[str, float] = {}
-    for one in parse_budgets(budget):
+    by_lang, rest = split_by_language(budget)
+    for one in parse_budgets(rest) if rest or not by_lang else ():
         if isinstance(one, PairBudget):
             pairs = str(one)
         elif isinstance(one, TimeBudget):
             train["max_seconds"] = one.seconds
         else:
             train["max_memory_bytes"] = one.bytes
-    return {"data": {"budget": pairs}} | ({"train": train} if train else {})
+    data: dict[str, Any] = {"budget": pairs} | ({"budgets": by_lang} if by_lang else {})
+    return {"data": data} | ({"train": train} if train else {})

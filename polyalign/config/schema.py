@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from polyalign.config.budget import MAX_BYTES, MAX_SECONDS, MemoryBudget, PairBudget, TimeBudget, parse_budget
 from polyalign.config.plugins import load_plugin, plugin_names
@@ -32,15 +32,20 @@ class Projection(_Section):
 class Data(_Section):
     """How much of the source is used, and what is refused.
 
-    ``budget`` (``10k-pairs``) is the size of a random subset, drawn with ``data_seed`` independently of the training
-    seed. ``max_corrupt`` is the share of unreadable images above which training is refused. ``leakage`` says what to do
-    with images of train that are also in dev or test, and of dev that are in test. ``keep_out`` lists further test sets
-    to treat like test, each as the ``name`` of a source with its options. ``views`` trains on this number of random
-    crops of each image instead of the plain image, one per epoch in turn. ``mirror`` flips half of the crops, which
-    makes "left" and "right" in a caption wrong.
+    ``also_langs`` are further languages whose pairs are trained on together with those of ``lang``; dev recall is the
+    mean over ``targets``, by default over all of them. ``budget`` (``10k-pairs``) is the size of a random subset of
+    each language, drawn with ``data_seed`` independently of the training seed; ``budgets`` has those of single
+    languages. ``max_corrupt`` is the share of unreadable images above which training is refused. ``leakage`` says what
+    to do with images of train that are also in dev or test, and of dev that are in test. ``keep_out`` lists further
+    test sets to treat like test, each as the ``name`` of a source with its options. ``views`` trains on this number of
+    random crops of each image instead of the plain image, one per epoch in turn. ``mirror`` flips half of the crops,
+    which makes "left" and "right" in a caption wrong.
     """
 
+    also_langs: tuple[Code, ...] = ()
+    targets: tuple[Code, ...] = ()
     budget: str | None = None
+    budgets: dict[Code, str] = {}
     data_seed: Seed = 0
     max_corrupt: Share = 0.01
     leakage: Literal["refuse", "exclude", "allow"] = "refuse"
@@ -48,15 +53,16 @@ class Data(_Section):
     views: Whole | None = Field(None, gt=0, le=1_000)
     mirror: bool = False
 
-    @field_validator("budget")
+    @field_validator("budget", "budgets")
     @classmethod
-    def _pairs(cls, value: str | None) -> str | None:
-        try:
-            counts_pairs = value is None or isinstance(parse_budget(value), PairBudget)
-        except UserError as error:
-            raise ValueError(str(error)) from error
-        if not counts_pairs:
-            raise ValueError(f"not a number of pairs (10k-pairs): pass {value} as --budget")
+    def _pairs(cls, value: str | dict[str, str] | None) -> str | dict[str, str] | None:
+        for one in value.values() if isinstance(value, dict) else [value] if value is not None else []:
+            try:
+                counts_pairs = isinstance(parse_budget(one), PairBudget)
+            except UserError as error:
+                raise ValueError(str(error)) from error
+            if not counts_pairs:
+                raise ValueError(f"not a number of pairs (10k-pairs): pass {one} as --budget")
         return value
 
     @field_validator("keep_out")
@@ -72,11 +78,13 @@ class Data(_Section):
 class Optim(_Section):
     """AdamW with linear warm-up and cosine decay to ``lr * min_lr_ratio``.
 
+    The loss ``mse`` is for distillation only: between two towers that both train it has no negatives.
+
     ``micro_batch`` limits memory: the towers process this number of pairs at a time, while the loss covers the whole
     batch (GradCache). Training lasts for ``epochs``, but at least ``min_steps``.
     """
 
-    loss: Literal["infonce", "sigmoid"] = "infonce"
+    loss: Literal["infonce", "sigmoid", "mse"] = "infonce"
     lr: Number = Field(1e-3, gt=0, le=1_000)
     min_lr_ratio: Share = 0.1
     weight_decay: Number = Field(0.02, ge=0, le=1_000)
@@ -92,6 +100,9 @@ class Optim(_Section):
 class Train(_Section):
     """The training loop, with ``evals`` evaluations on dev; it stops after ``patience`` of them without improvement.
 
+    A language with ``n`` of the pairs has a share of the batches in proportion to ``n ** (1 / temperature)``: 1 is in
+    proportion to its pairs, a large value gives all languages the same share. The default is that of XLM-R (Conneau et
+    al. 2020: an exponent of 0.3).
     ``max_seconds`` limits the training time, including the computation of frozen features, and the learning rate decays
     over that time. Training that needs more than ``max_memory_bytes`` is refused. ``compile`` compiles the trained
     blocks with torch, which takes a minute or more and does not help on a CPU. ``recompute`` is activation
@@ -99,6 +110,7 @@ class Train(_Section):
     """
 
     seed: Seed = 0
+    temperature: Number = Field(3.33, ge=1, le=1e6)
     evals: Whole = Field(20, gt=0, le=100_000)
     patience: Whole = Field(5, gt=0, le=100_000)
     precision: Precision = "auto"
@@ -106,6 +118,39 @@ class Train(_Section):
     recompute: bool = False
     max_seconds: Number | None = Field(None, gt=0, le=MAX_SECONDS)
     max_memory_bytes: Whole | None = Field(None, gt=0, le=MAX_BYTES)
+
+
+class Parallel(_Section):
+    """Parallel sentences, on which the text tower is trained beside the pairs.
+
+    ``text`` is a TSV file, a folder or the common path of line-aligned files, ``captions`` (those of the training
+    images of the recipe's source), ``starter``, or ``hub:NAME`` (see ``polyalign.data.parallel``). ``langs`` are the
+    languages to use, by default all that the text states. Each step takes ``batch_size`` rows, and of each row the
+    sentence in ``pivot`` (default: the language of the run, else the first) and one in another language. Their InfoNCE
+    in the joint space is added to the loss with ``weight``. ``anchor`` is the weight of the cosine distance of the
+    tower's features from those before training. ``sentences`` is the number of rows to draw.
+    """
+
+    text: str = Field(min_length=1, max_length=4_096)
+    langs: tuple[Code, ...] = ()
+    pivot: Code | None = None
+    sentences: Whole | None = Field(None, gt=1, le=10**9)
+    weight: Number = Field(1.0, ge=0, le=1_000)
+    anchor: Number = Field(0.0, ge=0, le=1_000)
+    batch_size: Whole = Field(128, gt=1, le=2**20)
+
+
+class Parent(_Section):
+    """The finished run that training goes on from: its folder, and the SHA-256 of its weights."""
+
+    run: str = Field(min_length=1, max_length=4_096)
+    weights: str = Field(pattern=r"^[0-9a-f]{64}$")
+
+
+class Teacher(Parent):
+    """The finished run whose vision side and joint space a distilled run takes; ``strategy`` is what it trained."""
+
+    strategy: dict[str, Any]
 
 
 class Test(_Section):
@@ -151,6 +196,9 @@ class Recipe(_Section):
     train: Train = Train()
     test: Test = Test()
     cache: Cache = Cache()
+    parallel: Parallel | None = None
+    parent: Parent | None = None
+    teacher: Teacher | None = None
 
     @field_validator("strategy", "source")
     @classmethod
@@ -161,12 +209,49 @@ class Recipe(_Section):
         _, config = _plugin(info.field_name, value)
         return {"name": value["name"], **config.model_dump(mode="json", exclude_none=True)}
 
+    @model_validator(mode="after")
+    def _languages(self) -> Self:
+        langs = self.langs
+        if self.optim.loss == "mse" and not self.distils:
+            raise ValueError("optim.loss: mse is for polyalign distill: choose infonce or sigmoid")
+        if self.distils and self.parallel is None:
+            raise ValueError("teacher: distillation needs parallel sentences (parallel.text)")
+        if len(set(langs)) < len(langs):
+            raise ValueError(f"data.also_langs: a language is named twice ({', '.join(langs)})")
+        for key, codes in (("targets", self.data.targets), ("budgets", tuple(self.data.budgets))):
+            if unknown := next((code for code in codes if code not in langs), None):
+                raise ValueError(f"data.{key}: {unknown} is not trained on (trained on: {', '.join(langs)})")
+        return self
+
+    @property
+    def distils(self) -> bool:
+        """Whether the text tower learns from a teacher's vectors of parallel sentences, and not from pairs."""
+        return self.teacher is not None and self.parent is None
+
+    @property
+    def langs(self) -> tuple[str, ...]:
+        """All languages that are trained on."""
+        return (self.lang, *self.data.also_langs)
+
     @property
     def budget(self) -> str:
         """The budget in the form of ``--budget``; ``all`` if there is none."""
+        if self.distils:
+            return "+".join(["0-pairs", *self.limits])
+        own = {lang: self.pairs_budget(lang) for lang in self.langs}
+        pairs = [own[self.lang]] if not self.data.budgets else [f"{lang}={one or 'all'}" for lang, one in own.items()]
+        return "+".join([*(one for one in pairs if one is not None), *self.limits]) or "all"
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """The budgets of time and memory in the form of ``--budget``."""
         seconds, memory = self.train.max_seconds, self.train.max_memory_bytes
-        limits = (self.data.budget, seconds and TimeBudget(seconds), memory and MemoryBudget(memory))
-        return "+".join(str(limit) for limit in limits if limit is not None) or "all"
+        limits = (seconds and TimeBudget(seconds), memory and MemoryBudget(memory))
+        return tuple(str(limit) for limit in limits if limit is not None)
+
+    def pairs_budget(self, lang: str) -> str | None:
+        """Return the number of pairs to draw in a language; None for all."""
+        return self.data.budgets.get(lang, self.data.budget)
 
     def plugin(self, section: Literal["strategy", "source"]) -> tuple[Any, Any]:
         """Return the module and the ``Config`` of the strategy or the source."""

@@ -19,6 +19,7 @@ from polyalign.data import image_check
 from polyalign.data.image_check import ImageReport
 from polyalign.data.load import load_table, refuse_unlearnable
 from polyalign.data.pairs import Origin, PairTable
+from polyalign.data.scripts import letters_of
 from polyalign.utils.errors import UserError
 from polyalign.utils.plain_table import PlainTable
 from polyalign.utils.progress import progress, progress_bars
@@ -27,8 +28,6 @@ from polyalign.utils.text import clean
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# ISO 15924 codes of writing systems that mix Unicode scripts; every other code is that of one script.
-_MIXED: Final = {"Hans": ("Hani",), "Hant": ("Hani",), "Jpan": ("Hani", "Hira", "Kana"), "Kore": ("Hang", "Hani")}
 _EXAMPLES: Final = 3
 _BATCH: Final = 1000
 _MANY_UNKNOWN: Final = 0.01
@@ -115,7 +114,7 @@ def check(
     images = image_check.inspect_images(table)
     each = np.bincount(table.image_of, minlength=len(table.images)) if table.images else np.zeros(1, dtype=np.int64)
     repeated, shared = _duplicates(table)
-    letters = _letters(lang.script)
+    letters = letters_of(lang.script)
     tokens = None
     if tokenizer is not None:
         lengths, rates = _subwords(table, lang, tokenizer)
@@ -154,21 +153,6 @@ def _duplicates(table: PairTable) -> tuple[list[int], list[int]]:
     rows = rows[rows["text"] != ""]
     shared = rows.groupby("text")["image"].transform("nunique") > 1
     return list(rows.index[rows.duplicated()]), list(rows.index[shared])
-
-
-def _letters(script: str) -> re.Pattern[str] | None:
-    """Return a pattern of one letter of a script (ISO 15924 code), or None if Unicode has no such script.
-
-    Script extensions count: the Japanese prolonged sound mark is a letter of both Hiragana and Katakana.
-    """
-    if script in ("Zinh", "Zyyy", "Zzzz"):  # inherited, common, unknown
-        return None
-    scripts = "".join(rf"\p{{scx={one}}}" for one in _MIXED.get(script, (script,)))
-    try:
-        pattern: re.Pattern[str] = regex.compile(rf"[\p{{L}}&&[{scripts}]]", regex.V1)
-    except regex.error:
-        return None
-    return pattern
 
 
 def _in_other_script(captions: Iterable[str], own: re.Pattern[str]) -> Iterator[int]:

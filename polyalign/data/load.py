@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from polyalign.config.schema import Recipe
 from polyalign.config.source_spec import SourceSpec
 from polyalign.data import image_prints, leakage
 from polyalign.data.image_check import ImageReport, check_images, refuse_corrupt
-from polyalign.data.pairs import PairTable, count_images, stable_hash
+from polyalign.data.pairs import PairTable, count_images, merge, stable_hash
 from polyalign.utils.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -42,25 +43,71 @@ def load_table(recipe: Recipe, split: str, lang: str | None = None) -> PairTable
     return load_source(SourceSpec.flat(recipe.source), lang or recipe.lang, split)
 
 
-def load_tables(recipe: Recipe) -> dict[str, PairTable]:
+@dataclass(frozen=True)
+class Tables:
+    """The data of a run: ``train`` with the pairs of all its languages, ``dev`` and ``test`` by language.
+
+    ``dev`` has the languages whose recall selects the checkpoint.
+    """
+
+    train: PairTable
+    dev: dict[str, PairTable]
+    test: dict[str, PairTable]
+
+    def trained_on(self) -> dict[str, tuple[int, int]]:
+        """Return the numbers of training pairs and images by language."""
+        langs = np.array(self.train.caption_langs or [self.train.lang] * len(self.train))
+        return {
+            lang: (int((langs == lang).sum()), len(np.unique(self.train.image_of[langs == lang])))
+            for lang in dict.fromkeys(langs.tolist())
+        }
+
+
+def load_tables(recipe: Recipe, trained: PairTable | None = None) -> Tables:
     """Load train, dev and test without corrupt images, empty captions and leakage, with the budget drawn from train.
 
-    No training image may be in dev or test, and no dev image in test, since dev selects the checkpoint that is tested.
-    Images of the test sets in ``data.keep_out`` are also kept out of train and dev.
+    No training image may be in dev or test of any language, and no dev image in test, since dev selects the checkpoint
+    that is tested. Images of the test sets in ``data.keep_out`` are also kept out of train and dev. ``trained`` are the
+    images of an earlier run, which may be in train only.
 
     Raises:
         UserError: too many images are corrupt, leakage is found and refused, there are fewer pairs than the budget, or
             the training pairs teach nothing.
     """
-    test = load_split(recipe, "test")
-    others = [_kept_out(SourceSpec.flat(one), recipe.lang) for one in recipe.data.keep_out]
-    dev = _without_leaks(load_split(recipe, "dev"), "dev", [test, *others], recipe)
-    if recipe.data.budget is None:
-        train = _without_leaks(load_split(recipe, "train"), "train", [dev, test, *others], recipe)
-    else:
-        train = _drawn(recipe, recipe.data.budget, [dev, test, *others])
+    test = load_tests(recipe, trained)
+    others = [merge([*test.values()]), *(_kept_out(SourceSpec.flat(one), recipe.lang) for one in recipe.data.keep_out)]
+    dev = {
+        lang: _without_leaks(_unseen(load_split(recipe, "dev", lang), trained, recipe), "dev", others, recipe)
+        for lang in recipe.data.targets or recipe.langs
+    }
+    others = [merge([*dev.values()]), *others]
+    train = merge([_load_train(recipe, lang, others) for lang in recipe.langs])
     refuse_unlearnable(train)
-    return {"train": train, "dev": dev, "test": test}
+    return Tables(train, dev, test)
+
+
+def load_tests(recipe: Recipe, trained: PairTable | None = None) -> dict[str, PairTable]:
+    """Load test in each language of a recipe; see ``load_tables``."""
+    return {lang: _unseen(load_split(recipe, "test", lang), trained, recipe) for lang in recipe.langs}
+
+
+def _unseen(table: PairTable, trained: PairTable | None, recipe: Recipe) -> PairTable:
+    """Exclude, refuse or allow images that an earlier run was trained on, according to ``data.leakage``."""
+    if trained is None or recipe.data.leakage == "allow":
+        return table
+    found = leakage.find_leaks(trained, table)
+    if recipe.data.leakage == "refuse":
+        leakage.refuse(found)
+    if found.leaks:
+        logger.info(f"left out of {table.name}: {found.describe()}")
+    return _not_empty(table.without_images(found.test_ids), "the earlier run was trained on all its images")
+
+
+def _load_train(recipe: Recipe, lang: str, others: Sequence[PairTable]) -> PairTable:
+    budget = recipe.pairs_budget(lang)
+    if budget is None:
+        return _without_leaks(load_split(recipe, "train", lang), "train", others, recipe)
+    return _drawn(recipe, budget, others, lang)
 
 
 def load_split(recipe: Recipe, split: str, lang: str | None = None) -> PairTable:
@@ -105,7 +152,7 @@ def _load_captions(recipe: Recipe, split: str, lang: str | None = None) -> PairT
     return _not_empty(spoken, "no image has a caption that is not blank")
 
 
-def _drawn(recipe: Recipe, pairs: str, others: Sequence[PairTable]) -> PairTable:
+def _drawn(recipe: Recipe, pairs: str, others: Sequence[PairTable], lang: str) -> PairTable:
     """Draw the budget, check only the drawn images, and redraw to replace images that are left out.
 
     The result is the same as if the whole split were checked first, since leaving out an image does not change the
@@ -114,7 +161,7 @@ def _drawn(recipe: Recipe, pairs: str, others: Sequence[PairTable]) -> PairTable
     budget = parse_budget(pairs)
     if not isinstance(budget, PairBudget):
         raise UserError(f"data.budget must be a number of pairs (10k-pairs): pass {pairs} as --budget")
-    table = _load_captions(recipe, "train")
+    table = _load_captions(recipe, "train", lang)
     looked_at: set[str] = set()
     report = ImageReport(images=0, missing=(), corrupt=())
     while True:

@@ -124,7 +124,8 @@ class PairTable:
     ``image_of[c]`` is the index of caption ``c``'s image, so ``(images[image_of[c]], captions[c])`` is pair ``c``.
     An image may have several captions; in a gallery every image has at least one. ``image_ids`` are the ids of the
     dataset: tables that share an id share the image. ``fold_of`` ``(I,)`` is the fold of each image of a gallery whose
-    folds are searched separately.
+    folds are searched separately. In a table of several languages (see ``merge``) ``caption_langs`` has that of each
+    caption, and ``lang`` is the first.
     """
 
     name: str
@@ -135,6 +136,7 @@ class PairTable:
     captions: tuple[str, ...]
     image_of: npt.NDArray[np.int64]
     fold_of: npt.NDArray[np.int64] | None = None
+    caption_langs: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check that the columns are consistent; a mismatch is a bug in the source."""
@@ -146,6 +148,8 @@ class PairTable:
             raise ValueError(f"{len(self.captions)} captions for {len(self.image_of)} image indices")
         if len(self.image_of) and not (0 <= self.image_of.min() and self.image_of.max() < len(self.images)):
             raise ValueError("image_of points outside the images")
+        if self.caption_langs and len(self.caption_langs) != len(self.captions):
+            raise ValueError(f"{len(self.caption_langs)} languages for {len(self.captions)} captions")
         if self.fold_of is not None and len(self.fold_of) != len(self.images):
             raise ValueError(f"{len(self.fold_of)} folds for {len(self.images)} images")
 
@@ -180,6 +184,7 @@ class PairTable:
             image_ids=tuple(self.image_ids[i] for i in kept),
             images=tuple(self.images[i] for i in kept),
             captions=tuple(self.captions[c] for c in index),
+            caption_langs=tuple(self.caption_langs[c] for c in index) if self.caption_langs else (),
             image_of=np.searchsorted(kept, self.image_of[index]),
             fold_of=None if self.fold_of is None else self.fold_of[kept],
         )
@@ -204,6 +209,28 @@ class PairTable:
         ranks = np.empty(len(order), dtype=np.int64)
         ranks[order] = np.arange(len(order)) - np.searchsorted(grouped, grouped)
         return ranks
+
+
+def merge(tables: Sequence[PairTable]) -> PairTable:
+    """Return the pairs of tables of one source in several languages; images with the same id are one image.
+
+    The captions keep the order of the tables, without their folds.
+    """
+    first = tables[0]
+    if len(tables) == 1:
+        return first
+    images = {i: image for table in reversed(tables) for i, image in zip(table.image_ids, table.images, strict=True)}
+    index = {image_id: place for place, image_id in enumerate(images)}
+    return PairTable(
+        name=first.name,
+        lang=first.lang,
+        origin=first.origin,
+        image_ids=tuple(images),
+        images=tuple(images.values()),
+        captions=tuple(caption for table in tables for caption in table.captions),
+        image_of=np.array([index[table.image_ids[i]] for table in tables for i in table.image_of], dtype=np.int64),
+        caption_langs=tuple(table.lang for table in tables for _ in table.captions),
+    )
 
 
 def count_images(count: int) -> str:

@@ -75,6 +75,29 @@ def load_trained_images(folder: Path) -> PairTable | None:
         raise UserError(f"{path} is not a list of training images: {first_line(error)}") from error
 
 
+def join(table: PairTable, earlier: PairTable | None) -> PairTable:
+    """Return a table without captions of the images of both; an image with the same id and look counts once."""
+    if earlier is None:
+        return table
+    index = {image_id: place for place, image_id in enumerate(table.image_ids)}
+    now, then = image_prints.prints(table.images), image_prints.prints(earlier.images)
+    added = {}
+    for place, image_id in enumerate(earlier.image_ids):
+        same = index.get(image_id)
+        if same is not None and _look(now.get(same)) == _look(then.get(place)):
+            continue
+        name = image_id
+        while name in index or name in added:
+            name += " (earlier)"
+        added[name] = earlier.images[place]
+    ids, images = (*table.image_ids, *added), (*table.images, *added.values())
+    return PairTable(table.name, table.lang, table.origin, ids, images, (), np.empty(0, np.int64))
+
+
+def _look(found: Print | None) -> bytes:
+    return b"" if found is None or found.problem is not None else found.thumb.tobytes()
+
+
 def warn_if_trained_on(folder: Path, gallery: PairTable) -> None:
     """Log a warning if images of the gallery were in the training data of the run in ``folder``.
 

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from polyalign.config.language import describe_error, load_language, unknown_key_hint
 from polyalign.config.plugins import load_plugin
-from polyalign.config.resolve import read_recipe, resolve, validate
+from polyalign.config.resolve import RECIPE, read_recipe, resolve, validate
 from polyalign.config.schema import Recipe, merge
 from polyalign.data.load import load_split, load_table
 from polyalign.data.pairs import PairTable
@@ -48,7 +48,7 @@ class Request:
         recipe = None
         if not external_models.is_external(str(model)):
             checkpoint.check_finished(Path(model))
-            recipe = read_recipe(Path(model) / checkpoint.RECIPE)
+            recipe = read_recipe(Path(model) / RECIPE)
         return cls(str(model), recipe, *request)
 
     def codes(self) -> list[str]:

@@ -286,6 +286,13 @@ class Retention(Record):
         return sum(shares) / len(shares) if shares else None
 
 
+class Amount(Record):
+    """A number of training pairs and of their images."""
+
+    pairs: Count
+    images: Count
+
+
 class DevEvaluation(Record):
     """An evaluation on dev: steps and seconds so far, mean loss since the previous one, and mean recall."""
 
@@ -299,14 +306,16 @@ class Run(Record):
     """One training run and its test.
 
     ``recipe`` is the resolved recipe, from which the run can be repeated. ``untrained`` is the test of the same towers
-    with the projections as initialised. The first of ``test`` is in the training language, the others are in languages
-    not trained on. ``pairs`` and ``images`` are numbers of training data, ``pairs_seen`` includes repeats.
-    ``stopped_early`` means that dev recall stopped improving before the planned end. ``seconds`` is the elapsed time of
-    training including the computation of frozen features, ``cpu_seconds`` its processor time over all threads and
-    processes, ``checkpoint_bytes`` the size of the weights. ``tuned`` are the values tried on dev, by key of the
-    recipe, which has the chosen one. ``dev_evaluations`` is the learning curve on dev (``looks`` in older files); the
-    best state is tested. ``retention`` is called ``knowledge`` in older files. ``retries`` is the number of restarts
-    after a worker died.
+    with the projections as initialised, or of the run that training started from. The first of ``test`` are in the
+    languages of ``trained_on``, the others in languages without pairs of their own; ``untrained_in`` has the untrained
+    test in the second and further languages. ``pairs`` and ``images`` are numbers of training data of all languages,
+    ``trained_on`` those of each if there are several, ``pairs_seen`` includes repeats. ``parallel_rows`` is the number
+    of rows of parallel sentences that were trained on. ``stopped_early`` means that dev recall stopped improving before
+    the planned end. ``seconds`` is the elapsed time of training including the computation of frozen features,
+    ``cpu_seconds`` its processor time over all threads and processes, ``checkpoint_bytes`` the size of the weights.
+    ``tuned`` are the values tried on dev, by key of the recipe, which has the chosen one. ``dev_evaluations`` is the
+    learning curve on dev (``looks`` in older files); the best state is tested. ``retention`` is called ``knowledge`` in
+    older files. ``retries`` is the number of restarts after a worker died.
     """
 
     schema_version: Literal[1] = 1
@@ -332,12 +341,48 @@ class Run(Record):
     threads: int
     caption_origin: Origin
     versions: dict[str, str]
+    trained_on: dict[Code, Amount] = {}
+    parallel_rows: int = Field(0, ge=0)
     untrained: Retrieval
+    untrained_in: dict[Code, Retrieval] = {}
     test: tuple[Retrieval, ...] = Field(min_length=1)
     dev_evaluations: tuple[DevEvaluation, ...] = Field((), validation_alias=AliasChoices("dev_evaluations", "looks"))
     tuned: dict[str, tuple[Any, ...]] = {}
     retries: int = 0
     retention: Retention | None = Field(None, validation_alias=AliasChoices("retention", "knowledge"))
+
+    @property
+    def langs(self) -> tuple[str, ...]:
+        """The languages that the run was trained for."""
+        return (self.lang, *self.untrained_in)
+
+    def in_language(self, lang: str) -> Run:
+        """Return this run as one of ``lang``, for the tables of that language.
+
+        Its first test and its numbers of pairs are those of the language, and of the other tests only those in
+        languages that it was not trained for stay. The recipe names the language first and the others sorted.
+        """
+        if len(self.langs) == 1:
+            return self
+        others = sorted(set(self.langs) - {lang})
+        data = dict(self.recipe.get("data", {}))
+        pairs = data.pop("budgets", {}).get(lang, data.get("budget"))
+        data |= {"also_langs": others, "budget": pairs}
+        amount = self.trained_on.get(lang)
+        limits = [part for part in self.budget.split("+") if "pairs" not in part and not part.endswith("all")]
+        first = next(test for test in self.test if test.lang == lang)
+        return self.model_copy(
+            update={
+                "lang": lang,
+                "recipe": {**self.recipe, "lang": lang, "data": data},
+                "budget": "+".join([*([pairs] if pairs else []), *limits]) or "all",
+                "pairs": self.pairs if amount is None else amount.pairs,
+                "images": self.images if amount is None else amount.images,
+                "untrained": self.untrained_in.get(lang, self.untrained),
+                "untrained_in": {},
+                "test": (first, *(test for test in self.test if test.lang not in self.langs)),
+            }
+        )
 
     @property
     def cost_seconds(self) -> float:

@@ -86,13 +86,19 @@ def searched(result: Retrieval) -> str:
     return each if len(sizes) == 1 else f"{len(sizes)}×{each}"
 
 
-def retrieval_table(trained: Retrieval, untrained: Retrieval | None = None, *, label: str = "trained") -> PlainTable:
-    """Compare a result with chance and, if given, the untrained projection: both directions, with intervals."""
+def retrieval_table(
+    trained: Retrieval,
+    untrained: Retrieval | None = None,
+    *,
+    label: str = "trained",
+    before: str = "untrained projection",
+) -> PlainTable:
+    """Compare a result with chance and, if given, that before training: both directions, with intervals."""
     title = f"Retrieval, {trained.gallery}, {trained.lang}: percent found, with 95 % intervals"
     columns = [*(f"R@{k}" for k in ranking.RECALL_AT), "median\nrank"]
     shown = table(title, "", columns, gallery_line(trained))
     chance = trained.chance()
-    results = [(label, trained)] if untrained is None else [("untrained projection", untrained), (label, trained)]
+    results = [(label, trained)] if untrained is None else [(before, untrained), (label, trained)]
     for way, values in (("text_to_image", chance[:3]), ("image_to_text", chance[3:])):
         shown.add_row(way.replace("_", " "), style="bold")
         shown.add_row("  chance", *map(percent, values))
@@ -112,9 +118,10 @@ def run_facts(run: Run) -> Table:
     shown = PlainTable.grid(padding=(0, 2))
     shown.add_column(style="bold")
     shown.add_column()
+    langs = f"language{'s' * (len(run.langs) > 1)}: {', '.join(run.langs)}"
     early = ", stopped early" if run.stopped_early else ""
     facts = {
-        "strategy": f"{run.strategy}, towers: {run.towers}, language: {run.lang}, seed {run.seed}",
+        "strategy": f"{run.strategy}, towers: {run.towers}, {langs}, seed {run.seed}",
         "trainable": f"{share(run.trainable, run.total)} of {run.total:,} parameters",
         "pairs": f"{run.pairs:,} on {run.images:,} images ({run.caption_origin}); {run.pairs_seen:,} seen"
         f" in {counted(run.steps, 'step')}, {run.epochs:g} epoch{'' if run.epochs == 1 else 's'}{early}",

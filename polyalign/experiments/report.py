@@ -34,6 +34,7 @@ def load(folder: Path) -> list[Comparison]:
         UserError: there are no runs, or a file cannot be read.
     """
     runs = load_runs(folder)
+    runs = [run.in_language(lang) for run in runs for lang in run.langs]
     return comparisons(runs, [LeftOut.load_json(path) for path in sorted((folder / LEFT_OUT).glob("*.json"))])
 
 

@@ -14,11 +14,12 @@ from typing import Any
 import xxhash
 
 import polyalign
-from polyalign.config.resolve import budget_overrides, resolve
-from polyalign.config.schema import Recipe, merge
+from polyalign.config.resolve import read_recipe, resolve, resolve_continuation, resolve_distillation
+from polyalign.config.schema import Parent, Recipe, merge
 from polyalign.evaluation.results import Run
 from polyalign.experiments.workers import LOG, RECIPE, RESTARTS
 from polyalign.training import train
+from polyalign.training.inherit import weights_digest
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError, first_line
 from polyalign.utils.lock import LOCK_FILES, locked
@@ -51,7 +52,7 @@ def run_name(recipe: Recipe, recipe_file: str, usual: dict[str, Any] | None = No
     strategy = recipe.strategy
     _, config = recipe.plugin("strategy")
     plain = type(config)()
-    parts = [recipe.name, recipe.lang, strategy["name"]]
+    parts = [recipe.name, "+".join(recipe.langs), strategy["name"]]
     parts += [str(strategy[key]) for key in ("towers", "layers") if strategy[key] != getattr(plain, key)]
     parts += [recipe.budget, f"s{recipe.train.seed}"]
     if _plain(recipe, recipe_file, usual or {}) != recipe:
@@ -64,15 +65,27 @@ def _plain(recipe: Recipe, recipe_file: str, usual: dict[str, Any]) -> Recipe | 
     """Resolve the recipe file with only the settings in the name of a run; None if it needs others."""
     named: dict[str, Any] = {
         "strategy": {key: recipe.strategy[key] for key in ("towers", "layers")},
-        "data": {"budget": None},
-        "train": {"seed": recipe.train.seed, "max_seconds": None, "max_memory_bytes": None},
+        "data": {"budget": recipe.data.budget, "budgets": recipe.data.budgets},
+        "train": {key: getattr(recipe.train, key) for key in ("seed", "max_seconds", "max_memory_bytes")},
     }
-    if recipe.budget != "all":
-        named = merge(named, budget_overrides(recipe.budget))
     try:
-        return resolve(recipe_file, recipe.lang, recipe.strategy["name"], merge(named, usual))
+        return resolve(recipe_file, ",".join(recipe.langs), recipe.strategy["name"], merge(named, usual))
     except UserError:  # e.g. a source without its root: the names of all runs have a digest
         return None
+
+
+def continuation(run: Path, lang: str | None, overrides: dict[str, Any]) -> Recipe:
+    """Resolve a run that goes on from a finished one; see ``resolve_continuation``."""
+    return resolve_continuation(Parent(run=str(run), weights=weights_digest(run)), lang, overrides)
+
+
+def distillation(run: Path, lang: str, strategy: str, overrides: dict[str, Any]) -> Recipe:
+    """Resolve a run whose text tower learns from a finished one; see ``resolve_distillation``.
+
+    The optimiser's settings are those of the strategy in the teacher's recipe file, if there still is one.
+    """
+    parent = Parent(run=str(run), weights=weights_digest(run))
+    return resolve_distillation(read_recipe(run / RECIPE), parent, lang, strategy, overrides)
 
 
 def versioned_digest(recipe: Recipe) -> str:

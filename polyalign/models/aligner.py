@@ -28,7 +28,8 @@ class Aligner(nn.Module):
 
     ``record_trainable`` fixes which parameters train. Cuts, parameter counts, training mode, checkpoints and the
     feature cache follow that record, so that changing ``requires_grad`` on a trained aligner does not make its layers
-    pass for pretrained ones. Without a record, ``requires_grad`` decides.
+    pass for pretrained ones. Without a record, ``requires_grad`` decides. ``inherited`` are frozen parameters that a
+    teacher trained: they are saved with the trainable ones.
     """
 
     def __init__(self, vision: VisionTower, text: TextTower, dim: int, *, bias: bool = False) -> None:
@@ -44,6 +45,7 @@ class Aligner(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(10 if bias else 1 / 0.07)))
         self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if bias else None
         self.inserted: frozenset[str] = frozenset()
+        self.inherited: frozenset[str] = frozenset()
         self._recorded: frozenset[str] | None = None
         self._exact: dict[tuple[str, int], bool] = {}
         self.eval()
@@ -56,14 +58,21 @@ class Aligner(nn.Module):
     def cuts(self) -> tuple[int, int]:
         """Return for vision and text the first trainable stage; the input of that stage depends on the data alone.
 
-        A stage unlocked after recording lowers the cut; nothing raises it. A cut is used once a small batch has shown
-        that the tower computes the same with it; else the tower is computed whole at every step.
+        Stages that a teacher trained count as trainable. A stage unlocked after recording lowers the cut; nothing
+        raises it. A cut is used once a small batch has shown that the tower computes the same with it; else the tower
+        is computed whole at every step.
         """
-        trainable = [*self.trainable().values(), *(p for p in self.parameters() if p.requires_grad)]
+        changed = {*self.trainable(), *self.inherited}
+        trainable = [one for name, one in self.named_parameters() if name in changed or one.requires_grad]
         return self._proved(self.vision, trainable), self._proved(self.text, trainable)
 
     def encode_image(self, x: torch.Tensor, start: int = 0) -> torch.Tensor:
-        """Return unit vectors ``(B, D)`` for uint8 pixels ``(B, 3, H, W)``, or for the input of stage ``start``."""
+        """Return unit vectors ``(B, D)`` for uint8 pixels ``(B, 3, H, W)``, or for the input of stage ``start``.
+
+        Above the last stage, at ``vision.whole + 1``, the input are vectors of the joint space, returned as they are.
+        """
+        if start > self.vision.whole:
+            return x
         features = self.vision.suffix(x, start)
         return F.normalize(self.vision_projection(features), dim=-1)
 

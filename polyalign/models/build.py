@@ -6,7 +6,8 @@ from pathlib import Path
 
 import torch
 
-from polyalign.config.schema import Recipe
+from polyalign.config.plugins import load_plugin
+from polyalign.config.schema import Recipe, Teacher
 from polyalign.config.tower import Preprocessing
 from polyalign.models.aligner import Aligner
 from polyalign.models.towers.text_loading import build_text
@@ -34,7 +35,23 @@ def build_aligner(
     torch.manual_seed(recipe.train.seed)
     aligner = Aligner(vision, text, recipe.projection.dim, bias=recipe.optim.loss == "sigmoid")
     pretrained_names = {name for name, _ in aligner.named_parameters()}
+    inherited = _apply_teacher(aligner, recipe.teacher) if recipe.teacher is not None else frozenset()
+    before = {name for name, _ in aligner.named_parameters()} if inherited else pretrained_names
     strategy, config = recipe.plugin("strategy")
     strategy.apply(aligner, config)
-    aligner.record_trainable(inserted_beside=pretrained_names)
+    for name, parameter in aligner.named_parameters():
+        if name in inherited:
+            parameter.requires_grad_(False)
+    aligner.record_trainable(inserted_beside=before)
+    aligner.inherited = inherited
     return aligner.eval()
+
+
+def _apply_teacher(aligner: Aligner, teacher: Teacher) -> frozenset[str]:
+    """Apply a teacher's strategy to the vision tower, and return the names of what it trained besides the text side."""
+    strategy = load_plugin("strategies", str(teacher.strategy["name"]))
+    if teacher.strategy["towers"] != "text":
+        options = {key: value for key, value in teacher.strategy.items() if key != "name"}
+        strategy.apply(aligner, strategy.Config(**{**options, "towers": "vision"}))
+    names = [name for name, parameter in aligner.named_parameters() if parameter.requires_grad]
+    return frozenset(name for name in names if not name.startswith("text"))

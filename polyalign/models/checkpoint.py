@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from polyalign.config.language import describe_error
-from polyalign.config.resolve import read_recipe
+from polyalign.config.resolve import RECIPE, read_recipe
 from polyalign.config.schema import Recipe
 from polyalign.config.shipped import read_toml
 from polyalign.config.tower import Preprocessing
@@ -23,11 +23,14 @@ from polyalign.utils.text import clean
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS, RECIPE, TOWERS, TOKENIZER = "model.safetensors", "recipe.toml", "towers.json", "tokenizer"
+WEIGHTS, TOWERS, TOKENIZER = "model.safetensors", "towers.json", "tokenizer"
 FILES = (WEIGHTS, RECIPE, TOWERS, TOKENIZER)
 """All that ``save`` writes into a folder."""
 
-_PLACES = (("vision", "model"), ("vision", "weights"), ("text", "model"), ("source", "root"), ("source", "images"))
+_PLACES = (
+    *(("vision", "model"), ("vision", "weights"), ("text", "model"), ("source", "root"), ("source", "images")),
+    *(("parallel", "text"), ("parent", "run"), ("teacher", "run")),
+)
 
 
 class Towers(BaseModel):
@@ -44,6 +47,8 @@ class Towers(BaseModel):
 def trained_state(aligner: Aligner) -> dict[str, torch.Tensor]:
     """Return what training changes: trainable parameters, and the statistics of norms in training mode.
 
+    Parameters that a teacher trained are among them.
+
     The training mode of the aligner does not change.
     """
     modes = [(module, module.training) for module in aligner.modules()]
@@ -57,7 +62,8 @@ def trained_state(aligner: Aligner) -> dict[str, torch.Tensor]:
     }
     for module, training in modes:
         module.training = training
-    return {**aligner.trainable(), **buffers}
+    inherited = {name: one for name, one in aligner.named_parameters() if name in aligner.inherited}
+    return {**aligner.trainable(), **inherited, **buffers}
 
 
 def save(folder: Path, aligner: Aligner, recipe: Recipe) -> int:
@@ -141,7 +147,7 @@ def load(folder: Path) -> tuple[Aligner, Recipe]:
     tensors, metadata = storage.load_tensors(folder / WEIGHTS)
     _check_files(folder, metadata.get("files"))
     recipe = read_recipe(folder / RECIPE)
-    towers = _read_towers(folder / TOWERS)
+    towers = read_towers(folder)
     try:
         aligner = build_aligner(recipe, preprocessing=towers.preprocessing, tokenizer=folder / TOKENIZER)
     except UserError as error:
@@ -159,7 +165,13 @@ def load(folder: Path) -> tuple[Aligner, Recipe]:
     return aligner.eval(), recipe
 
 
-def _read_towers(path: Path) -> Towers:
+def read_towers(folder: Path) -> Towers:
+    """Read which towers the checkpoint in a folder belongs to.
+
+    Raises:
+        UserError: the file is missing or malformed.
+    """
+    path = folder / TOWERS
     try:
         return Towers.model_validate_json(path.read_bytes())
     except OSError as error:

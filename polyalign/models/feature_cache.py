@@ -130,9 +130,11 @@ def image_features(tower: VisionTower, refs: Sequence[ImageRef], cut: int, confi
 
 @torch.no_grad()
 def caption_features(
-    tower: TextTower, texts: Sequence[str], cut: int, config: Cache, lang: str | None = None
+    tower: TextTower, texts: Sequence[str], cut: int, config: Cache, lang: str | Sequence[str] | None = None
 ) -> CachedFeatures:
     """Return the input of stage ``cut`` of the text tower for these captions, from disk or computed and stored.
+
+    ``lang`` is their language, or that of each of them.
 
     Raises:
         UserError: the store would be larger than ``config.max_gib``.
@@ -165,6 +167,21 @@ def caption_features(
     if cut == tower.whole:
         return CachedFeatures(values, cut, pad=tower.pad, spent=spent, in_bf16=in_bf16)
     return CachedFeatures(values, cut, offsets, flat, tower.pad, spent, in_bf16)
+
+
+def vectors(
+    model: str, texts: Sequence[str], encode: Callable[[], npt.NDArray[np.float32]], config: Cache
+) -> tuple[npt.NDArray[Any], Spent]:
+    """Return the vectors ``(N, D)`` of texts by another model, from disk or from ``encode``, and the cost of computing.
+
+    ``model`` identifies the model and its weights.
+    """
+    digest = hashlib.sha256("\0".join([_FORMAT, "vectors", model, *texts]).encode()).hexdigest()
+
+    def batches(_: str) -> Iterator[Filled]:
+        yield np.arange(len(texts)), encode()
+
+    return _stored(f"text-0-{digest[:24]}", batches, len(texts), len(texts), config, "sentences")
 
 
 class _TooLargeForFloat16(Exception):  # noqa: N818 - it never reaches the user

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import nn
 
@@ -20,12 +22,13 @@ from polyalign.evaluation.intervals import recall_intervals
 from polyalign.evaluation.results import DevEvaluation
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
-from polyalign.models.embed import PairFeatures, embed_features, encode_captions
+from polyalign.models.embed import PairFeatures, SentenceFeatures, embed_features, encode_captions
 from polyalign.training.guards import check_gradients
-from polyalign.training.loss import gather, info_nce, positives, sigmoid
+from polyalign.training.loss import gather, info_nce, positives, sigmoid, squared_distance
 from polyalign.training.not_finite import REASONS, all_finite, reason
 from polyalign.training.optim import adamw, learning_rate, warmup_steps
 from polyalign.training.recompute import compile_blocks, recompute_blocks
+from polyalign.training.sampling import Batches
 from polyalign.training.state import State, load, save
 from polyalign.utils.errors import UserError
 from polyalign.utils.precision import trains_in_bf16
@@ -36,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 _LOSSES_READ_EVERY = 50
 """Steps between two readings of the loss: each reading waits for the GPU."""
+_SENTENCES = 2**32
+"""Part of the seeds of batches of parallel sentences; seeds of runs are smaller."""
 _AGREE_EVERY = 10
 """Steps between two exchanges of clocks and interrupts among several processes."""
 
@@ -63,9 +68,17 @@ class Loop:
     """The training loop. Batch and random numbers of a step depend on (seed, step) alone: a run can be resumed."""
 
     def __init__(
-        self, recipe: Recipe, aligner: Aligner, features: PairFeatures, dev: PairFeatures, accelerator: Accelerator
+        self,
+        recipe: Recipe,
+        aligner: Aligner,
+        features: PairFeatures,
+        dev: Sequence[PairFeatures],
+        accelerator: Accelerator,
+        sentences: SentenceFeatures | None = None,
     ) -> None:
-        """Take a built aligner and the features that its trainable part takes, for train and dev.
+        """Take a built aligner and the features that its trainable part takes, for train and for each dev split.
+
+        ``sentences`` are parallel sentences to train on beside the pairs.
 
         Raises:
             UserError: the batch cannot be divided among the processes.
@@ -74,10 +87,14 @@ class Loop:
         self.aligner = aligner
         self.features = features
         self.dev = dev
+        self.sentences = sentences
         self.accelerator = accelerator
-        self.chance = float(ranking.chance(np.bincount(dev.image_of, minlength=len(dev.images))).mean())
+        self.chance = float(np.mean([_chance(one) for one in dev]))
         self.plan = Plan.of(recipe, len(features.captions))
-        self._order: tuple[int, npt.NDArray[np.int64]] | None = None
+        seed, temperature = recipe.train.seed, recipe.train.temperature
+        self._pairs = Batches(features.lang_of, recipe.optim.batch_size, (seed,), temperature)
+        if sentences is not None and recipe.parallel is not None:
+            self._rows = Batches(np.zeros(len(sentences), np.int64), recipe.parallel.batch_size, (seed, _SENTENCES))
         self._unread: list[torch.Tensor] = []
         self._checked = False
         check_divisible(recipe, len(features.captions), accelerator.num_processes)
@@ -90,7 +107,9 @@ class Loop:
             compile_blocks(aligner)
         self.optimiser = adamw(aligner.trainable(), recipe.optim)
         allowed = recipe.train.max_seconds
-        self.seconds = None if allowed is None else allowed - (features.spent + dev.spent).seconds
+        prepared = [one.spent for one in (features, *dev)] + ([] if sentences is None else [sentences.spent])
+        self.prepared = sum(prepared, Spent())
+        self.seconds = None if allowed is None else allowed - self.prepared.seconds
 
     def run(self, path: Path, *, resume: bool) -> State:
         """Train to the end, until dev has stopped improving, or until the time is over.
@@ -99,9 +118,9 @@ class Loop:
             UserError: the loss is not finite, there is no time to train in, or memory exceeds its bound.
         """
         if self.seconds is not None and self.seconds <= 0:
-            spent = self.features.spent + self.dev.spent
             raise UserError(
-                f"computing the frozen part took {spent.seconds:.0f} s and leaves no time to train: allow more time"
+                f"computing the frozen part took {self.prepared.seconds:.0f} s and leaves no time to train: "
+                "allow more time"
             )
         settings = self.recipe.to_toml()
         state = self._resumed(path, settings) if resume else State()
@@ -153,52 +172,98 @@ class Loop:
 
     def batch(self, step: int) -> npt.NDArray[np.int64]:
         """Return this process's pairs of a step: its share of the batch, from the epoch's seeded permutation."""
-        epoch, place = divmod(step, self.plan.steps_per_epoch)
-        if self._order is None or self._order[0] != epoch:
-            rng = np.random.default_rng((self.recipe.train.seed, epoch))
-            self._order = epoch, rng.permutation(len(self.features.captions))
-        size = self.recipe.optim.batch_size
-        whole = self._order[1][place * size : (place + 1) * size]
-        share = len(whole) // self.accelerator.num_processes
-        return whole[self.accelerator.process_index * share :][:share]
+        return self._share(self._pairs.batch(step))
+
+    def _share(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return this process's share of the rows of a batch."""
+        share = len(rows) // self.accelerator.num_processes
+        return rows[self.accelerator.process_index * share :][:share]
 
     def backward(self, pairs: npt.NDArray[np.int64], seed: int, epoch: int = 0) -> torch.Tensor:
-        """Add the gradients of the global batch's loss, and return it; ``pairs`` is this process's share of the batch.
+        """Add the gradients of the global batch's loss, and return it; ``pairs`` is this process's share of it."""
+        return self._backward(
+            pairs,
+            seed,
+            lambda part, own: self._encode(part, own, epoch),
+            lambda made: self.loss(made[0], made[1], pairs),
+        )
+
+    def _backward(
+        self,
+        rows: npt.NDArray[np.int64],
+        seed: int,
+        encode: Callable[[npt.NDArray[np.int64], int], tuple[torch.Tensor, ...]],
+        loss_of: Callable[[Sequence[torch.Tensor]], torch.Tensor],
+    ) -> torch.Tensor:
+        """Add the gradients of a loss of the embeddings of ``rows``, and return it.
 
         With ``optim.micro_batch`` the embeddings are first computed without gradients, the loss gives the gradient of
         each embedding, and then each part of the batch is run again to propagate its own (GradCache, Gao et al.
         2021). Each part is seeded, so that dropout is the same both times.
         """
-        parts = np.array_split(pairs, math.ceil(len(pairs) / (self.recipe.optim.micro_batch or len(pairs))))
+        parts = np.array_split(rows, math.ceil(len(rows) / (self.recipe.optim.micro_batch or len(rows))))
         if len(parts) == 1:
-            loss = self.loss(*self._encode(pairs, seed, epoch), pairs)
+            loss = loss_of(encode(rows, seed))
             self.accelerator.backward(loss)
             return loss.detach()
         with torch.no_grad():
-            made = [self._encode(part, seed + number, epoch) for number, part in enumerate(parts)]
-        image, text = (torch.cat(embeddings).requires_grad_() for embeddings in zip(*made, strict=True))
-        loss = self.loss(image, text, pairs)
+            made = [encode(part, seed + number) for number, part in enumerate(parts)]
+        embedded = [torch.cat(embeddings).requires_grad_() for embeddings in zip(*made, strict=True)]
+        loss = loss_of(embedded)
         self.accelerator.backward(loss)
-        assert image.grad is not None
-        assert text.grad is not None
         start = 0
         for number, part in enumerate(parts):
-            rows = slice(start, start + len(part))
-            torch.autograd.backward(self._encode(part, seed + number, epoch), (image.grad[rows], text.grad[rows]))
+            own = slice(start, start + len(part))
+            again = zip(encode(part, seed + number), embedded, strict=True)
+            taught = [(one, whole.grad[own]) for one, whole in again if one.requires_grad and whole.grad is not None]
+            torch.autograd.backward([one for one, _ in taught], [gradient for _, gradient in taught])
             start += len(part)
         return loss.detach()
 
     def loss(self, image: torch.Tensor, text: torch.Tensor, pairs: npt.NDArray[np.int64]) -> torch.Tensor:
         """Compute the global batch's loss from this process's ``(B, D)`` embeddings of ``pairs``."""
-        image, text = gather(image), gather(text)
-        image_of, caption_of = (
-            gather(torch.from_numpy(of[pairs]).to(self.accelerator.device))
-            for of in (self.features.image_of, self.features.caption_of)
-        )
-        same = positives(image_of, caption_of)
+        if self.recipe.optim.loss == "mse":
+            return squared_distance(image, text)
+        image_of, caption_of = (self._gathered(of[pairs]) for of in (self.features.image_of, self.features.caption_of))
+        return self._contrast(gather(image), gather(text), positives(image_of, caption_of))
+
+    def _contrast(self, one: torch.Tensor, other: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
         if self.aligner.logit_bias is not None:
-            return sigmoid(image, text, self.aligner.scale, self.aligner.logit_bias, same)
-        return info_nce(image, text, self.aligner.scale, same)
+            return sigmoid(one, other, self.aligner.scale, self.aligner.logit_bias, same)
+        return info_nce(one, other, self.aligner.scale, same)
+
+    def _gathered(self, numbers: npt.NDArray[np.int64]) -> torch.Tensor:
+        return gather(torch.from_numpy(numbers).to(self.accelerator.device))
+
+    def backward_sentences(self, step: int, seed: int) -> torch.Tensor:
+        """Add the gradients of the loss of the parallel sentences of a step, and return it."""
+        assert self.sentences is not None
+        rng = np.random.default_rng((self.recipe.train.seed, _SENTENCES, step, 0))
+        rows = self._share(self.sentences.pick(self._rows.batch(step), rng))
+        return self._backward(rows, seed, self._encode_sentences, lambda made: self._sentence_loss(made, rows))
+
+    def _encode_sentences(self, rows: npt.NDArray[np.int64], seed: int) -> tuple[torch.Tensor, ...]:
+        """Return joint-space vectors ``(B, D)`` of the pivot and of the other sentences, then the tower's features."""
+        assert self.sentences is not None
+        torch.manual_seed(seed)
+        aligner, device = self.aligner, self.accelerator.device
+        with torch.autocast(device.type, torch.bfloat16, enabled=trains_in_bf16(self.recipe.train.precision, device)):
+            features = encode_captions(aligner, self.sentences.store, rows.T.ravel(), aligner.text.suffix)
+            joint = F.normalize(aligner.text_projection(features), dim=-1)
+        return *joint.float().chunk(2), *features.float().chunk(2)
+
+    def _sentence_loss(self, made: Sequence[torch.Tensor], rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        pivot, other, *features = made
+        sentences, settings = self.sentences, self.recipe.parallel
+        assert sentences is not None
+        assert settings is not None
+        same = positives(*(self._gathered(sentences.text_of[side]) for side in rows.T))
+        loss = settings.weight * self._contrast(gather(pivot), gather(other), same)
+        if sentences.before is not None:
+            before = torch.from_numpy(sentences.before[rows.T.ravel()]).to(pivot.device)
+            now = torch.cat(features)
+            loss = loss + settings.anchor * (1 - F.cosine_similarity(now, before)).mean()
+        return loss
 
     def _encode(
         self, pairs: npt.NDArray[np.int64], seed: int, epoch: int, aligner: Aligner | None = None
@@ -216,6 +281,8 @@ class Loop:
         rng = np.random.default_rng((self.recipe.train.seed, step, self.accelerator.process_index))
         epoch = step // self.plan.steps_per_epoch
         loss = self.backward(self.batch(step), int(rng.integers(2**62)), epoch)
+        if self.sentences is not None:
+            loss = loss + self.backward_sentences(step, int(rng.integers(2**62)))
         if not self._checked:
             check_gradients(self.aligner)
             self._checked = True
@@ -271,22 +338,25 @@ class Loop:
         state.finished = since_best >= self.recipe.train.patience
 
     def _dev_mean_recall(self) -> tuple[float, float]:
-        """Return the mean recall on dev and the upper limit of its confidence interval.
+        """Return the mean recall on dev and the upper limit of its confidence interval, averaged over the dev splits.
 
         Raises:
             UserError: an embedding is not finite.
         """
+        measured = np.array([self._recall_on(one) for one in self.dev])
+        return float(measured[:, 0].mean()), float(measured[:, 1].mean())
 
+    def _recall_on(self, dev: PairFeatures) -> tuple[float, float]:
         def encode(aligner: Aligner) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-            made = embed_features(aligner.to(self.accelerator.device), self.dev, rows_at_a_time(self.recipe))
+            made = embed_features(aligner.to(self.accelerator.device), dev, rows_at_a_time(self.recipe))
             return made.images, made.captions
 
         images, captions = encode(self.aligner)
         if not (all_finite(images) and all_finite(captions)):
-            why = REASONS[reason(self.recipe, self.dev, encode)]
+            why = REASONS[reason(self.recipe, dev, encode)]
             raise UserError(f"the embeddings of the dev split are not finite: {why}")
-        ranked = ranking.both_directions(images, captions, self.dev.image_of)
-        hits = ranking.gather_hits(ranked[0].rank, ranked[1].rank, self.dev.image_of)
+        ranked = ranking.both_directions(images, captions, dev.image_of)
+        hits = ranking.gather_hits(ranked[0].rank, ranked[1].rank, dev.image_of)
         recall = recall_intervals([hits.hits], hits.queries)
         return float(recall.value[-1]), float(recall.high[-1])
 
@@ -322,6 +392,10 @@ class Loop:
             save(path, state, self.aligner, self.optimiser, settings)
 
 
+def _chance(dev: PairFeatures) -> float:
+    return float(ranking.chance(np.bincount(dev.image_of, minlength=len(dev.images))).mean())
+
+
 def check_divisible(recipe: Recipe, pairs: int, processes: int) -> None:
     """Check that each process gets the same number of pairs of a batch.
 
@@ -329,6 +403,8 @@ def check_divisible(recipe: Recipe, pairs: int, processes: int) -> None:
         UserError: the batch cannot be divided among the processes, and pairs would be dropped.
     """
     batch = min(recipe.optim.batch_size, pairs)
+    if recipe.parallel is not None and recipe.parallel.batch_size % processes:
+        raise UserError(f"parallel.batch_size must be a multiple of the {processes} processes")
     if batch % processes:
         raise UserError(
             f"a batch of {batch} pairs cannot be divided among {processes} processes: set optim.batch_size to a "

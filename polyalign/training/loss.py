@@ -40,6 +40,11 @@ def sigmoid(
     return -F.logsigmoid(torch.where(same, logits, -logits)).sum(1).mean()
 
 
+def squared_distance(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    """Mean squared distance of ``(B, D)`` unit vectors, pair by pair, which is ``2 - 2 * cosine``."""
+    return (one - other).square().sum(1).mean()
+
+
 def gather(x: torch.Tensor) -> torch.Tensor:
     """Stack every process's ``(B, ...)`` to ``(world * B, ...)``; gradients flow back to where a row was made.
 

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from polyalign.config.schema import Recipe
-from polyalign.data.load import load_split, load_table, load_tables
+from polyalign.data.load import load_split, load_table
 from polyalign.data.pairs import PairTable
 from polyalign.data.trained_images import TRAINED_IMAGES, save_trained_images
 from polyalign.evaluation.results import Retention, Retrieval, Run
@@ -21,10 +21,12 @@ from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
 from polyalign.models.embed import PairFeatures, embed_features, prepare
 from polyalign.training.guards import rehearse
-from polyalign.training.loop import Loop, check_divisible, rows_at_a_time
+from polyalign.training.inherit import inherit
+from polyalign.training.inputs import Inputs, of_pairs, of_teacher
+from polyalign.training.loop import Loop, rows_at_a_time
 from polyalign.training.recompute import check_blocks
 from polyalign.training.state import State
-from polyalign.utils.process import one_first, peak_memory, processes
+from polyalign.utils.process import peak_memory, processes
 from polyalign.utils.versions import versions
 
 RESULT, STATE = "result.json", "state.safetensors"
@@ -52,11 +54,14 @@ def train(recipe: Recipe, out: Path, *, resume: bool) -> Run | None:
         peak = peak_memory(loop.accelerator.device)
         checkpoint.restore(aligner, state.best, "the best state")
         size = checkpoint.save(out, aligner, recipe)
-        tested = (start.test(), *_transfer(aligner, recipe))
+        tested = (*start.test(), *_transfer(aligner, recipe))
         kept = _knowledge(aligner, recipe) if recipe.test.knowledge else None
-        facts = {"peak_memory_bytes": peak, "checkpoint_bytes": size, "retention": kept}
-        run = Run(**_facts(loop, state, start.tables["train"]), **facts, untrained=start.untrained, test=tested)
-        save_trained_images(out, start.tables["train"])
+        facts: dict[str, Any] = {"peak_memory_bytes": peak, "checkpoint_bytes": size, "retention": kept}
+        facts["untrained"], *others = start.untrained
+        facts["untrained_in"] = {one.lang: one for one in others}
+        run = Run(**_facts(loop, state, start.inputs), **facts, test=tested)
+        if start.inputs.images is not None:
+            save_trained_images(out, start.inputs.images)
         run.save_json(out / RESULT)
         (out / STATE).unlink(missing_ok=True)
     loop.accelerator.end_training()
@@ -65,16 +70,15 @@ def train(recipe: Recipe, out: Path, *, resume: bool) -> Run | None:
 
 @dataclass(frozen=True)
 class Start:
-    """What exists before the first step: the data, the loop, and the test of the untrained projections."""
+    """What exists before the first step: the data, the loop, and the tests of the untrained projections by language."""
 
-    tables: dict[str, PairTable]
+    inputs: Inputs
     loop: Loop
-    test_features: PairFeatures
-    untrained: Retrieval
+    untrained: list[Retrieval]
 
-    def test(self) -> Retrieval:
-        """Return the test of the aligner in its current state."""
-        return _test(self.loop.aligner, self.test_features, self.tables["test"], rows_at_a_time(self.loop.recipe))
+    def test(self) -> list[Retrieval]:
+        """Return the tests of the aligner in its current state, one for each language that is trained on."""
+        return _tests(self.loop.aligner, self.inputs, self.loop.recipe)
 
 
 def set_up(recipe: Recipe) -> Start:
@@ -89,21 +93,20 @@ def set_up(recipe: Recipe) -> Start:
     processes()
     accelerator = Accelerator(mixed_precision="no")
     aligner = build_aligner(recipe).to(accelerator.device)
+    inherit(aligner, recipe)
     rehearse(aligner)
     check_blocks(aligner, recipe.train)
     for lang in recipe.test.languages:  # read in full after training
         load_table(recipe, "test", lang)
-    tables = load_tables(recipe)
-    check_divisible(recipe, len(tables["train"]), accelerator.num_processes)
-    if cut := aligner.text.count_cut(list(tables["train"].captions)):
-        captions = f"{cut:,} of {len(tables['train']):,} training captions"
-        logger.info(f"{captions} have more than text.max_tokens = {recipe.text.max_tokens} tokens and are cut")
-    with one_first():
-        own = {"train": recipe.data}  # dev and test are always of plain images
-        features = {split: prepare(aligner, table, recipe.cache, own.get(split)) for split, table in tables.items()}
-    untrained = _test(aligner, features["test"], tables["test"], rows_at_a_time(recipe)).without_ranks()
-    loop = Loop(recipe, aligner, features["train"], features["dev"], accelerator)
-    return Start(tables, loop, features["test"], untrained)
+    inputs = of_teacher(recipe, aligner) if recipe.distils else of_pairs(recipe, aligner, accelerator.num_processes)
+    untrained = [one.without_ranks() for one in _tests(aligner, inputs, recipe)]
+    loop = Loop(recipe, aligner, inputs.train, inputs.dev, accelerator, inputs.sentences)
+    return Start(inputs, loop, untrained)
+
+
+def _tests(aligner: Aligner, inputs: Inputs, recipe: Recipe) -> list[Retrieval]:
+    rows = rows_at_a_time(recipe)
+    return [_test(aligner, inputs.test[lang], gallery, rows) for lang, gallery in inputs.galleries.items()]
 
 
 def _test(aligner: Aligner, features: PairFeatures, gallery: PairTable, rows: int) -> Retrieval:
@@ -112,7 +115,7 @@ def _test(aligner: Aligner, features: PairFeatures, gallery: PairTable, rows: in
 
 
 def _transfer(aligner: Aligner, recipe: Recipe) -> list[Retrieval]:
-    """Return the tests in languages that were not trained on."""
+    """Return the tests in languages without training pairs."""
     results = []
     for lang in recipe.test.languages:
         gallery = load_split(recipe, "test", lang)
@@ -126,10 +129,11 @@ def _knowledge(aligner: Aligner, recipe: Recipe) -> Retention:
     return retention.measure(aligner, asked, retention.Config())
 
 
-def _facts(loop: Loop, state: State, pairs: PairTable) -> dict[str, Any]:
+def _facts(loop: Loop, state: State, inputs: Inputs) -> dict[str, Any]:
     """Return the fields of the record that describe the run itself."""
     recipe, (trainable, total) = loop.recipe, loop.aligner.count()
-    spent = state.spent + loop.features.spent + loop.dev.spent
+    spent = state.spent + loop.prepared
+    amounts = inputs.trained_on
     return {
         "recipe": recipe.table(),
         "lang": recipe.lang,
@@ -137,9 +141,11 @@ def _facts(loop: Loop, state: State, pairs: PairTable) -> dict[str, Any]:
         "towers": recipe.strategy["towers"],
         "budget": recipe.budget,
         "seed": recipe.train.seed,
-        "pairs": len(pairs),
-        "images": len(pairs.images),
-        "pairs_seen": state.step * min(recipe.optim.batch_size, len(pairs)),
+        "pairs": sum(one.pairs for one in amounts.values()),
+        "images": len(loop.features.images) // loop.features.views if amounts else 0,
+        "trained_on": amounts if len(amounts) > 1 else {},
+        "parallel_rows": inputs.parallel_rows,
+        "pairs_seen": state.step * min(recipe.optim.batch_size, len(loop.features.captions)),
         "steps": state.step,
         "epochs": round(state.step / loop.plan.steps_per_epoch, 2),
         "stopped_early": state.finished and loop.place(state) < loop.plan.steps,
@@ -149,7 +155,7 @@ def _facts(loop: Loop, state: State, pairs: PairTable) -> dict[str, Any]:
         "cpu_seconds": round(spent.cpu_seconds, 1),
         "device": str(loop.accelerator.device),
         "threads": torch.get_num_threads(),
-        "caption_origin": pairs.origin,
+        "caption_origin": inputs.origin,
         "versions": versions(),
         "dev_evaluations": tuple(state.dev_evaluations),
     }

@@ -285,7 +285,7 @@ def test_pairs_are_the_same_for_every_strategy_and_seed_and_nested_over_budgets(
     drawn: dict[str | None, set[tuple[tuple[str, str], ...]]] = {}
     for cell in wide.cells():
         for seed in (0, 1):
-            table = load_tables(wide.job(cell, seed).recipe)["train"]
+            table = load_tables(wide.job(cell, seed).recipe).train
             images = [table.image_ids[image] for image in table.image_of]
             drawn.setdefault(cell.budget, set()).add(tuple(zip(images, table.captions, strict=True)))
     assert [len(found) for found in drawn.values()] == [1, 1]

@@ -56,7 +56,7 @@ def trained(
     recipe = tiny.resolved(name, **sections, optim={"epochs": 1}, train={"evals": 4})
     aligner = tiny.build_aligner(recipe)
     features = {split: prepare(aligner, tiny.table(split), config) for split in ("train", "dev")}
-    loop = Loop(recipe, aligner, features["train"], features["dev"], Accelerator())
+    loop = Loop(recipe, aligner, features["train"], [features["dev"]], Accelerator())
     state = loop.run(tmp_path / "state", resume=False)
     return [look.loss for look in state.dev_evaluations], {name: p.detach() for name, p in aligner.trainable().items()}
 

@@ -41,19 +41,19 @@ def recipe(folder, **data):
 
 def test_only_what_is_drawn_is_opened(folder, opened):
     tables = load_tables(recipe(folder, budget="10-pairs"))
-    assert len(tables["train"]) == 10
-    assert len(opened) == 24 + 24 + len(tables["train"].images)
+    assert len(tables.train) == 10
+    assert len(opened) == 24 + 24 + len(tables.train.images)
 
 
 def test_a_draw_over_corrupt_and_leaking_images_is_that_of_the_clean_split(folder):
     """Three of the images that would be drawn are corrupt, missing or a dev image: others come in their place."""
-    first = load_tables(recipe(folder, budget="20-pairs"))["train"]
+    first = load_tables(recipe(folder, budget="20-pairs")).train
     corrupt, lost, leaked = (image.path for image in first.images[:3])
     corrupt.write_bytes(b"no image")
     lost.unlink()
     shutil.copy(tiny.table("dev").images[0].path, leaked)
     asked = recipe(folder, budget="20-pairs", max_corrupt=0.2, leakage="exclude")
-    drawn = load_tables(asked)["train"]
+    drawn = load_tables(asked).train
     whole = load_split(asked, "train").without_images([first.image_ids[2]])
     expected = draw(whole, PairBudget(pairs=20), 0)
     assert (drawn.image_ids, drawn.captions) == (expected.image_ids, expected.captions)
@@ -61,7 +61,7 @@ def test_a_draw_over_corrupt_and_leaking_images_is_that_of_the_clean_split(folde
 
 
 def test_corrupt_images_are_a_share_of_those_looked_at(folder):
-    drawn = load_tables(recipe(folder, budget="10-pairs"))["train"]
+    drawn = load_tables(recipe(folder, budget="10-pairs")).train
     drawn.images[0].path.write_bytes(b"no image")
     with pytest.raises(UserError, match=r"1 corrupt .* more than data.max_corrupt = 0.01"):
         load_tables(recipe(folder, budget="10-pairs"))
@@ -73,9 +73,9 @@ def test_a_dev_image_that_is_a_test_image_is_refused_or_left_out(folder, caplog)
     with pytest.raises(UserError, match=r"leakage: 1 of the 24 images"):
         load_tables(recipe(folder))
     tables = load_tables(recipe(folder, leakage="exclude"))
-    assert (len(tables["dev"].images), len(tables["test"].images)) == (23, 24)
+    assert (len(tables.dev["en"].images), len(tables.test["en"].images)) == (23, 24)
     assert any(line.startswith("left out of dev: 1 of the 24") for line in caplog.messages)
-    assert len(load_tables(recipe(folder, leakage="allow"))["dev"].images) == 24
+    assert len(load_tables(recipe(folder, leakage="allow")).dev["en"].images) == 24
 
 
 def test_a_budget_that_is_more_than_is_left_is_refused(folder):

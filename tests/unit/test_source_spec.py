@@ -68,8 +68,8 @@ def test_images_of_another_test_set_are_kept_out_of_training_and_dev(tmp_path, c
     (tmp_path / "captions.csv").write_text("\n".join(rows), encoding="utf-8")
     other = {"keep_out": [{"name": "folder", "root": str(tmp_path)}]}
     tables = data.load_tables(tiny.resolved(data={**other, "leakage": "exclude"}))
-    assert train.image_ids[3] not in tables["train"].image_ids
-    assert dev.image_ids[0] not in tables["dev"].image_ids
+    assert train.image_ids[3] not in tables.train.image_ids
+    assert dev.image_ids[0] not in tables.dev["en"].image_ids
     assert [line.partition(":")[0] for line in caplog.messages] == ["left out of dev", "left out of training"]
     with pytest.raises(UserError, match="1 of the 2 images"):
         data.load_tables(tiny.resolved(data=other))

@@ -29,8 +29,8 @@ STEPS = 12
 
 def loop_for(found: Recipe) -> Loop:
     aligner = tiny.aligner(found.strategy["name"])
-    features = [prepare(aligner, tiny.table(split), found.cache) for split in ("train", "dev")]
-    return Loop(found, aligner, *features, Accelerator())
+    features, dev = (prepare(aligner, tiny.table(split), found.cache) for split in ("train", "dev"))
+    return Loop(found, aligner, features, [dev], Accelerator())
 
 
 @pytest.fixture

@@ -23,8 +23,8 @@ from polyalign.evaluation.results import DevEvaluation, Run
 from polyalign.experiments import run_folders as runs
 from polyalign.models import embed
 from polyalign.models.aligner import Aligner
+from polyalign.training import inputs, train
 from polyalign.training import loop as loop_module
-from polyalign.training import train
 from polyalign.training.loop import Loop, Plan, collapse_alarm
 from polyalign.training.loss import info_nce, sigmoid
 from polyalign.utils import storage
@@ -579,7 +579,7 @@ def test_a_batch_that_processes_cannot_share_evenly_is_refused(monkeypatch):
 
 
 def test_a_batch_that_cannot_be_divided_is_refused_before_features_are_computed(monkeypatch):
-    monkeypatch.setattr(train, "prepare", lambda *_: pytest.fail("features were computed"))
+    monkeypatch.setattr(inputs, "prepare", lambda *_: pytest.fail("features were computed"))
     several = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
     monkeypatch.setattr(train, "Accelerator", lambda **_: several)
     with pytest.raises(UserError, match=r"5 pairs cannot be divided among 2 processes: .*optim\.batch_size=4"):
@@ -597,14 +597,14 @@ def test_a_batch_that_cannot_be_divided_is_refused_before_features_are_computed(
     ],
 )
 def test_bad_settings_are_refused_before_data_is_read(sections, said, monkeypatch):
-    monkeypatch.setattr(train, "load_tables", lambda *_: pytest.fail("data was read"))
+    monkeypatch.setattr(inputs, "load_tables", lambda *_: pytest.fail("data was read"))
     name = "full" if "train" in sections else "lilt"
     with pytest.raises(UserError, match=said):
         train.set_up(tiny.resolved(name, **sections))
 
 
 def test_one_pair_is_refused_before_features_are_computed(monkeypatch):
-    monkeypatch.setattr(train, "prepare", lambda *_: pytest.fail("features were computed"))
+    monkeypatch.setattr(inputs, "prepare", lambda *_: pytest.fail("features were computed"))
     with pytest.raises(UserError, match="needs two pairs or more"):
         train.set_up(tiny.resolved(data={"budget": "1-pair"}))
 

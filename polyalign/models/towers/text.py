@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -133,16 +133,19 @@ class TextTower(Tower):
                 "choose last or mean"
             )
 
-    def tokenize(self, captions: list[str], lang: str | None = None) -> list[list[int]]:
+    def tokenize(self, captions: list[str], lang: str | Sequence[str] | None = None) -> list[list[int]]:
         """Turn captions into token ids with the tower's prompt and special tokens, cut at ``max_tokens``.
 
-        ``lang`` (default: the recipe's language) matters to a tower that is told the language by a token.
+        ``lang`` (default: the recipe's language), one for all captions or one for each, matters to a tower that is told
+        the language by a token.
 
         Raises:
             UserError: such a tower does not know the language.
         """
         if not captions:
             return []
+        if lang is not None and not isinstance(lang, str):
+            return self._tokenize_each(captions, lang)
         if (token := language_token(self.tokenizer, lang or self.lang)) is not None:
             self.tokenizer.src_lang = token
         encoded = self.tokenizer(
@@ -160,6 +163,13 @@ class TextTower(Tower):
                 f"{self.vocabulary:,}"
             )
         return ids
+
+    def _tokenize_each(self, captions: list[str], langs: Sequence[str]) -> list[list[int]]:
+        found: dict[int, list[int]] = {}
+        for code in dict.fromkeys(langs):
+            rows = [row for row, own in enumerate(langs) if own == code]
+            found |= zip(rows, self.tokenize([captions[row] for row in rows], code), strict=True)
+        return [found[row] for row in range(len(captions))]
 
     def _texts(self, captions: list[str]) -> list[str]:
         texts = [self.prompt + caption for caption in captions]
