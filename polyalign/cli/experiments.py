@@ -18,7 +18,11 @@ from polyalign.utils.text import clean
 )
 def compare(
     lang: Annotated[
-        str | None, typer.Option(help="Languages, separated by commas. Default: those of the recipe.")
+        str | None,
+        typer.Option(
+            help="Languages, separated by commas; those joined by a plus are trained on together: qu,qu+es. Default: "
+            "those of the recipe."
+        ),
     ] = None,
     budget: Annotated[
         str | None,
@@ -41,6 +45,13 @@ def compare(
     towers: options.Towers = None,
     layers: options.Layers = None,
     data: options.DataOption = None,
+    parallel: options.ParallelText = None,
+    teacher: Annotated[
+        Path | None,
+        typer.Option(
+            help="Distil the text tower from this finished run with parallel text, instead of training on pairs."
+        ),
+    ] = None,
     tune: Annotated[bool, typer.Option("--tune", help="First tune the learning rate of each strategy on dev.")] = False,
     workers: Annotated[int, typer.Option(min=1, help="Number of parallel runs; with ray, per machine.")] = 1,
     on: Annotated[
@@ -62,9 +73,9 @@ def compare(
     from polyalign.experiments.workers import Pool
     from polyalign.utils.progress import progress_bars
 
-    changes = options.overrides(set_, towers=towers, layers=layers, data=data)
+    changes = options.overrides(set_, towers=towers, layers=layers, data=data, parallel=parallel)
     axes = (comma_separated(recipe), comma_separated(lang), comma_separated(budget), comma_separated(strategies))
-    grid = Grid(*axes, seeds, changes, out, Path("runs") / "compare")
+    grid = Grid(*axes, seeds, changes, out, Path("runs") / "compare", teacher)
     with options.interruptible("continue with the same command"), progress_bars():
         written = run_grid(grid, Pool(workers, on), tune=tune)
     print(*map(clean, written), sep="\n")

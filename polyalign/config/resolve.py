@@ -97,12 +97,13 @@ def resolve_continuation(parent: Parent, lang: str | None, overrides: dict[str, 
     return recipe
 
 
-def resolve_distillation(teacher: Recipe, run: Parent, lang: str, strategy: str, overrides: dict[str, Any]) -> Recipe:
+def resolve_distillation(run: Parent, lang: str, strategy: str, overrides: dict[str, Any]) -> Recipe:
     """Resolve a run whose text tower learns from the vectors of a finished run, with the recipe of that as the default.
 
     Raises:
         UserError: an unknown strategy, language or value, or ``overrides`` change the vision side.
     """
+    teacher = read_recipe(Path(run.run) / RECIPE)
     raw = teacher.table()
     for key in ("parent", "parallel", "strategy"):
         raw.pop(key, None)
@@ -114,6 +115,7 @@ def resolve_distillation(teacher: Recipe, run: Parent, lang: str, strategy: str,
         "teacher": {**run.model_dump(), "strategy": vision},
         "data": {"also_langs": also, "budget": None, "budgets": {}, "targets": []},
         "optim": {"loss": "mse"},
+        **({"parallel": {"pivot": teacher.lang}} if overrides.get("parallel", {}).get("text") else {}),
         "train": {"max_seconds": None, "max_memory_bytes": None},
         "test": {"languages": [code for code in dict.fromkeys(known) if code not in (first, *also)]},
     }
@@ -154,8 +156,8 @@ def recipe_languages(name: str) -> list[str]:
 
 
 def transfer_languages(name: str, lang: str) -> list[str]:
-    """List the languages of a recipe's ``transfer`` other than ``lang``, in which zero-shot transfer is tested."""
-    return [code for code in _codes(name, "transfer") if code != lang]
+    """List the languages of a recipe's ``transfer`` not in ``lang``, in which zero-shot transfer is tested."""
+    return [code for code in _codes(name, "transfer") if code not in split_languages(lang)]
 
 
 def _codes(name: str, key: str) -> list[str]:

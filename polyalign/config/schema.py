@@ -215,7 +215,7 @@ class Recipe(_Section):
         if self.optim.loss == "mse" and not self.distils:
             raise ValueError("optim.loss: mse is for polyalign distill: choose infonce or sigmoid")
         if self.distils and self.parallel is None:
-            raise ValueError("teacher: distillation needs parallel sentences (parallel.text)")
+            raise ValueError("parallel: distillation needs parallel sentences (--parallel TEXT)")
         if len(set(langs)) < len(langs):
             raise ValueError(f"data.also_langs: a language is named twice ({', '.join(langs)})")
         for key, codes in (("targets", self.data.targets), ("budgets", tuple(self.data.budgets))):

@@ -294,11 +294,14 @@ class Amount(Record):
 
 
 class DevEvaluation(Record):
-    """An evaluation on dev: steps and seconds so far, mean loss since the previous one, and mean recall."""
+    """An evaluation on dev: steps and seconds so far, mean loss since the previous one, and mean recall.
+
+    At step 0, before training, there is no loss.
+    """
 
     step: int
     seconds: float
-    loss: float
+    loss: float | None
     dev_mean_recall: float
 
 

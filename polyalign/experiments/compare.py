@@ -16,7 +16,7 @@ from polyalign.evaluation import tables
 from polyalign.evaluation.results import LeftOut, Run
 from polyalign.experiments import report
 from polyalign.experiments.micro_batch import fit
-from polyalign.experiments.run_folders import run_name, versioned_digest
+from polyalign.experiments.run_folders import distillation, run_name, versioned_digest
 from polyalign.experiments.workers import RECIPE, Outcome, Pool, restarts
 from polyalign.training import train
 from polyalign.utils import storage
@@ -106,7 +106,9 @@ class Grid:
     """The product of recipes (names or paths), languages, budgets, strategies and seeds, trained on the same pairs.
 
     By default, languages and budgets are those of each recipe, and strategies are ``STRATEGIES``. ``overrides`` are
-    keys of the recipe to change in all runs, ``out`` is the folder of the results, ``work`` that of the trained runs.
+    keys of the recipe to change in all runs, ``out`` is the folder of the results, ``work`` that of the trained runs. A
+    language may be several that are trained on together (``qu+es``). With ``teacher``, a finished run, the text tower
+    is distilled from it.
     """
 
     recipes: tuple[str, ...]
@@ -117,6 +119,7 @@ class Grid:
     overrides: dict[str, Any]
     out: Path
     work: Path
+    teacher: Path | None = None
 
     def cells(self) -> list[Cell]:
         """Return all cells.
@@ -152,7 +155,12 @@ class Grid:
             usual["optim"] = own["optim"] = {"micro_batch": cell.micro_batch}
         if lr is not None:
             own = merge(own, {"optim": {"lr": lr}})
-        recipe = resolve(cell.recipe, cell.lang, cell.strategy, merge(merge({"test": test}, self.overrides), own))
+        changes = merge(merge({"test": test}, self.overrides), own)
+        if self.teacher is None:
+            recipe = resolve(cell.recipe, cell.lang, cell.strategy, changes)
+        else:
+            changes["data"] = {**changes.get("data", {}), "budget": None}
+            recipe = distillation(self.teacher, cell.lang, cell.strategy, changes)
         name = run_name(recipe, cell.recipe, usual)
         source = self.overrides.get("source", {})
         if "name" in source:  # other data than the recipe's

@@ -68,8 +68,10 @@ def page(lang: str, found: Sequence[Comparison]) -> str:
 
 def _section(comparison: Comparison) -> str:
     costs = ["time", "peak memory", "checkpoint", "retention", "other languages"]
+    parallel = any(run.parallel_rows for run in comparison.runs)
+    costs = ["parallel sentences"] * parallel + costs
     header = ["strategy", "towers", "trainable", *tables.RECALL_NAMES, *costs]
-    rows = [_row(method) for method in comparison.methods]
+    rows = [_row(method, parallel=parallel) for method in comparison.methods]
     untrained = np.mean([[score.value for score in run.untrained.scores] for run in comparison.runs], axis=0)
     for name, values in (("untrained projection", untrained), ("chance", with_mean(comparison.gallery.chance()))):
         rows.append([name, "", "", *map(tables.percent, values.tolist()), *[""] * len(costs)])
@@ -79,14 +81,16 @@ def _section(comparison: Comparison) -> str:
     return "\n".join(parts)
 
 
-def _row(method: Method) -> list[str]:
+def _row(method: Method, *, parallel: bool) -> list[str]:
     first = method.runs[0]
+    sentences = [f"{first.parallel_rows:,}" if first.parallel_rows else ""] * parallel
     label = for_markdown(method.strategy + (f" ({method.options})" if method.options else ""))
     return [
         f"**{label}**" if method.best else label + _MARKS[method.standing],
         method.towers,
         tables.share(first.trainable, first.total),
         *map(tables.percent, method.scores),
+        *sentences,
         tables.duration(method.mean(lambda run: run.cost_seconds)),
         tables.size(method.mean(lambda run: run.peak_memory_bytes)),
         tables.size(method.mean(lambda run: run.checkpoint_bytes)),

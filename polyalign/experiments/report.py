@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 RUNS, LEFT_OUT, FIGURES = "runs", "left-out", "figures"
 INDEX = "README.md"
 
+_NOT_IN_ROWS = {
+    *("recipe", "versions", "tuned", "trained_on", "untrained", "untrained_in", "test", "dev_evaluations", "retention"),
+}
 _COLUMNS = [f"{way}_r{k}" for way in ("text_to_image", "image_to_text") for k in RECALL_AT] + ["mean_recall"]
 
 
@@ -134,7 +137,7 @@ def results(folder: Path) -> DataFrame:
 def _run_row(run: Run) -> dict[str, Any]:
     test, *others = run.test
     return {
-        **run.model_dump(exclude={"recipe", "versions", "tuned", "untrained", "test", "dev_evaluations", "retention"}),
+        **run.model_dump(exclude=_NOT_IN_ROWS),
         "cost_seconds": run.cost_seconds,
         "gallery": test.gallery,
         "gallery_images": test.images,
@@ -180,6 +183,7 @@ def _csv_row(comparison: Comparison, method: Method) -> dict[str, object]:
         "budget": comparison.budget,
         "pairs": first.pairs,
         "caption_origin": first.caption_origin,
+        "parallel_rows": first.parallel_rows,
         "strategy": method.strategy,
         "towers": method.towers,
         "options": method.options,

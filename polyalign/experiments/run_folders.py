@@ -14,7 +14,7 @@ from typing import Any
 import xxhash
 
 import polyalign
-from polyalign.config.resolve import read_recipe, resolve, resolve_continuation, resolve_distillation
+from polyalign.config.resolve import resolve, resolve_continuation, resolve_distillation
 from polyalign.config.schema import Parent, Recipe, merge
 from polyalign.evaluation.results import Run
 from polyalign.experiments.workers import LOG, RECIPE, RESTARTS
@@ -80,12 +80,8 @@ def continuation(run: Path, lang: str | None, overrides: dict[str, Any]) -> Reci
 
 
 def distillation(run: Path, lang: str, strategy: str, overrides: dict[str, Any]) -> Recipe:
-    """Resolve a run whose text tower learns from a finished one; see ``resolve_distillation``.
-
-    The optimiser's settings are those of the strategy in the teacher's recipe file, if there still is one.
-    """
-    parent = Parent(run=str(run), weights=weights_digest(run))
-    return resolve_distillation(read_recipe(run / RECIPE), parent, lang, strategy, overrides)
+    """Resolve a run whose text tower learns from a finished one; see ``resolve_distillation``."""
+    return resolve_distillation(Parent(run=str(run), weights=weights_digest(run)), lang, strategy, overrides)
 
 
 def versioned_digest(recipe: Recipe) -> str:

@@ -23,6 +23,12 @@ from polyalign.utils.errors import UserError
 
 SIGNIFICANCE = 0.05
 _MEAN_RECALL = -1
+# A key of each optional section of a recipe, and what a run that has it is called.
+_OPTIONAL = {
+    "parallel": ("parallel.text", "parallel text"),
+    "parent": ("parent.run", "continued"),
+    "teacher": ("teacher.run", "distilled"),
+}
 
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
@@ -237,10 +243,27 @@ def _options(groups: Sequence[Sequence[Run]]) -> list[str]:
     labels = []
     for kind, own in zip(kinds, flat, strict=True):
         alike = [other for rival, other in zip(kinds, flat, strict=True) if rival == kind]
-        keys = sorted({key for other in alike for key in other if any(o.get(key) != other[key] for o in alike)})
-        differing = [f"{key}={own.get(key)}" for key in keys]
-        labels.append(", ".join([f"recipe {kind[2]}"] * several + differing))
+        labels.append(", ".join([f"recipe {kind[2]}"] * several + _differing(own, alike)))
     return labels
+
+
+def _differing(own: dict[str, Any], alike: Sequence[dict[str, Any]]) -> list[str]:
+    """List the settings of a method that are not those of all methods alike, its optional sections by name."""
+    labels = [f"with {', '.join(own['data.also_langs'])}"] if own.get("data.also_langs") else []
+    for section, (key, label) in _OPTIONAL.items():
+        have = [other for other in alike if key in other]
+        if key in own and len(have) < len(alike):
+            labels.append(label)
+        named = {name for other in have for name in other if name.startswith(f"{section}.")}
+        if key in own:
+            labels += [f"{name}={own.get(name)}" for name in sorted(named) if _varies(name, have)]
+    others = {name for other in alike for name in other if name.partition(".")[0] not in _OPTIONAL}
+    usual = sorted(name for name in others - {"data.also_langs"} if _varies(name, alike))
+    return labels + [f"{name}={own.get(name)}" for name in usual]
+
+
+def _varies(name: str, settings: Sequence[dict[str, Any]]) -> bool:
+    return any(other.get(name) != settings[0].get(name) for other in settings)
 
 
 def _recipe_name(run: Run | LeftOut) -> str:

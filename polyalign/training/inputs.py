@@ -22,7 +22,7 @@ from polyalign.models.aligner import Aligner
 from polyalign.models.embed import PairFeatures, SentenceFeatures, number_distinct, prepare, prepare_sentences
 from polyalign.models.feature_cache import CachedFeatures, caption_features, vectors
 from polyalign.training.inherit import folder_of, trained_images
-from polyalign.training.loop import check_divisible
+from polyalign.training.plan import check_divisible
 from polyalign.utils.errors import UserError
 from polyalign.utils.process import one_first
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,12 @@ from polyalign.evaluation.results import DevEvaluation
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
 from polyalign.models.embed import PairFeatures, SentenceFeatures, embed_features, encode_captions
+from polyalign.training import grad_cache
 from polyalign.training.guards import check_gradients
 from polyalign.training.loss import gather, info_nce, positives, sigmoid, squared_distance
 from polyalign.training.not_finite import REASONS, all_finite, reason
 from polyalign.training.optim import adamw, learning_rate, warmup_steps
+from polyalign.training.plan import Plan, check_divisible, collapse_alarm
 from polyalign.training.recompute import compile_blocks, recompute_blocks
 from polyalign.training.sampling import Batches
 from polyalign.training.state import State, load, save
@@ -43,25 +45,6 @@ _SENTENCES = 2**32
 """Part of the seeds of batches of parallel sentences; seeds of runs are smaller."""
 _AGREE_EVERY = 10
 """Steps between two exchanges of clocks and interrupts among several processes."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Length of a run: all steps, steps per epoch, and the steps after which the dev split is evaluated."""
-
-    steps: int
-    steps_per_epoch: int
-    dev_evaluations: frozenset[int]
-
-    @staticmethod
-    def of(recipe: Recipe, pairs: int) -> Plan:
-        """Count the steps. The last batch of an epoch is dropped if it is not full, unless it is the only one."""
-        per_epoch = max(1, pairs // recipe.optim.batch_size)
-        steps = max(recipe.optim.epochs * per_epoch, recipe.optim.min_steps)
-        dev_evaluations = frozenset(
-            max(1, round(steps * k / recipe.train.evals)) for k in range(1, recipe.train.evals + 1)
-        )
-        return Plan(steps, per_epoch, dev_evaluations)
 
 
 class Loop:
@@ -125,6 +108,8 @@ class Loop:
         settings = self.recipe.to_toml()
         state = self._resumed(path, settings) if resume else State()
         began = Spent.until_now() - state.spent
+        if self.recipe.parent is not None and not state.dev_evaluations:
+            self._evaluate_dev(state)  # the weights of the parent are kept if none are better
         self.aligner.train()
         with ctrl_c_held_back() as pressed:
             while (before := self.place(state)) < self.plan.steps and not state.finished:
@@ -181,44 +166,13 @@ class Loop:
 
     def backward(self, pairs: npt.NDArray[np.int64], seed: int, epoch: int = 0) -> torch.Tensor:
         """Add the gradients of the global batch's loss, and return it; ``pairs`` is this process's share of it."""
-        return self._backward(
+        return grad_cache.backward(
             pairs,
             seed,
             lambda part, own: self._encode(part, own, epoch),
             lambda made: self.loss(made[0], made[1], pairs),
+            self.recipe.optim.micro_batch,
         )
-
-    def _backward(
-        self,
-        rows: npt.NDArray[np.int64],
-        seed: int,
-        encode: Callable[[npt.NDArray[np.int64], int], tuple[torch.Tensor, ...]],
-        loss_of: Callable[[Sequence[torch.Tensor]], torch.Tensor],
-    ) -> torch.Tensor:
-        """Add the gradients of a loss of the embeddings of ``rows``, and return it.
-
-        With ``optim.micro_batch`` the embeddings are first computed without gradients, the loss gives the gradient of
-        each embedding, and then each part of the batch is run again to propagate its own (GradCache, Gao et al.
-        2021). Each part is seeded, so that dropout is the same both times.
-        """
-        parts = np.array_split(rows, math.ceil(len(rows) / (self.recipe.optim.micro_batch or len(rows))))
-        if len(parts) == 1:
-            loss = loss_of(encode(rows, seed))
-            self.accelerator.backward(loss)
-            return loss.detach()
-        with torch.no_grad():
-            made = [encode(part, seed + number) for number, part in enumerate(parts)]
-        embedded = [torch.cat(embeddings).requires_grad_() for embeddings in zip(*made, strict=True)]
-        loss = loss_of(embedded)
-        self.accelerator.backward(loss)
-        start = 0
-        for number, part in enumerate(parts):
-            own = slice(start, start + len(part))
-            again = zip(encode(part, seed + number), embedded, strict=True)
-            taught = [(one, whole.grad[own]) for one, whole in again if one.requires_grad and whole.grad is not None]
-            torch.autograd.backward([one for one, _ in taught], [gradient for _, gradient in taught])
-            start += len(part)
-        return loss.detach()
 
     def loss(self, image: torch.Tensor, text: torch.Tensor, pairs: npt.NDArray[np.int64]) -> torch.Tensor:
         """Compute the global batch's loss from this process's ``(B, D)`` embeddings of ``pairs``."""
@@ -240,7 +194,8 @@ class Loop:
         assert self.sentences is not None
         rng = np.random.default_rng((self.recipe.train.seed, _SENTENCES, step, 0))
         rows = self._share(self.sentences.pick(self._rows.batch(step), rng))
-        return self._backward(rows, seed, self._encode_sentences, lambda made: self._sentence_loss(made, rows))
+        loss_of = partial(self._sentence_loss, rows=rows)
+        return grad_cache.backward(rows, seed, self._encode_sentences, loss_of, self.recipe.optim.micro_batch)
 
     def _encode_sentences(self, rows: npt.NDArray[np.int64], seed: int) -> tuple[torch.Tensor, ...]:
         """Return joint-space vectors ``(B, D)`` of the pivot and of the other sentences, then the tower's features."""
@@ -322,7 +277,7 @@ class Loop:
         measured, high = self._dev_mean_recall() if self.accelerator.is_main_process else (0.0, 1.0)
         mean_recall = from_main_process(measured)
         self.aligner.train()
-        loss = float(np.mean(state.losses))
+        loss = float(np.mean(state.losses)) if state.losses else None
         seconds = state.spent.seconds
         state.dev_evaluations.append(
             DevEvaluation(step=state.step, seconds=seconds, loss=loss, dev_mean_recall=mean_recall)
@@ -396,22 +351,6 @@ def _chance(dev: PairFeatures) -> float:
     return float(ranking.chance(np.bincount(dev.image_of, minlength=len(dev.images))).mean())
 
 
-def check_divisible(recipe: Recipe, pairs: int, processes: int) -> None:
-    """Check that each process gets the same number of pairs of a batch.
-
-    Raises:
-        UserError: the batch cannot be divided among the processes, and pairs would be dropped.
-    """
-    batch = min(recipe.optim.batch_size, pairs)
-    if recipe.parallel is not None and recipe.parallel.batch_size % processes:
-        raise UserError(f"parallel.batch_size must be a multiple of the {processes} processes")
-    if batch % processes:
-        raise UserError(
-            f"a batch of {batch} pairs cannot be divided among {processes} processes: set optim.batch_size to a "
-            f"multiple of them (--set optim.batch_size={max(processes, batch - batch % processes)})"
-        )
-
-
 def average_gradients(aligner: Aligner, accelerator: Accelerator) -> None:
     """Average every trainable parameter's gradient over processes, in one message."""
     if accelerator.num_processes == 1:
@@ -421,22 +360,6 @@ def average_gradients(aligner: Aligner, accelerator: Accelerator) -> None:
     flat = accelerator.reduce(flat, "mean")
     for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
-
-
-def collapse_alarm(dev_evaluations: list[DevEvaluation], chance: float, high: float) -> str | None:
-    """Return a warning if the last dev evaluation shows a collapse: recall at chance, or under half of the best.
-
-    ``high`` is the upper limit of its confidence interval, which must exclude a recall halfway from chance to one, or
-    the best recall: few dev images show neither.
-    """
-    last, best = dev_evaluations[-1].dev_mean_recall, max(one.dev_mean_recall for one in dev_evaluations)
-    advice = "lower the learning rate (--set optim.lr=...); the best state so far is kept"
-    if len(dev_evaluations) > 2 and last <= 1.25 * chance and high < (1 + chance) / 2:
-        return f"collapse: dev recall {100 * last:.1f} % is at chance after step {dev_evaluations[-1].step:,}; {advice}"
-    if last < best / 2 and high < best:
-        fall = f"fell from {100 * best:.1f} to {100 * last:.1f} %"
-        return f"collapse: dev recall {fall} by step {dev_evaluations[-1].step:,}; {advice}"
-    return None
 
 
 @cache
@@ -449,7 +372,8 @@ def _note(state: State) -> str:
     if not state.dev_evaluations:
         return f"loss {state.losses[-1]:.2f}" if state.losses else ""
     last, best = state.dev_evaluations[-1], state.dev_evaluations[state.best_dev_evaluation].dev_mean_recall
-    return f"loss {last.loss:.2f}, dev mean recall {100 * last.dev_mean_recall:.1f} (best {100 * best:.1f})"
+    loss = "" if last.loss is None else f"loss {last.loss:.2f}, "
+    return f"{loss}dev mean recall {100 * last.dev_mean_recall:.1f} (best {100 * best:.1f})"
 
 
 def rows_at_a_time(recipe: Recipe) -> int:

@@ -40,7 +40,8 @@ def quotas(counts: list[int], temperature: float) -> list[int]:
     weights = np.array(counts, dtype=np.float64) ** (1 / temperature)
     exact = sum(counts) * weights / weights.sum()
     shares = np.maximum(1, np.floor(exact)).astype(np.int64)
-    for group in np.argsort(np.floor(exact) - exact, kind="stable")[: sum(counts) - int(shares.sum())]:
+    missing = max(0, sum(counts) - int(shares.sum()))
+    for group in np.argsort(np.floor(exact) - exact, kind="stable")[:missing]:
         shares[group] += 1
     return [int(share) for share in shares]
 

@@ -53,6 +53,8 @@ def train(recipe: Recipe, out: Path, *, resume: bool) -> Run | None:
     if loop.accelerator.is_main_process:
         peak = peak_memory(loop.accelerator.device)
         checkpoint.restore(aligner, state.best, "the best state")
+        if recipe.parent is not None and state.best_dev_evaluation == 0:
+            logger.warning(f"warning: dev recall did not rise above that of {recipe.parent.run}: its weights are kept")
         size = checkpoint.save(out, aligner, recipe)
         tested = (*start.test(), *_transfer(aligner, recipe))
         kept = _knowledge(aligner, recipe) if recipe.test.knowledge else None

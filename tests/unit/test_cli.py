@@ -261,7 +261,7 @@ BAD = {
     "language the source lacks": (("train", "--lang", "ar", "--recipe", "{recipe}", "--data", "starter"), "ar"),
     "option": (("train", "--lnag", "sw"), "No such option: --lnag"),
     "command": (("trian",), "No such command 'trian'"),
-    "no language": (("train",), "Missing option '--lang'"),
+    "no language": (("train",), "name the language with --lang"),
     "number": ((*TRAIN, "--seed", "one"), "Invalid value for '--seed'"),
     "run": (("eval", "{tmp}/nowhere"), "holds no finished checkpoint"),
     "run to repeat": (("repeat", "{tmp}/no.toml", "--out", "{tmp}/run"), "cannot read {tmp}/no.toml"),

@@ -25,8 +25,9 @@ from polyalign.models import embed
 from polyalign.models.aligner import Aligner
 from polyalign.training import inputs, train
 from polyalign.training import loop as loop_module
-from polyalign.training.loop import Loop, Plan, collapse_alarm
+from polyalign.training.loop import Loop
 from polyalign.training.loss import info_nce, sigmoid
+from polyalign.training.plan import Plan, collapse_alarm
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 from polyalign.utils.lock import LOCK_FILES
