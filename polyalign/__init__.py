@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from polyalign.api import TrainedRun, compare, evaluate, results, train
+    from polyalign.api import TrainedRun, compare, distill, evaluate, results, train
     from polyalign.evaluation.model import Model, load
     from polyalign.utils.errors import UserError
 
-__all__ = ["Model", "TrainedRun", "UserError", "compare", "evaluate", "load", "results", "train"]
+__all__ = ["Model", "TrainedRun", "UserError", "compare", "distill", "evaluate", "load", "results", "train"]
 
 _OTHER_HOMES = {"Model": "evaluation.model", "load": "evaluation.model", "UserError": "utils.errors"}
 

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from polyalign.config.resolve import gather_overrides, resolve
-from polyalign.config.schema import merge, nest
+from polyalign.config.schema import Recipe, merge, nest
 from polyalign.data.pairs import PairTable
 from polyalign.evaluation.evaluate import evaluate as evaluate_on
 from polyalign.evaluation.model import Model
 from polyalign.evaluation.results import Run
 from polyalign.experiments.compare import Grid, run_grid
-from polyalign.experiments.run_folders import default_folder, train_into
+from polyalign.experiments.run_folders import continuation, default_folder, distillation, train_into
 from polyalign.experiments.workers import Pool
 from polyalign.utils.errors import UserError
 from polyalign.utils.progress import progress_bars
@@ -40,12 +40,13 @@ class TrainedRun:
 
 
 def train(
-    recipe: str | Path = "starter",
+    recipe: str | Path | TrainedRun = "starter",
     *,
-    lang: str,
+    lang: str | None = None,
     strategy: str | None = None,
     data: str | Path | None = None,
     budget: str | None = None,
+    parallel: str | Path | None = None,
     out: str | Path | None = None,
     overrides: Overrides | None = None,
     resume: bool = False,
@@ -54,12 +55,15 @@ def train(
     """Train a model, like ``polyalign train``. A finished run with the same settings is not trained again.
 
     Args:
-        recipe: a shipped recipe, one in ``./recipes``, or the path of a TOML file.
-        lang: language code, such as ``sw``.
-        strategy: what to train, such as ``lilt``; default: that of the recipe.
+        recipe: a shipped recipe, one in ``./recipes``, or the path of a TOML file; or a finished run to go on from.
+        lang: language code, such as ``sw``; several, separated by commas, are trained on together. Default: that of
+            the run to go on from.
+        strategy: what to train, such as ``lilt``; default: that of the recipe or the run.
         data: a folder with images and captions, or the name of a source; default: that of the recipe.
         budget: ``1k-pairs``, ``20min``, ``4GiB``, or several joined by ``+``; default: that of the recipe for its own
             data, everything for other data.
+        parallel: sentences with their translations: a file, the common path of line-aligned files, a folder,
+            ``captions``, ``starter`` or ``hub:NAME``.
         out: folder of the run; default: a folder in ``./runs`` named after the settings.
         overrides: keys of the recipe to change.
         resume: continue an interrupted run.
@@ -68,12 +72,55 @@ def train(
     Raises:
         UserError: invalid settings or data, or ``out`` contains another run.
     """
-    changes = _changes(overrides, data=data, budget=budget)
-    resolved = resolve(str(recipe), lang, strategy, changes)
-    folder = default_folder(resolved, str(recipe)) if out is None else Path(out)
-    record = train_into(folder, resolved, resume=resume, overwrite=overwrite)
+    changes = _changes(overrides, data=data, budget=budget, parallel=parallel)
+    if isinstance(recipe, TrainedRun):
+        if strategy is not None:
+            raise UserError("a run is continued with its own strategy: leave out strategy")
+        resolved = continuation(recipe.folder, lang, changes)
+        recipe = resolved.name
+    elif lang is None:
+        raise UserError('name the language: polyalign.train(lang="sw")')
+    else:
+        resolved = resolve(str(recipe), lang, strategy, changes)
+    return _run(resolved, str(recipe), out, resume=resume, overwrite=overwrite)
+
+
+def distill(
+    teacher: str | Path | TrainedRun,
+    *,
+    lang: str,
+    parallel: str | Path,
+    strategy: str = "lit",
+    out: str | Path | None = None,
+    overrides: Overrides | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> TrainedRun:
+    """Teach the text tower of a finished run another language without images, like ``polyalign distill``.
+
+    Args:
+        teacher: a finished run in one of the languages of the parallel text, or its folder.
+        lang: the language to teach, or several separated by commas.
+        parallel: sentences with their translations, as for ``train``.
+        strategy: what to train in the text tower.
+        out: folder of the run, as for ``train``.
+        overrides: keys of the teacher's recipe to change.
+        resume: continue an interrupted run.
+        overwrite: delete an existing run in ``out`` and start over.
+
+    Raises:
+        UserError: invalid settings or data, or ``out`` contains another run.
+    """
+    folder = teacher.folder if isinstance(teacher, TrainedRun) else Path(teacher)
+    resolved = distillation(folder, lang, strategy, _changes(overrides, parallel=parallel))
+    return _run(resolved, resolved.name, out, resume=resume, overwrite=overwrite)
+
+
+def _run(recipe: Recipe, recipe_file: str, out: str | Path | None, *, resume: bool, overwrite: bool) -> TrainedRun:
+    folder = default_folder(recipe, recipe_file) if out is None else Path(out)
+    record = train_into(folder, recipe, resume=resume, overwrite=overwrite)
     if record is None:
-        raise RuntimeError("polyalign.train must be called in the main process")
+        raise RuntimeError("a run must be started in the main process")
     return TrainedRun(folder, record)
 
 
@@ -161,9 +208,16 @@ def _check_list(name: str, given: object) -> None:
         raise UserError(f'{name} must be a list: write {name}=["{given}"]')
 
 
-def _changes(given: Overrides | None, *, data: str | Path | None = None, budget: str | None = None) -> dict[str, Any]:
-    """Return the keys of the recipe that ``data`` and ``budget`` set, updated with the given ones."""
-    table = gather_overrides([], data=None if data is None else str(data), budget=budget)
+def _changes(
+    given: Overrides | None,
+    *,
+    data: str | Path | None = None,
+    budget: str | None = None,
+    parallel: str | Path | None = None,
+) -> dict[str, Any]:
+    """Return the keys of the recipe that the arguments set, updated with the given ones."""
+    data, parallel = (None if path is None else str(path) for path in (data, parallel))
+    table = gather_overrides([], budget=budget, data=data, parallel=parallel)
     for key, value in (given or {}).items():
         table = merge(table, nest(key.split("."), value))
     return table

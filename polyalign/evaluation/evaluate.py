@@ -30,7 +30,7 @@ from polyalign.utils.progress import progress_bars
 class Request:
     """What to evaluate a model on.
 
-    ``recipe`` is that of the run, None for an external model. ``langs`` are language codes (default: that of the run).
+    ``recipe`` is that of the run, None for an external model. ``langs`` are language codes (default: those of the run).
     ``overrides`` are keys of the recipe to change, such as ``source``.
     """
 
@@ -52,7 +52,7 @@ class Request:
         return cls(str(model), recipe, *request)
 
     def codes(self) -> list[str]:
-        """Return the languages, by default that of the run.
+        """Return the languages, by default those of the run.
 
         Raises:
             UserError: the model is external, and there are no ``langs``.
@@ -61,7 +61,7 @@ class Request:
             return list(self.langs)
         if self.recipe is None:
             raise UserError(f"{self.model} has no default language: name one with --lang")
-        return [self.recipe.lang]
+        return list(self.recipe.langs)
 
     def recipe_for(self, lang: str) -> Recipe:
         """Return the recipe that loads the data in a language.
@@ -106,7 +106,7 @@ def evaluate(
         model: folder of a run, name of an external model (``hf:NAME``, ``open_clip:NAME/PRETRAINED``, ``mclip:NAME``),
             or a loaded encoder.
         task: name of a task: one of ``evaluation/tasks``, of the user's ``./tasks``, or of an installed package.
-        langs: language codes; default: the language of the run.
+        langs: language codes; default: those of the run.
         split: ``train``, ``dev`` or ``test``.
         overrides: keys of the run's recipe to change, such as ``{"source": {...}}`` or ``{"cache": {...}}``.
         options: settings of the task, checked by its ``Config``.

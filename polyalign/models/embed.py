@@ -137,6 +137,14 @@ def prepare_sentences(aligner: Aligner, text: ParallelText, config: Cache, *, an
     return SentenceFeatures(store, row_of, number_distinct(sentences), before)
 
 
+def sentence_features(aligner: Aligner, sentences: Sequence[str], lang: str, config: Cache) -> npt.NDArray[np.float32]:
+    """Return the text tower's features of sentences ``(N, width)``, of unit length."""
+    store = caption_features(aligner.text, sentences, aligner.cuts()[1], config, lang)
+    features = _embed(aligner, aligner.text.suffix, store)
+    unit: npt.NDArray[np.float32] = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-12)
+    return unit
+
+
 def embed_features(aligner: Aligner, features: PairFeatures, batch_size: int = 256) -> Embeddings:
     """Run the trainable part in evaluation mode."""
     images = embed_images(aligner, features.images, batch_size)

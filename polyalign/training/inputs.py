@@ -11,15 +11,23 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from polyalign.config.schema import Recipe
+from polyalign.config.schema import Cache, Recipe
 from polyalign.data.load import Tables, load_tables, load_tests
 from polyalign.data.pairs import Origin, PairTable, stable_hash
 from polyalign.data.parallel import ParallelText, load_parallel
 from polyalign.data.trained_images import join
 from polyalign.evaluation.evaluate import open_model
 from polyalign.evaluation.results import Amount
+from polyalign.evaluation.tasks.retention import sentence_retrieval
 from polyalign.models.aligner import Aligner
-from polyalign.models.embed import PairFeatures, SentenceFeatures, number_distinct, prepare, prepare_sentences
+from polyalign.models.embed import (
+    PairFeatures,
+    SentenceFeatures,
+    number_distinct,
+    prepare,
+    prepare_sentences,
+    sentence_features,
+)
 from polyalign.models.feature_cache import CachedFeatures, caption_features, vectors
 from polyalign.training.inherit import folder_of, trained_images
 from polyalign.training.plan import check_divisible
@@ -29,6 +37,7 @@ from polyalign.utils.process import one_first
 logger = logging.getLogger(__name__)
 
 _DEV_SHARE, _MOST_DEV = 0.1, 500
+_KNOWN = 300  # rows
 
 
 @dataclass(frozen=True)
@@ -77,11 +86,29 @@ def of_pairs(recipe: Recipe, aligner: Aligner, processes: int) -> Inputs:
         dev = tuple(plain(table) for table in tables.dev.values())
         test = {lang: plain(table) for lang, table in tables.test.items()}
         anchored = recipe.parallel is not None and recipe.parallel.anchor > 0
+        if text is not None:
+            _report_known(aligner, text, recipe.cache)
         sentences = None if text is None else prepare_sentences(aligner, text, recipe.cache, anchored=anchored)
     amounts = {lang: Amount(pairs=pairs, images=images) for lang, (pairs, images) in tables.trained_on().items()}
     images = join(tables.train, earlier)
     rows = 0 if text is None else len(text)
     return Inputs(train, dev, tables.test, test, amounts, tables.train.origin, images, sentences, rows)
+
+
+def _report_known(aligner: Aligner, text: ParallelText, config: Cache) -> None:
+    """Say how often the text tower finds the translation of a sentence before training: it can learn what is missing."""
+    pivot, *others = text.langs
+    found = []
+    for place, lang in enumerate(others, start=1):
+        both = [(row[0], row[place]) for row in text.rows if row[0] and row[place]][:_KNOWN]
+        if len(both) > 1:
+            sides = zip(zip(*both, strict=True), (pivot, lang), strict=True)
+            one, other = (sentence_features(aligner, side, code, config) for side, code in sides)
+            found.append(f"{lang} {100 * sentence_retrieval(one, other):.0f} % of {len(both)}")
+    if found:
+        logger.info(
+            f"translations that the text tower finds before training, from {pivot}: {', '.join(found)} sentences"
+        )
 
 
 def _parallel(recipe: Recipe, tables: Tables) -> ParallelText:
@@ -112,6 +139,7 @@ def of_teacher(recipe: Recipe, aligner: Aligner) -> Inputs:
         raise UserError(f"{text.name} has {len(rows)} rows in {text.langs[0]}: distillation needs 20 or more")
     dev_rows, train_rows = ([rows[i] for i in part] for part in (order[:held_out], order[held_out:]))
     with one_first():
+        _report_known(aligner, text, recipe.cache)
         taught = partial(_taught, recipe, aligner)
         train = taught(train_rows, text.langs, text.langs[0])
         targets = recipe.data.targets or recipe.langs
