@@ -87,7 +87,7 @@ class Trained:
 def train(aligner: Aligner) -> Trained:
     start, before, gradients = encode(aligner), snapshot(aligner), []
     # Without weight decay, so that only gradients change parameters.
-    optimiser = adamw(aligner.trainable(), Optim(lr=1e-2, weight_decay=0))
+    optimiser = adamw(aligner, Optim(lr=1e-2, weight_decay=0))
     for step in range(3):
         torch.manual_seed(step)
         aligner.train()
