@@ -59,12 +59,13 @@ def apply(aligner: Aligner, config: Config) -> None:
         tower.show_layers()
         try:
             with evaluation_mode(tower):
-                widths = [states.shape[-1] for states in tower.pooled_layers(tower.probe())]
+                states = tower.pooled_layers(tower.probe())
+                torch.cat(states, -1)  # a network may fold images into their patches, so that rows differ
         except Exception as error:  # whatever a network of others calls its hidden states
             raise UserError(
                 f"side cannot pool the layers of the {tower.name} ({first_line(error)}): use mlp"
             ) from error
-        widths = widths if config.layers == "all" else widths[-len(read) - 1 :]
+        widths = [one.shape[-1] for one in (states if config.layers == "all" else states[-len(read) - 1 :])]
         name = f"{tower.kind}_projection"
         projection = getattr(aligner, name)
         setattr(aligner, name, Corrected(projection, Ladder(widths, config.hidden, projection.out_features)))
