@@ -125,7 +125,7 @@ VISION: dict[str, tuple[int, dict[str, Any]]] = {
     "xcit_nano_12_p16_224": (32, {"img_size": 32, "embed_dim": 32, "depth": 3, "num_heads": 4}),
 }
 
-STRATEGIES = ("projection", "layernorm", "bitfit", "lora", "lilt", "lilt-deep", "lit", "full", "scratch")
+STRATEGIES = ("projection", "mlp", "side", "layernorm", "bitfit", "lora", "lilt", "lilt-deep", "lit", "full", "scratch")
 LAYERS = ("all", "last:1")
 
 

@@ -82,12 +82,24 @@ class Optim(_Section):
 
     ``micro_batch`` limits memory: the towers process this number of pairs at a time, while the loss covers the whole
     batch (GradCache). Training lasts for ``epochs``, but at least ``min_steps``.
+
+    ``vision_lr`` and ``text_lr`` are the rates of the towers, ``projection_lr`` that of the projections and the
+    temperature, and ``*_weight_decay`` likewise; without them ``lr`` and ``weight_decay`` hold. ``layer_decay`` lowers
+    the rate towards the input of a tower: by this factor in the top block, by its square in the next, and so on, and
+    most in the embeddings (as in BEiT).
     """
 
     loss: Literal["infonce", "sigmoid", "mse"] = "infonce"
     lr: Number = Field(1e-3, gt=0, le=1_000)
     min_lr_ratio: Share = 0.1
     weight_decay: Number = Field(0.02, ge=0, le=1_000)
+    vision_lr: Number | None = Field(None, gt=0, le=1_000)
+    text_lr: Number | None = Field(None, gt=0, le=1_000)
+    projection_lr: Number | None = Field(None, gt=0, le=1_000)
+    vision_weight_decay: Number | None = Field(None, ge=0, le=1_000)
+    text_weight_decay: Number | None = Field(None, ge=0, le=1_000)
+    projection_weight_decay: Number | None = Field(None, ge=0, le=1_000)
+    layer_decay: Number = Field(1.0, gt=0, le=1)
     betas: tuple[Beta, Beta] = (0.9, 0.98)
     warmup_steps: Whole = Field(50, ge=0, le=10**9)
     batch_size: Whole = Field(256, gt=1, le=2**20)

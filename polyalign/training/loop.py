@@ -88,7 +88,7 @@ class Loop:
             recompute_blocks(aligner)
         if recipe.train.compile:
             compile_blocks(aligner)
-        self.optimiser = adamw(aligner.trainable(), recipe.optim)
+        self.optimiser = adamw(aligner, recipe.optim)
         allowed = recipe.train.max_seconds
         prepared = [one.spent for one in (features, *dev)] + ([] if sentences is None else [sentences.spent])
         self.prepared = sum(prepared, Spent())
@@ -114,7 +114,7 @@ class Loop:
         with ctrl_c_held_back() as pressed:
             while (before := self.place(state)) < self.plan.steps and not state.finished:
                 for group in self.optimiser.param_groups:
-                    group["lr"] = learning_rate(self.recipe.optim, before, self.plan.steps)
+                    group["lr"] = group["lr_scale"] * learning_rate(self.recipe.optim, before, self.plan.steps)
                 self._unread.append(self._step(state.step))
                 state.step += 1
                 state.spent, stop = self._agree(state.step, Spent.until_now() - began, stop=bool(pressed))

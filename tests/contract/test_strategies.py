@@ -31,9 +31,16 @@ CASES = [
     for family in families
     if (name, towers) != ("lit", "both")
 ]
+HEADS = ("projection", "mlp", "side")  # these leave the networks as they are
 INSERTING = ("lilt", "lilt-deep", "lora")
 # Parameters before a map that starts at zero have no gradient until the map has changed.
-STILL_AT_FIRST = {"lilt": r"\.down\.", "lora": r"\.lora_A\.", "lilt-deep": r"(blocks|layer)\.3\."}
+STILL_AT_FIRST = {
+    "lilt": r"\.down\.",
+    "lora": r"\.lora_A\.",
+    "lilt-deep": r"(blocks|layer)\.3\.",
+    "mlp": r"\.correction\.[01]\.",
+    "side": r"\.correction\.(?!up\.)",
+}
 
 every_case = pytest.mark.parametrize(("name", "towers", "family"), CASES, ids=map("-".join, CASES))
 every_strategy = pytest.mark.parametrize("name", STRATEGIES)
@@ -87,7 +94,7 @@ class Trained:
 def train(aligner: Aligner) -> Trained:
     start, before, gradients = encode(aligner), snapshot(aligner), []
     # Without weight decay, so that only gradients change parameters.
-    optimiser = adamw(aligner.trainable(), Optim(lr=1e-2, weight_decay=0))
+    optimiser = adamw(aligner, Optim(lr=1e-2, weight_decay=0))
     for step in range(3):
         torch.manual_seed(step)
         aligner.train()
@@ -128,14 +135,15 @@ def test_everything_that_trains_moves_by_a_finite_gradient(name, towers, family)
         still = [key for key, gradient in gradients.items() if not gradient.any()]
         may_be_still = STILL_AT_FIRST.get(name) if step == 0 else None
         assert not [key for key in still if not (may_be_still and re.search(may_be_still, key))]
-    if name in ("lilt", "lora"):
+    if name in STILL_AT_FIRST and name != "lilt-deep":
         first = {key for key, gradient in run.gradients[0].items() if not gradient.any()}
         assert first == {key for key in run.names if re.search(STILL_AT_FIRST[name], key)} != set()
 
 
 @every_case
 def test_only_the_towers_asked_for_are_touched(name, towers, family):
-    inside = {key.split(".")[0] for key in trained(name, towers, family).names if ".model." in key}
+    run = trained(name, towers, family)
+    inside = {re.split(r"[._]", key)[0] for key in run.names if ".model." in key or key in run.aligner.inserted}
     wanted = {"both": {"vision", "text"}}.get(towers, {towers})
     assert inside == (set() if name == "projection" else wanted)
 
@@ -178,17 +186,17 @@ def test_the_last_layer_alone_is_all_that_is_touched(name, family):
     above = rf"^(vision\.model\.(blocks\.{last}|norm)|text\.model\.encoder\.layer\.{last})\."
     touched = {key for key in run.names if ".model." in key}
     assert not [key for key in touched if not re.search(above, key)]
-    assert bool(touched) == (name != "projection")
+    assert bool(touched) == (name not in HEADS)
     assert not [key for key in run.names if torch.equal(run.before[key], run.after[key])]
     assert not [key for key in set(run.before) - run.names if not torch.equal(run.before[key], run.after[key])]
     stages = len(run.aligner.vision.stages()), len(run.aligner.text.stages())
-    cuts = {"projection": stages, "lit": (stages[0], 3)}
+    cuts = {"projection": stages, "mlp": stages, "side": stages, "lit": (stages[0], 3)}
     assert run.aligner.cuts() == cuts.get(name, (last + 1, last + 1))
 
 
 @every_strategy
 def test_more_layers_than_there_are_is_an_error(name):
-    if name in ("projection", "scratch"):
+    if name in ("projection", "mlp", "scratch"):
         return
     with pytest.raises(UserError, match=r"layers = last:9, but the .* tower \(.*\) has 3 blocks"):
         build(name, "text", layers="last:9")
@@ -210,10 +218,10 @@ def test_a_convolutional_tower_carries_a_strategy_or_says_why_not(name, towers):
         assert re.search(rf"^{name} .* the vision tower \(.*\)", str(error))  # noqa: PT017
         return
     whole = len(aligner.vision.stages())
-    assert aligner.cuts()[0] == (whole if name == "projection" else 0)
+    assert aligner.cuts()[0] == (whole if name in HEADS else 0)
 
 
-@pytest.mark.parametrize("name", INSERTING)
+@pytest.mark.parametrize("name", [*INSERTING, "side"])
 def test_what_is_inserted_into_blocks_is_not_for_a_convolutional_tower(name):
     match = (
         rf"{name} needs transformer blocks in a list, and the vision tower \(.*\) has no such list: use --towers text"
@@ -222,7 +230,7 @@ def test_what_is_inserted_into_blocks_is_not_for_a_convolutional_tower(name):
         build(name, "both", vision=tiny.conv())
 
 
-@pytest.mark.parametrize("name", ["layernorm", "bitfit", "full", "lit", *INSERTING])
+@pytest.mark.parametrize("name", ["layernorm", "bitfit", "full", "lit", "side", *INSERTING])
 def test_a_convolutional_tower_has_no_last_layer(name):
     with pytest.raises(UserError, match="needs transformer blocks"):
         build(name, "vision", vision=tiny.conv(), layers="last:1")

@@ -22,7 +22,7 @@ DEV = DevEvaluation(step=2, seconds=1.5, loss=0.5, dev_mean_recall=0.25)
 def run(tmp_path):
     """An aligner and its optimiser after one step, and the file of their state."""
     aligner = tiny.aligner("projection")
-    optimiser = adamw(aligner.trainable(), tiny.resolved().optim)
+    optimiser = adamw(aligner, tiny.resolved().optim)
     for parameter in aligner.trainable().values():
         parameter.grad = torch.ones_like(parameter)
     optimiser.step()
@@ -33,7 +33,7 @@ def run(tmp_path):
 
 def resume(path):
     aligner = tiny.aligner("projection")
-    optimiser = adamw(aligner.trainable(), tiny.resolved().optim)
+    optimiser = adamw(aligner, tiny.resolved().optim)
     return state.load(path, aligner, optimiser, SETTINGS), aligner, optimiser
 
 

@@ -172,6 +172,20 @@ def test_a_stopped_run_goes_on_to_the_same_result_to_the_bit(name, code, step, s
     assert not (folder / train.STATE).exists()
 
 
+def test_a_run_with_rates_of_its_own_goes_on_to_the_same_result_to_the_bit(tmp_path, monkeypatch):
+    optim = {"vision_lr": 1e-2, "projection_lr": 1e-3, "text_weight_decay": 0.5, "layer_decay": 0.5}
+    whole = loop_for(tiny.resolved("layernorm", optim=optim))
+    assert len(whole.optimiser.param_groups) > 4
+    whole.run(tmp_path / "whole", resume=False)
+    cut = loop_for(tiny.resolved("layernorm", optim=optim))
+    monkeypatch.setattr(cut, "_agree", lambda step, spent, *, stop: (spent, stop or step == 6))
+    with pytest.raises(KeyboardInterrupt):
+        cut.run(tmp_path / "cut", resume=False)
+    resumed = loop_for(tiny.resolved("layernorm", optim=optim))
+    assert resumed.run(tmp_path / "cut", resume=True).step == STEPS
+    assert tiny.same(whole.aligner.trainable(), resumed.aligner.trainable())
+
+
 def test_ctrl_c_says_how_to_go_on_in_one_line_and_shows_no_traceback(stopped):
     run = stopped["SIGINT"]
     assert "Traceback" not in run.said

@@ -47,10 +47,15 @@ class Tower(nn.Module, ABC):
         self.is_random = False
         self.name = f"{self.kind} tower ({type(model).__name__})"
         self._fresh = fresh
+        self._shows_layers = False
 
     @abstractmethod
     def features(self, model: nn.Module, x: Any) -> torch.Tensor:
         """Return pooled features ``(B, width)`` of ``model``, which is the tower's own or a cut twin of it."""
+
+    @abstractmethod
+    def mean_state(self, x: Any, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the mean ``(B, W)`` of hidden states over the positions of the input ``x``."""
 
     @abstractmethod
     def probe(self) -> Any:
@@ -168,8 +173,18 @@ class Tower(nn.Module, ABC):
         return x
 
     def forward(self, x: Any) -> torch.Tensor:
-        """Return features ``(B, width)``."""
-        return self._run(x)(self.model)
+        """Return features ``(B, width)``; after ``show_layers`` also, before them, the pooled states of every layer."""
+        return torch.cat(self.pooled_layers(x), -1) if self._shows_layers else self._run(x)(self.model)
+
+    def show_layers(self) -> None:
+        """Let ``forward``, and so the last stage, give ``pooled_layers`` as one vector: ``(B, sum of widths)``."""
+        self._shows_layers = True
+        self.variant += " layers"
+
+    def pooled_layers(self, x: Any) -> list[torch.Tensor]:
+        """Return the mean over positions of each of the ``layers``, ``(B, W)`` each, and last the features."""
+        *hidden, features = self.layers(x)
+        return [*(self.mean_state(x, states) for states in hidden), features]
 
     def layers(self, x: Any) -> list[torch.Tensor]:
         """Return the input of the first block, the output of every block, and last the features ``(B, width)``.
@@ -177,8 +192,8 @@ class Tower(nn.Module, ABC):
         Of a network that is one stage, only the features.
         """
         if not self.is_staged:
-            return [self(x)]
-        hidden, features = staging.record(self.blocks, lambda: self(x))
+            return [self._run(x)(self.model)]
+        hidden, features = staging.record(self.blocks, lambda: self._run(x)(self.model))
         return [*hidden, features]
 
     def _run(self, x: Any) -> Callable[[nn.Module], torch.Tensor]:

@@ -217,6 +217,10 @@ class TextTower(Tower):
             raise UserError(f"the {self.name} gives no {wanted}{way_out}")
         return cast(torch.Tensor, found) if self.pooling == "pooler" else masked_pool(found, x.mask, self.pooling)
 
+    def mean_state(self, x: Tokens, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the mean ``(B, W)`` of hidden states ``(B, L, W)`` over the real tokens."""
+        return masked_pool(hidden, x.mask, "mean")
+
     def probe(self) -> Tokens:
         """Return two rows of token ids: one of ``max_tokens``, and one of half as many with padding."""
         length, words = self._probe_tokens, self.vocabulary

@@ -57,6 +57,12 @@ class VisionTower(Tower):
             scaled = scaled.contiguous(memory_format=torch.channels_last)
         return self._pool(model, model.forward_features(scaled))  # type: ignore[operator]
 
+    def mean_state(self, x: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the mean ``(B, W)`` of hidden states over all tokens, or over all places of a map."""
+        if hidden.ndim == 3:
+            return hidden.mean(1)
+        return hidden.mean((1, 2) if _is_last(self.model) else (2, 3))
+
     def probe(self) -> torch.Tensor:
         """Return two images of noise."""
         height, width = self.preprocessing.size
@@ -93,13 +99,18 @@ class VisionTower(Tower):
         if self.pooling == "cls" and not _has_class_token(model, features):
             raise UserError(f"the {self.name} has no class token: choose vision.pooling tower, mean or max")
         if features.ndim == 4:
-            places = (1, 2) if getattr(model, "output_fmt", "NCHW") == "NHWC" else (2, 3)
+            places = (1, 2) if _is_last(model) else (2, 3)
             return features.mean(places) if self.pooling == "mean" else features.amax(places)
         prefix = int(cast(int, getattr(model, "num_prefix_tokens", 0)))
         tokens = features if self.pooling == "cls" else features[:, prefix:]
         pooled = masked_pool(tokens, torch.ones_like(tokens[..., 0], dtype=torch.bool), self.pooling)
         norm = getattr(model, "fc_norm", None)
         return pooled if norm is None else cast(torch.Tensor, norm(pooled))
+
+
+def _is_last(model: nn.Module) -> bool:
+    """Whether channels are the last dimension of a map."""
+    return getattr(model, "output_fmt", "NCHW") == "NHWC"
 
 
 def _has_class_token(model: nn.Module, features: torch.Tensor) -> bool:
