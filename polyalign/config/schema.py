@@ -80,6 +80,8 @@ class Optim(_Section):
     lr: Number = Field(1e-3, gt=0, le=1_000)
     min_lr_ratio: Share = 0.1
     weight_decay: Number = Field(0.02, ge=0, le=1_000)
+    vision_lr: Number | None = Field(None, gt=0, le=1_000)
+    text_lr: Number | None = Field(None, gt=0, le=1_000)
     betas: tuple[Beta, Beta] = (0.9, 0.98)
     warmup_steps: Whole = Field(50, ge=0, le=10**9)
     batch_size: Whole = Field(256, gt=1, le=2**20)
