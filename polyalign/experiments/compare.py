@@ -249,8 +249,7 @@ def _search(grid: Grid, cell: Cell) -> tuning.Search | None:
 
 def _trial(grid: Grid, cell: Cell, search: tuning.Search, candidate: int, share: float) -> Job:
     """Return a short run of a candidate, whose result is kept out of the tables."""
-    short = tuning.shortened(grid.job(cell, seed=0).recipe, share)
-    job = grid.job(cell, 0, search.changes(candidate), short)
+    job = grid.job(cell, 0, search.changes(candidate), tuning.shortened(search.recipe, share))
     return replace(job, result=grid.work / "tuning" / f"{job.folder.name}.json")
 
 

@@ -190,7 +190,7 @@ def _tuned(method: Method) -> str:
     sentences = []
     for key in keys:
         code = for_markdown(key).replace("`", "'")
-        tried = for_markdown(", ".join(map(str, dict.fromkeys(run.tuned[key]))))
+        tried = _listed(map(str, run.tuned[key]))
         rate = "optim.lr" if key in ("optim.vision_lr", "optim.text_lr") else key  # their default
         chosen = _listed(str(_setting(one, key) or _setting(one, rate)) for one in method.runs)
         sentences.append(f"`{code}` from {tried}; chosen: {chosen}.")

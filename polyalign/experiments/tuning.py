@@ -60,7 +60,7 @@ class Search:
         self._factors = list(itertools.product(_FACTORS[len(keys)], repeat=len(keys)))
         self._dev: list[list[float | None]] = [[] for _ in self._factors]
         self._parts: list[float] = []
-        self._recipe = recipe
+        self.recipe = recipe
         self.left = list(range(len(self._factors)))
 
     def changes(self, candidate: int) -> dict[str, Any]:
@@ -81,7 +81,7 @@ class Search:
         """
         for candidate, recall in dev.items():
             self._dev[candidate].append(recall)
-        self._parts.append(_part(self._recipe, share))
+        self._parts.append(_part(self.recipe, share))
         distance = {i: sum(abs(math.log(factor)) for factor in factors) for i, factors in enumerate(self._factors)}
         ranked = sorted((-recall, distance[i], i) for i, recall in dev.items() if recall is not None)
         kept = max(1, round(len(dev) * _KEEP))
@@ -90,7 +90,7 @@ class Search:
     def most(self) -> float:
         """Return the largest number of pairs that all rungs together see, in trainings of full length."""
         counts = [round(len(self._factors) * _KEEP**rung) for rung in range(len(SHARES))]
-        return sum(count * _part(self._recipe, share) for count, share in zip(counts, SHARES, strict=True))
+        return sum(count * _part(self.recipe, share) for count, share in zip(counts, SHARES, strict=True))
 
     def record(self) -> dict[str, tuple[Any, ...]]:
         """Return what was tried, for ``Run.tuned``."""
