@@ -91,7 +91,16 @@ def _named(recipe: dict[str, Any]) -> dict[str, Any]:
     return recipe
 
 
+def _halved(tuned: dict[str, tuple[Any, ...]]) -> dict[str, tuple[Any, ...]]:
+    """Check the record of successive halving, which tables use."""
+    for row in (tuned.get("part", ()), *tuned.get("dev_mean_recall", ())):
+        if not isinstance(row, list | tuple) or not all(one is None or isinstance(one, int | float) for one in row):
+            raise ValueError("part and dev_mean_recall are not numbers")
+    return tuned
+
+
 RecipeTable = Annotated[dict[str, Any], AfterValidator(_named)]
+Tuned = Annotated[dict[str, tuple[Any, ...]], AfterValidator(_halved)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -316,9 +325,11 @@ class Run(Record):
     of rows of parallel sentences that were trained on. ``stopped_early`` means that dev recall stopped improving before
     the planned end. ``seconds`` is the elapsed time of training including the computation of frozen features,
     ``cpu_seconds`` its processor time over all threads and processes, ``checkpoint_bytes`` the size of the weights.
-    ``tuned`` are the values tried on dev, by key of the recipe, which has the chosen one. ``dev_evaluations`` is the
-    learning curve on dev (``looks`` in older files); the best state is tested. ``retention`` is called ``knowledge`` in
-    older files. ``retries`` is the number of restarts after a worker died.
+    ``tuned`` are the values tried on dev, by key of the recipe, which has the chosen one; of successive halving also
+    the ``dev_mean_recall`` of each candidate in the rungs that it reached (None if it failed), and the ``part`` of the
+    training that each rung lasted. ``dev_evaluations`` is the learning curve on dev (``looks`` in older files); the
+    best state is tested. ``retention`` is called ``knowledge`` in older files. ``retries`` is the number of restarts
+    after a worker died.
     """
 
     schema_version: Literal[1] = 1
@@ -350,7 +361,7 @@ class Run(Record):
     untrained_in: dict[Code, Retrieval] = {}
     test: tuple[Retrieval, ...] = Field(min_length=1)
     dev_evaluations: tuple[DevEvaluation, ...] = Field((), validation_alias=AliasChoices("dev_evaluations", "looks"))
-    tuned: dict[str, tuple[Any, ...]] = {}
+    tuned: Tuned = {}
     retries: int = 0
     retention: Retention | None = Field(None, validation_alias=AliasChoices("retention", "knowledge"))
 

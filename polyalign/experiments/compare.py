@@ -6,6 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from polyalign.config.resolve import budget_overrides, recipe_languages, resolve
 from polyalign.config.schema import Recipe, merge
 from polyalign.evaluation import tables
 from polyalign.evaluation.results import LeftOut, Run
-from polyalign.experiments import report
+from polyalign.experiments import report, tuning
 from polyalign.experiments.micro_batch import fit
 from polyalign.experiments.run_folders import distillation, run_name, versioned_digest
 from polyalign.experiments.workers import RECIPE, Outcome, Pool, restarts
@@ -28,9 +29,6 @@ logger = logging.getLogger(__name__)
 
 STRATEGIES = ("projection", "layernorm", "lilt", "lilt-deep", "lit", "full")
 """Strategies compared by default: few trainable parameters, some, one tower, everything."""
-
-LR_FACTORS = (0.3, 1.0, 3.0)
-"""Factors of the strategy's learning rate that tuning tries."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +81,10 @@ class Job:
             why=why,
         ).save_json(self.left_out)
 
-    def dev(self) -> float:
-        """Return the best mean recall on dev; -1 if the run failed."""
+    def dev(self) -> float | None:
+        """Return the best mean recall on dev; None if the run failed."""
         if not self.is_done():
-            return -1.0
+            return None
         return max(one.dev_mean_recall for one in Run.load_json(self.result).dev_evaluations)
 
 
@@ -138,8 +136,10 @@ class Grid:
             for strategy in self.strategies or STRATEGIES
         ]
 
-    def job(self, cell: Cell, seed: int, lr: float | None = None) -> Job:
+    def job(self, cell: Cell, seed: int, *changes: dict[str, Any]) -> Job:
         """Return the run of a cell with a seed; it also measures retention and recall in other languages.
+
+        ``changes`` are laid over all other settings.
 
         Raises:
             UserError: an unknown name, or an invalid setting.
@@ -153,14 +153,12 @@ class Grid:
             own = merge(own, budget_overrides(cell.budget))
         if cell.micro_batch is not None:  # follows from the budget
             usual["optim"] = own["optim"] = {"micro_batch": cell.micro_batch}
-        if lr is not None:
-            own = merge(own, {"optim": {"lr": lr}})
-        changes = merge(merge({"test": test}, self.overrides), own)
+        table = reduce(merge, ({"test": test}, self.overrides, own, *changes))
         if self.teacher is None:
-            recipe = resolve(cell.recipe, cell.lang, cell.strategy, changes)
+            recipe = resolve(cell.recipe, cell.lang, cell.strategy, table)
         else:
-            changes["data"] = {**changes.get("data", {}), "budget": None}
-            recipe = distillation(self.teacher, cell.lang, cell.strategy, changes)
+            table["data"] = {**table.get("data", {}), "budget": None}
+            recipe = distillation(self.teacher, cell.lang, cell.strategy, table)
         name = run_name(recipe, cell.recipe, usual)
         source = self.overrides.get("source", {})
         if "name" in source:  # other data than the recipe's
@@ -177,8 +175,8 @@ class Grid:
 def run_grid(grid: Grid, workers: Pool, *, tune: bool) -> list[Path]:
     """Train all runs without a result, write tables and figures of all results in ``grid.out``, return the paths.
 
-    With ``tune`` the learning rate of each strategy is first chosen on dev, from a grid of the same size. Runs that do
-    not fit a memory budget are skipped and listed in the tables.
+    With ``tune`` the learning rates of each strategy are first chosen on dev by successive halving, with the same share
+    of the training for each. Runs that do not fit a memory budget are skipped and listed in the tables.
 
     Raises:
         UserError: invalid settings; or, once the others are trained and reported, some runs failed.
@@ -224,19 +222,42 @@ def _fitted(grid: Grid, cells: Sequence[Cell], workers: Pool) -> list[Cell]:
 
 
 def _tuned(grid: Grid, cells: Sequence[Cell], workers: Pool) -> list[Job]:
-    """Choose the learning rate of each cell on dev with the first seed, and return the jobs that use it."""
-    trials: dict[Cell, list[Job]] = {}
-    for cell in cells:
-        preset = grid.job(cell, seed=0).recipe.optim.lr
-        jobs = [grid.job(cell, seed=0, lr=float(f"{preset * factor:.2g}")) for factor in LR_FACTORS]
-        # Results of tuning are kept out of the tables.
-        trials[cell] = [replace(job, result=grid.work / "tuning" / f"{job.folder.name}.json") for job in jobs]
-    _run([trial for tried in trials.values() for trial in tried], "tuning on dev", workers)
-    best = {cell: max(tried, key=Job.dev).recipe.optim.lr for cell, tried in trials.items()}
-    values = {cell: {"optim.lr": tuple(trial.recipe.optim.lr for trial in tried)} for cell, tried in trials.items()}
+    """Choose the learning rates of each cell on dev with the first seed, and return the jobs that use them."""
+    searches = {cell: search for cell in cells if (search := _search(grid, cell)) is not None}
+    most = max((search.most() for search in searches.values()), default=0)
+    logger.info(f"tuning takes at most the pairs of {most:.1f} trainings for each of {len(searches)} settings")
+    for rung, share in enumerate(tuning.SHARES, 1):
+        trials = {
+            cell: {one: _trial(grid, cell, search, one, share) for one in search.left}
+            for cell, search in searches.items()
+        }
+        jobs = [job for of_cell in trials.values() for job in of_cell.values()]
+        _run(jobs, f"tuning on dev, rung {rung} of {len(tuning.SHARES)}", workers)
+        for cell, search in searches.items():
+            search.learn({one: job.dev() for one, job in trials[cell].items()}, share)
+    chosen = {cell: search.changes(search.left[0]) for cell, search in searches.items()}
+    tried = {cell: search.record() for cell, search in searches.items()}
     return [
-        replace(grid.job(cell, seed, best[cell]), tuned=values[cell]) for seed in range(grid.seeds) for cell in cells
+        replace(grid.job(cell, seed, chosen.get(cell, {})), tuned=tried.get(cell, {}))
+        for seed in range(grid.seeds)
+        for cell in cells
     ]
+
+
+def _search(grid: Grid, cell: Cell) -> tuning.Search | None:
+    """Return the search for the learning rates of a cell; None if its towers do not support the strategy."""
+    job = grid.job(cell, seed=0)
+    try:
+        return tuning.Search(job.recipe)
+    except UserError as error:  # its runs will fail, and be listed in the tables
+        logger.info(f"{job.result.stem} is not tuned: {error}")
+        return None
+
+
+def _trial(grid: Grid, cell: Cell, search: tuning.Search, candidate: int, share: float) -> Job:
+    """Return a short run of a candidate, whose result is kept out of the tables."""
+    job = grid.job(cell, 0, search.changes(candidate), tuning.shortened(search.recipe, share))
+    return replace(job, result=grid.work / "tuning" / f"{job.folder.name}.json")
 
 
 def _run(jobs: Sequence[Job], task: str, workers: Pool) -> dict[Job, Outcome]:

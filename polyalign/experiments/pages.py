@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -142,7 +141,7 @@ def _footer(comparison: Comparison) -> str:
         _rules(comparison),
         _measures(comparison),
         f"Pairs seen, in thousands: {seen}. Optimiser steps: {steps}.",
-        _tuning(comparison),
+        *_tuning(comparison),
         _compute(comparison),
         f"Time ({figures.clock(comparison)}): training, and computing frozen features once; on {machines}.",
         _retries(comparison),
@@ -181,19 +180,36 @@ def _retries(comparison: Comparison) -> str:
     return f"Restarts after a worker died: {for_markdown(listed)}." if listed else ""
 
 
-def _tuning(comparison: Comparison) -> str:
-    """State which settings were tuned on dev, over which values, and which were chosen."""
-    tuned = {key: run.tuned[key] for run in comparison.runs for key in sorted(run.tuned)}
-    if not tuned:
-        rates = _each(comparison, lambda run: _setting(run, "optim.lr"))
-        return f"Nothing was tuned for this table; learning rates of the recipe: {rates}."
+def _tuning(comparison: Comparison) -> list[str]:
+    """State for each method which settings were tuned on dev, over which values, how, and which were chosen."""
+    methods = sorted(comparison.methods, key=lambda method: method.name)
+    tuned = [_tuned(method) for method in methods if any(run.tuned for run in method.runs)]
+    rates = _each(comparison, lambda run: _setting(run, "optim.lr"))
+    return tuned or [f"Nothing was tuned for this table; learning rates of the recipe: {rates}."]
+
+
+def _tuned(method: Method) -> str:
+    run = next(run for run in method.runs if run.tuned)
+    keys = [key for key in sorted(run.tuned) if "." in key]
     sentences = []
-    for key, values in tuned.items():
-        chosen = _each(comparison, partial(_setting, key=key))
+    for key in keys:
         code = for_markdown(key).replace("`", "'")
-        tried = for_markdown(", ".join(map(str, values)))
-        sentences.append(f"Tuned on dev: `{code}` from {tried}; chosen: {chosen}.")
-    return " ".join(sentences)
+        tried = _listed(map(str, run.tuned[key]))
+        rate = "optim.lr" if key in ("optim.vision_lr", "optim.text_lr") else key  # their default
+        chosen = _listed(str(_setting(one, key) or _setting(one, rate)) for one in method.runs)
+        sentences.append(f"`{code}` from {tried}; chosen: {chosen}.")
+    candidates, parts = run.tuned.get("dev_mean_recall", ()), run.tuned.get("part", ())
+    rungs, total = [], 0.0
+    for rung, part in enumerate(parts):
+        dev = [recalls[rung] for recalls in candidates if len(recalls) > rung]
+        known = [recall for recall in dev if recall is not None]
+        spread = f"{tables.percent(min(known))} to {tables.percent(max(known))}" if known else "none"
+        failed = f", {len(dev) - len(known)} failed" if len(known) < len(dev) else ""
+        rungs.append(f"{len(dev)} for {tables.percent(part)} % of the training (dev mean recall {spread}{failed})")
+        total += len(dev) * part
+    if rungs:
+        sentences.append(f"Successive halving: {', '.join(rungs)}; the pairs of {total:.1f} trainings in all.")
+    return f"Tuned on dev, {for_markdown(method.name)}: {' '.join(sentences)}"
 
 
 def _setting(run: Run, key: str) -> Any:

@@ -10,6 +10,8 @@ from rich import box
 
 from polyalign.config.plugins import load_plugin, plugin_names
 from polyalign.config.resolve import resolve
+from polyalign.config.schema import Recipe
+from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
 from polyalign.models.towers.base import ValuesNeededError
 from polyalign.utils.errors import UserError
@@ -36,11 +38,7 @@ def count(recipe: str, lang: str, overrides: dict[str, Any]) -> list[Row]:
         row = Row(strategy=name, about=(module.__doc__ or "").strip().splitlines()[0].rstrip("."))
         resolved = resolve(recipe, lang, name, overrides)
         try:
-            try:
-                with torch.device("meta"):
-                    aligner = build_aligner(resolved, pretrained=False)
-            except ValuesNeededError:
-                aligner = build_aligner(resolved, pretrained=False)
+            aligner = untrained(resolved)
         except UserError as error:
             row.problem = str(error)
         else:
@@ -50,6 +48,19 @@ def count(recipe: str, lang: str, overrides: dict[str, Any]) -> list[Row]:
             row.text_cut = f"{text_cut} of {aligner.text.whole}"
         rows.append(row)
     return sorted(rows, key=lambda row: row.trainable)
+
+
+def untrained(recipe: Recipe) -> Aligner:
+    """Build the aligner of a recipe without weights, and without memory unless its towers need values.
+
+    Raises:
+        UserError: a tower does not support the strategy.
+    """
+    try:
+        with torch.device("meta"):
+            return build_aligner(recipe, pretrained=False)
+    except ValuesNeededError:
+        return build_aligner(recipe, pretrained=False)
 
 
 def render(rows: list[Row], recipe: str) -> PlainTable:

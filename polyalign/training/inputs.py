@@ -96,7 +96,7 @@ def of_pairs(recipe: Recipe, aligner: Aligner, processes: int) -> Inputs:
 
 
 def _report_known(aligner: Aligner, text: ParallelText, config: Cache) -> None:
-    """Say how often the text tower finds the translation of a sentence before training: it can learn what is missing."""
+    """Say how often the text tower finds a translation before training: it can learn what is missing."""
     pivot, *others = text.langs
     found = []
     for place, lang in enumerate(others, start=1):

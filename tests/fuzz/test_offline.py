@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,8 @@ LINES: dict[str, list[tuple[str, ...]]] = {
         ("--lang", "en", *HUB),
     ],
     "repeat": [("text.toml", "--out", "again"), ("vision.toml", "--out", "again")],
+    "interpolate": [("hub-run", "--alpha", "0.5")],
+    "soup": [("hub-run", "hub-run")],
     "pretrain": [("--text-tower", TEXT, "--texts", "texts.txt", "--out", "tower")],
     "trim": [
         ("--lang", "en", "--text-tower", TEXT, "--out", "tower"),
@@ -71,6 +74,8 @@ def box(world: Path) -> Iterator[Sandbox]:
             (made.work / f"{section}.toml").write_text(
                 f'{before}[{section}]\nmodel = "{name}"\n{own}', encoding="utf-8"
             )
+        shutil.copytree(made.work / "run", made.work / "hub-run")
+        shutil.copy(made.work / "text.toml", made.work / "hub-run" / "recipe.toml")
         yield made
 
 

@@ -41,7 +41,8 @@ def changed(value: Any, at: tuple[Any, ...], new: Any) -> Any:
 
 
 def a_result() -> dict[str, Any]:
-    run = some_runs()[0].model_copy(update={"tuned": {"optim.lr": (1e-3,)}, "retries": 1})
+    tuned = {"optim.lr": (1e-3, 3e-3), "dev_mean_recall": ([0.1, 0.2], [None]), "part": (0.1, 0.3)}
+    run = some_runs()[0].model_copy(update={"tuned": tuned, "retries": 1})
     raw: dict[str, Any] = json.loads(run.model_dump_json())
     return raw
 

@@ -59,7 +59,7 @@ def test_page_says_what_was_measured() -> None:
     chance = next(line for line in page.splitlines() if line.startswith("| chance"))
     assert chance.split(" | ")[3] == "2.5"
     assert page.index("### 1k-pairs") < page.index("### 10k-pairs")
-    assert "Tuned on dev: `optim.lr` from 0.001, 0.003; chosen: 0.001." in page
+    assert "Tuned on dev, full: `optim.lr` from 0.001, 0.003; chosen: 0.001." in page
     assert "Restarts after a worker died: full 1." in page
     assert "Nothing was tuned for this table; learning rates of the recipe: 0.001." in page
     assert "| lilt | 88.2 |" not in page
