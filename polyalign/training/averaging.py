@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from polyalign.config.resolve import read_recipe
+from polyalign.config.resolve import RECIPE, read_recipe
 from polyalign.config.schema import Recipe
 from polyalign.data.load import load_split, load_tables
 from polyalign.data.pairs import PairTable
@@ -24,6 +24,7 @@ from polyalign.evaluation.tasks import retrieval
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
+from polyalign.training.inherit import inherit
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 from polyalign.utils.lock import LOCK_FILES, locked
@@ -179,8 +180,10 @@ def _load(run: Path) -> tuple[Aligner, Recipe]:
 
 
 def _untrained(run: Path, aligner: Aligner, recipe: Recipe) -> Aligner:
-    """Build the aligner of a run as it was before training."""
-    return build_aligner(recipe, preprocessing=aligner.vision.preprocessing, tokenizer=run / checkpoint.TOKENIZER)
+    """Build the aligner of a run as it was before training: pretrained, or as its parent left it."""
+    before = build_aligner(recipe, preprocessing=aligner.vision.preprocessing, tokenizer=run / checkpoint.TOKENIZER)
+    inherit(before, recipe)
+    return before
 
 
 def _copy(state: State) -> dict[str, torch.Tensor]:
@@ -189,7 +192,7 @@ def _copy(state: State) -> dict[str, torch.Tensor]:
 
 def _check_same(run: Path, first: Path) -> None:
     """Check that two runs have the same recipe, except for seeds, learning rates and tests, and the same towers."""
-    one, other = (_settings(read_recipe(folder / checkpoint.RECIPE)) for folder in (run, first))
+    one, other = (_settings(read_recipe(folder / RECIPE)) for folder in (run, first))
     for key in sorted({*one, *other} - _MAY_DIFFER):
         if one.get(key) != other.get(key):
             values = clean(f"{one.get(key)}, not {other.get(key)} as in {first}", 300)
@@ -206,8 +209,8 @@ def _settings(recipe: Recipe) -> dict[str, object]:
 
 
 def _galleries(recipe: Recipe, langs: Sequence[str] | None) -> list[PairTable]:
-    """Load dev in the language of the run, as in training, and in the others that the source has it in."""
-    found = [load_tables(recipe)["dev"]]
+    """Load dev in the languages of the run, as in training, and in the others that the source has it in."""
+    found = [*load_tables(recipe).dev.values()]
     for lang in recipe.test.languages if langs is None else langs:
         try:
             found.append(load_split(recipe, "dev", lang))
