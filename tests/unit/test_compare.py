@@ -32,7 +32,7 @@ from polyalign.experiments.workers import Outcome
 from polyalign.training import train
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
-from tests import tiny
+from tests import forked, tiny
 from tests.unit.test_results import a_retrieval, a_run
 
 
@@ -186,18 +186,19 @@ def test_what_was_made_by_processes_is_not_made_again(whole):
 @pytest.mark.slow
 def test_ctrl_c_then_the_same_command_goes_on(tmp_path, monkeypatch, repo, caplog):
     monkeypatch.chdir(tmp_path)
-    path = tiny.write(tmp_path / "tiny.toml", optim={"epochs": 200}, train={"evals": 200, "patience": 1000})
-    command = [sys.executable, "-m", "polyalign", "compare", "--recipe", str(path), "--lang", "en",
-               "--strategies", "lilt", "--set", "test.knowledge=false"]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    monkeypatch.setenv("PYTHONPATH", str(repo))
+    path = tiny.write(tmp_path / "tiny.toml", optim={"epochs": 60}, train={"evals": 60, "patience": 1000})
+    command = ("compare", "--recipe", path, "--lang", "en", "--strategies", "lilt", "--set", "test.knowledge=false")
+    process = forked.start(*command, said=tmp_path / "said.txt")
     limit = time.monotonic() + 300
     while not list(Path("runs/compare").glob(f"*/{train.STATE}")):
-        assert process.poll() is None
+        assert process.is_alive()
         assert time.monotonic() < limit
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode == 130
+    process.join(120)
+    said = Path("said.txt").read_text(encoding="utf-8")
+    assert process.exitcode == 130
     assert said.splitlines()[-1] == "interrupted; continue with the same command"
     assert "Traceback" not in said
     assert not Path("eval").exists()
@@ -210,7 +211,7 @@ def test_ctrl_c_then_the_same_command_goes_on(tmp_path, monkeypatch, repo, caplo
     compared(grid(path, "lilt", overrides={"test": {"knowledge": False}}), Here())
     assert any(line.startswith("continuing after step ") for line in caplog.messages)
     (run,) = results().values()
-    assert (run.steps, run.retries) == (800, 0)
+    assert (run.steps, run.retries) == (240, 0)
 
 
 # Runs that are trained, and trained again
