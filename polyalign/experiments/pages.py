@@ -14,7 +14,7 @@ from polyalign.evaluation.ranking import with_mean
 from polyalign.evaluation.results import Run
 from polyalign.experiments import figures
 from polyalign.experiments.significance import SIGNIFICANCE, Comparison, Method, flatten
-from polyalign.utils.text import for_markdown, safe_stem
+from polyalign.utils.text import binary_size, for_markdown, safe_stem
 
 _MARKS = {"level": " =", "worse": "", "untested": " ?"}
 _NO_TEST = "a test needs two or more seeds of both methods, as results also vary with the seed"
@@ -88,8 +88,8 @@ def _row(method: Method) -> list[str]:
         tables.share(first.trainable, first.total),
         *map(tables.percent, method.scores),
         tables.duration(method.mean(lambda run: run.cost_seconds)),
-        tables.size(method.mean(lambda run: run.peak_memory_bytes)),
-        tables.size(method.mean(lambda run: run.checkpoint_bytes)),
+        binary_size(method.mean(lambda run: run.peak_memory_bytes)),
+        binary_size(method.mean(lambda run: run.checkpoint_bytes)),
         tables.percent(method.retention),
         tables.percent(method.carried_over),
     ]

@@ -519,3 +519,19 @@ def test_measured_memory_is_what_training_holds_and_less_in_smaller_parts(tmp_pa
     assert parts < whole
     trained = Run.model_validate_json(polyalign_("repeat", 128, "--out", str(tmp_path / "run")))
     assert trained.peak_memory_bytes == pytest.approx(whole, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "option"),
+    [
+        ({"train": {"seed": 3}}, "--seeds"),
+        ({"data": {"budget": "20-pairs"}}, "--budget"),
+        ({"strategy": {"name": "lit"}}, "--strategies"),
+        ({"lang": "sw"}, "--lang"),
+    ],
+)
+def test_a_setting_that_the_grid_makes_is_refused_and_its_option_named(recipe, overrides, option):
+    workers = Told()
+    with pytest.raises(UserError, match=f"^a comparison sets .* itself: use {option} instead of --set "):
+        compared(grid(recipe, overrides=overrides), workers)
+    assert workers.made == []

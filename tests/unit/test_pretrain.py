@@ -5,6 +5,7 @@ import json
 import math
 import os
 import runpy
+import shutil
 import sys
 import time
 import tomllib
@@ -460,3 +461,12 @@ def test_a_damaged_record_of_a_run_is_one_line(config: Config, tmp_path: Path, c
         (out / name).write_bytes(content)
         with pytest.raises(UserError, match=rf"{name} is damaged \(.*\): use another --out"):
             pretrain_text(config, out, resume=True)
+
+
+def test_a_finished_run_without_its_weights_is_not_taken_for_one(
+    done: tuple[Path, Pretrained], config: Config, tmp_path: Path
+) -> None:
+    out = shutil.copytree(done[0], tmp_path / "out")
+    (out / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"record of a finished run but no model\.safetensors: use another --out"):
+        pretrain_text(config, out, resume=True)
