@@ -148,10 +148,9 @@ class Direction(Record):
 
     @model_validator(mode="after")
     def _ranks_agree(self) -> Self:
-        stated = (self.queries, self.mean_rank, self.median_rank)
-        if self.ranks and not np.allclose(
-            stated, (len(self.ranks), np.mean(self.ranks), np.median(self.ranks)), 0, _ROUNDING * max(self.ranks)
-        ):
+        stated = np.array([self.queries, self.mean_rank, self.median_rank])
+        ranks = np.array(self.ranks)
+        if len(ranks) and not np.allclose(stated, [len(ranks), ranks.mean(), float(np.median(ranks))], 0, 1e-6):
             raise ValueError("queries, mean_rank or median_rank are not those of the ranks")
         return self
 

@@ -193,7 +193,7 @@ def _claim(place: Path) -> None:
         names = {path.name for path in place.iterdir() if not path.name.startswith(".")}
     except OSError as error:
         raise UserError(f"cannot write {place}: {error.strerror}; set POLYALIGN_CACHE to another folder") from error
-    if not all(_FILE.fullmatch(name) for name in names):
+    if not all(_FILE.fullmatch(name) for name in names - {_TAG}) or (_TAG in names and not _is_tagged(place)):
         raise _foreign(place)
     storage.write_text(place / _TAG, _TAG_TEXT)
 

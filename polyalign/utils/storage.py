@@ -12,7 +12,7 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -145,7 +145,8 @@ def temporary_folder(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=PARTIAL) as made:
         handle = os.open(made, os.O_RDONLY)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            with suppress(OSError):  # a file system without locks, where abandoned folders are left alone
+                fcntl.flock(handle, fcntl.LOCK_EX)
             yield Path(made)
         finally:
             os.close(handle)
