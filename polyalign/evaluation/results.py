@@ -150,7 +150,7 @@ class Direction(Record):
     def _ranks_agree(self) -> Self:
         stated = np.array([self.queries, self.mean_rank, self.median_rank])
         ranks = np.array(self.ranks)
-        if len(ranks) and not np.allclose(stated, [len(ranks), ranks.mean(), float(np.median(ranks))], 0, 1e-6):
+        if len(ranks) and not np.allclose(stated, [len(ranks), ranks.mean(), float(np.median(ranks))], 1e-12, 1e-9):
             raise ValueError("queries, mean_rank or median_rank are not those of the ranks")
         return self
 
