@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from polyalign.cli.options import MAINTAIN, Json, Offline, RecipeFile, app, go_offline, print_json
-from polyalign.utils.text import clean
+from polyalign.utils.text import binary_size, clean
 
 cache_app = typer.Typer(no_args_is_help=True, help="List or delete the cached outputs of frozen layers.")
 app.add_typer(cache_app, name="cache", rich_help_panel=MAINTAIN)
@@ -26,17 +26,16 @@ def cache_list(as_json: Json = False) -> None:
         return
     for entry in found:
         cost, what, name = tables.duration(entry.seconds), clean(entry.what), clean(entry.name)
-        print(f"{tables.size(entry.bytes):>10}  {entry.rows:>8,} {what:<9} {cost:>10}  {name}")
-    print(f"{tables.size(sum(entry.bytes for entry in found)):>10}  in {folder()}")
+        print(f"{binary_size(entry.bytes):>10}  {entry.rows:>8,} {what:<9} {cost:>10}  {name}")
+    print(f"{binary_size(sum(entry.bytes for entry in found)):>10}  in {folder()}")
 
 
 @cache_app.command("clear", epilog="Example: polyalign cache clear")
 def cache_clear() -> None:
     """Delete all cached features; they are computed again when needed."""
-    from polyalign.evaluation import tables
     from polyalign.models.feature_cache import clear, folder
 
-    print(f"{tables.size(clear())} freed in {folder()}")
+    print(f"{binary_size(clear())} freed in {folder()}")
 
 
 @app.command(rich_help_panel=MAINTAIN, epilog="Example: polyalign memory runs/starter-sw-lilt-10k-pairs-s0/recipe.toml")
@@ -51,7 +50,6 @@ def memory(
 
     go_offline(offline)
     from polyalign.config.resolve import read_recipe
-    from polyalign.evaluation import tables
     from polyalign.experiments.micro_batch import peak_of
     from polyalign.utils import storage
     from polyalign.utils.progress import progress_bars
@@ -63,4 +61,4 @@ def memory(
     if as_json:
         print_json({"bytes": held})
     else:
-        print(tables.size(held))
+        print(binary_size(held))

@@ -10,7 +10,7 @@ import typer
 
 from polyalign.cli import options
 from polyalign.cli.options import TRAIN, app
-from polyalign.utils.text import clean
+from polyalign.utils.text import binary_size, clean
 
 
 @app.command(
@@ -41,7 +41,6 @@ def trim(
     from polyalign.config.language import load_language
     from polyalign.config.tower import TextSpec
     from polyalign.data.load import load_table
-    from polyalign.evaluation import tables
     from polyalign.models.vocabulary import read_sentences, trim_tower
     from polyalign.utils.progress import progress_bars
 
@@ -57,6 +56,6 @@ def trim(
     alike = f"{done.sentences_alike:,} of {done.sentences:,} sentences are tokenized and embedded as before"
     print(f"pieces      {done.pieces[0]:,} -> {done.pieces[1]:,}")
     print(f"parameters  {done.parameters[0]:,} -> {done.parameters[1]:,}")
-    print(f"weights     {tables.size(done.bytes[0])} -> {tables.size(done.bytes[1])}")
+    print(f"weights     {binary_size(done.bytes[0])} -> {binary_size(done.bytes[1])}")
     print(f"checked     {alike} (largest difference {done.max_difference:g})")
     print(f"use it with {shlex.join(('--set', f'text.model={clean(out)}'))}")

@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -17,6 +18,7 @@ from polyalign.data.fetch import digest, fetch
 from polyalign.data.load import load_source
 from polyalign.data.readers.info import Download, Info, Single
 from polyalign.utils.errors import UserError
+from polyalign.utils.lock import locked
 from polyalign.utils.progress import progress
 from polyalign.utils.text import clean
 
@@ -38,7 +40,8 @@ def download_dataset(name: str, root: Path, photos: Photos) -> str:
     Existing files are kept; one with the wrong content is an error.
 
     Raises:
-        UserError: the dataset is unknown, nothing requested may be downloaded, or a download fails.
+        UserError: the dataset is unknown, nothing requested may be downloaded, another process downloads into the
+            folder, or a download fails.
     """
     info = catalogue.info(name)
     folder = root / info.folder
@@ -54,13 +57,14 @@ def download_dataset(name: str, root: Path, photos: Photos) -> str:
         )
     logger.info(f"{info.title}, licence: {info.licence}")
     got = Counter[str]()  # files "downloaded" and "already present"
-    for one in info.downloads:
-        _fetch(one, name, folder, got)
-    if photos == "test" and info.single is not None:
-        _fetch_single(name, info.single, folder, root / PHOTOS, got)
-    elif photos != "none":
-        for one in info.photos:
-            _fetch(one, name, root / PHOTOS, got)
+    with locked(folder), nullcontext() if photos == "none" else locked(root / PHOTOS):
+        for one in info.downloads:
+            _fetch(one, name, folder, got)
+        if photos == "test" and info.single is not None:
+            _fetch_single(name, info.single, folder, root / PHOTOS, got)
+        elif photos != "none":
+            for one in info.photos:
+                _fetch(one, name, root / PHOTOS, got)
     return _report(name, info, root, photos, got)
 
 

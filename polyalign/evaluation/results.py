@@ -28,6 +28,7 @@ from polyalign.utils.files import check_is_file
 
 DirectionName = Literal["text_to_image", "image_to_text"]
 _MAX_DEPTH = 32
+_ROUNDING = 1e-9
 _NUMBERS = re.compile(r"\[\n([-+.eE\d\s,]+)\n *\]")  # strings in JSON contain no line break
 
 
@@ -111,6 +112,12 @@ class Score(Record):
     low: float
     high: float
 
+    @model_validator(mode="after")
+    def _is_in_its_interval(self) -> Self:
+        if self.value < self.low - _ROUNDING or self.value > self.high + _ROUNDING:
+            raise ValueError(f"the value {self.value:g} is not in its interval [{self.low:g}, {self.high:g}]")
+        return self
+
 
 def scores_of(*columns: npt.NDArray[np.float64]) -> tuple[Score, ...]:
     """Return M scores from their values, lower and upper limits, each (M,)."""
@@ -148,6 +155,14 @@ class Direction(Record):
             raise ValueError(f"recall is not at {', '.join(map(str, ranking.RECALL_AT))}")
         return self
 
+    @model_validator(mode="after")
+    def _ranks_agree(self) -> Self:
+        stated = np.array([self.queries, self.mean_rank, self.median_rank])
+        ranks = np.array(self.ranks)
+        if len(ranks) and not np.allclose(stated, [len(ranks), ranks.mean(), float(np.median(ranks))], 1e-12, 1e-9):
+            raise ValueError("queries, mean_rank or median_rank are not those of the ranks")
+        return self
+
 
 class Retrieval(Record):
     """Retrieval in both directions in one gallery.
@@ -182,6 +197,14 @@ class Retrieval(Record):
             raise ValueError("the queries and their ranks differ in number")
         if self.fold_of and len(self.fold_of) != self.images:
             raise ValueError("the images and their folds differ in number")
+        return self
+
+    @model_validator(mode="after")
+    def _recalls_agree(self) -> Self:
+        values = np.array([score.value for score in self.scores])
+        expected = ranking.recalls(self.hits()) if self.text_to_image.ranks else ranking.with_mean(values[:6])
+        if not np.allclose(values, expected, 0, _ROUNDING):
+            raise ValueError("the recalls are not those of the ranks, or their mean is wrong")
         return self
 
     @property

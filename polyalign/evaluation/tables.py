@@ -10,6 +10,7 @@ from rich.table import Table
 from polyalign.evaluation import ranking
 from polyalign.evaluation.results import Direction, Retrieval, Run, Score
 from polyalign.utils.plain_table import PlainTable
+from polyalign.utils.text import binary_size
 
 RECALL_NAMES = [f"{way} R@{k}" for way in ("t→i", "i→t") for k in ranking.RECALL_AT] + ["mean recall"]
 
@@ -50,15 +51,6 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-
-
-def size(count: float) -> str:
-    """Show bytes in the binary unit that fits: ``9.4 MiB``."""
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} GiB"
 
 
 def share(trainable: int, total: int) -> str:
@@ -127,8 +119,8 @@ def run_facts(run: Run) -> Table:
         f" in {counted(run.steps, 'step')}, {run.epochs:g} epoch{'' if run.epochs == 1 else 's'}{early}",
         "time": f"{duration(run.seconds)} on {run.device}, {counted(run.threads, 'thread')}; "
         f"{duration(run.cpu_seconds)} of processor time",
-        "peak memory": size(run.peak_memory_bytes),
-        "checkpoint": size(run.checkpoint_bytes),
+        "peak memory": binary_size(run.peak_memory_bytes),
+        "checkpoint": binary_size(run.checkpoint_bytes),
     }
     for name, value in facts.items():
         shown.add_row(name, value)

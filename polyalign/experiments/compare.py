@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 STRATEGIES = ("projection", "layernorm", "lilt", "lilt-deep", "lit", "full")
 """Strategies compared by default: few trainable parameters, some, one tower, everything."""
 
+_AXES = {"lang": "--lang", "data.budget": "--budget", "strategy.name": "--strategies", "train.seed": "--seeds"}
+"""Keys of a recipe that the grid sets, and their options."""
+
 
 @dataclass(frozen=True, eq=False)
 class Job:
@@ -123,8 +126,12 @@ class Grid:
         """Return all cells.
 
         Raises:
-            UserError: two recipes have the same name.
+            UserError: two recipes have the same name, or an override is one of the axes.
         """
+        for key, option in _AXES.items():
+            section, _, name = key.partition(".")
+            if section in self.overrides and (not name or name in self.overrides[section]):
+                raise UserError(f"a comparison sets {key} itself: use {option} instead of --set {key}")
         twins = [name for name, count in Counter(Path(recipe).stem for recipe in self.recipes).items() if count > 1]
         if twins:
             raise UserError(f'two recipes are called "{twins[0]}": rename one')

@@ -17,13 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from polyalign.config.schema import Recipe
-from polyalign.evaluation import tables
 from polyalign.experiments.run_folders import versioned_digest
 from polyalign.experiments.workers import RECIPE, Outcome, Pool
 from polyalign.models.embed import PairFeatures
 from polyalign.training import train
 from polyalign.utils.process import peak_memory
-from polyalign.utils.text import safe_stem
+from polyalign.utils.text import binary_size, safe_stem
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ class Probe:
     def describe(self) -> str:
         """Return the measurement as a line of text."""
         return (
-            f"{self.folder.name}: {tables.size(self.peak() or 0)} at a micro-batch of {self.recipe.optim.micro_batch}"
+            f"{self.folder.name}: {binary_size(self.peak() or 0)} at a micro-batch of {self.recipe.optim.micro_batch}"
         )
 
     def peak(self) -> int | None:
@@ -93,8 +92,8 @@ class Fit:
         else:
             self._open = self._open[: self._next]
             if peak is not None:
-                at = f"{tables.size(peak)} at a micro-batch of {size}"
-                self.problem = f"needs {at}, more than the {tables.size(allowed)} allowed"
+                at = f"{binary_size(peak)} at a micro-batch of {size}"
+                self.problem = f"needs {at}, more than the {binary_size(allowed)} allowed"
             elif outcome is not None:
                 self.problem, self.bad_input = outcome.problem, outcome.bad_input
                 self._open = [] if self.bad_input else self._open

@@ -13,7 +13,7 @@ from polyalign.evaluation.ranking import with_mean
 from polyalign.evaluation.results import Run
 from polyalign.experiments import figures
 from polyalign.experiments.significance import SIGNIFICANCE, Comparison, Method, flatten
-from polyalign.utils.text import for_markdown, safe_stem
+from polyalign.utils.text import binary_size, for_markdown, safe_stem
 
 _MARKS = {"level": " =", "worse": "", "untested": " ?"}
 _NO_TEST = "a test needs two or more seeds of both methods, as results also vary with the seed"
@@ -91,8 +91,8 @@ def _row(method: Method, *, parallel: bool) -> list[str]:
         *map(tables.percent, method.scores),
         *sentences,
         tables.duration(method.mean(lambda run: run.cost_seconds)),
-        tables.size(method.mean(lambda run: run.peak_memory_bytes)),
-        tables.size(method.mean(lambda run: run.checkpoint_bytes)),
+        binary_size(method.mean(lambda run: run.peak_memory_bytes)),
+        binary_size(method.mean(lambda run: run.checkpoint_bytes)),
         tables.percent(method.retention),
         tables.percent(method.carried_over),
     ]

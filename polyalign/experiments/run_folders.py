@@ -17,7 +17,8 @@ import polyalign
 from polyalign.config.resolve import resolve, resolve_continuation, resolve_distillation
 from polyalign.config.schema import Parent, Recipe, merge
 from polyalign.evaluation.results import Run
-from polyalign.experiments.workers import LOG, RECIPE, RESTARTS
+from polyalign.experiments.workers import LOG, RECIPE, RESTARTS, RUNNING
+from polyalign.models import checkpoint
 from polyalign.training import train
 from polyalign.training.inherit import weights_digest
 from polyalign.utils import storage
@@ -139,8 +140,11 @@ def _finished(folder: Path, recipe: Recipe) -> Run:
 def _refuse_foreign(folder: Path) -> None:
     """Check that a folder is new, is empty, or holds a run, so that the files of a run are not mixed with others."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if names - {RECIPE, LOG, RESTARTS, *LOCK_FILES} and not names & {train.RESULT, train.STATE, MANIFEST}:
+    if names - {RECIPE, LOG, RESTARTS, RUNNING, *LOCK_FILES} and not names & {train.RESULT, train.STATE, MANIFEST}:
         raise UserError(f"{folder} contains other files and no run: use a new folder for --out")
+    for name in set(train.FILES) - {checkpoint.TOKENIZER}:
+        if (folder / name).is_dir():
+            raise UserError(f"{folder / name} is not as a run left it: move it away, or use another --out")
 
 
 def _delete_run(folder: Path) -> None:

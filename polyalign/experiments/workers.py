@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, TypeVar
 
+from filelock import FileLock, Timeout
+
 from polyalign.config.schema import Recipe
 from polyalign.utils import parent, storage
 from polyalign.utils.errors import UserError
@@ -26,6 +28,9 @@ logger = logging.getLogger(__name__)
 MAX_RETRIES = 2
 BAD_INPUT, INTERRUPTED = 2, 130
 RECIPE, LOG, RESTARTS = "job.toml", "log.txt", "restarts.txt"
+RUNNING = ".polyalign.job.lock"
+"""File in the folder of a job that is locked while it runs."""
+
 # Environment variables that jobs on a cluster need.
 _PASSED_ON = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HOME", "POLYALIGN_CACHE")
 
@@ -107,35 +112,56 @@ def run_job(
 ) -> Outcome:
     """Run a command in a new process, and restart it up to twice unless it ends with bad input.
 
-    The number of restarts is kept in ``folder / RESTARTS``. While the command runs, the identifier of the ``pool`` is
-    beside it: if this process dies and the same pool starts the job again, as Ray does, that counts as a restart; if
-    the pool died, it does not.
+    If another comparison runs a job in the same folder, its end is awaited first. The number of restarts is kept in
+    ``folder / RESTARTS``. While the command runs, the identifier of the ``pool`` is beside it: if this process dies and
+    the same pool starts the job again, as Ray does, that counts as a restart; if the pool died, it does not.
     """
-    storage.write_text(folder / RECIPE, recipe_toml)
     stop = stop or threading.Event()
-    environment = {**os.environ, **environment, parent.ENDS_WITH_STDIN: "1"}
-    code, died = 0, restarts(folder, pool)
-    for _ in range(MAX_RETRIES + 1):
-        storage.write_text(folder / RESTARTS, f"{died} {pool}")
-        with (
-            (folder / LOG).open("ab") as log,
-            subprocess.Popen(
-                [sys.executable, "-m", "polyalign", *command],
-                stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, cwd=cwd,
-            ) as process,
-        ):  # fmt: skip
-            code = _end(process, stop)
-        stopped = stop.is_set() or code == INTERRUPTED
-        died += not stopped and code not in (0, BAD_INPUT)
-        storage.write_text(folder / RESTARTS, str(died))
-        if code == 0:
-            return Outcome()
-        if stopped:
-            return Outcome("interrupted")
-        if code == BAD_INPUT:
-            return Outcome(_last_line(folder / LOG, "error: "), bad_input=True)
-    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    return Outcome(f"its process {how}: {_last_line(folder / LOG)}")
+    storage.write_text(folder / RECIPE, recipe_toml)
+    lock = FileLock(folder / RUNNING, blocking=False)
+    if not _acquire(lock, stop, folder.name):
+        return Outcome("interrupted")
+    try:
+        environment = {**os.environ, **environment, parent.ENDS_WITH_STDIN: "1"}
+        code, died = 0, restarts(folder, pool)
+        for _ in range(MAX_RETRIES + 1):
+            storage.write_text(folder / RESTARTS, f"{died} {pool}")
+            with (
+                (folder / LOG).open("ab") as log,
+                subprocess.Popen(
+                    [sys.executable, "-m", "polyalign", *command],
+                    stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment, cwd=cwd,
+                ) as process,
+            ):  # fmt: skip
+                code = _end(process, stop)
+            stopped = stop.is_set() or code == INTERRUPTED
+            died += not stopped and code not in (0, BAD_INPUT)
+            storage.write_text(folder / RESTARTS, str(died))
+            if code == 0:
+                return Outcome()
+            if stopped:
+                return Outcome("interrupted")
+            if code == BAD_INPUT:
+                return Outcome(_last_line(folder / LOG, "error: "), bad_input=True)
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        return Outcome(f"its process {how}: {_last_line(folder / LOG)}")
+    finally:
+        lock.release()
+
+
+def _acquire(lock: FileLock, stop: threading.Event, name: str) -> bool:
+    """Wait until no other comparison holds the lock of a job; return False if ``stop`` is set before."""
+    has_told = False
+    while True:
+        try:
+            lock.acquire()
+            return True
+        except Timeout:
+            if not has_told:
+                logger.info(f"{name}: another comparison runs it; waiting")
+            has_told = True
+        if stop.wait(1):
+            return False
 
 
 def restarts(folder: Path, pool: str = "") -> int:

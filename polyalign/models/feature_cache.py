@@ -29,6 +29,7 @@ from polyalign.utils import array_cache, precision
 from polyalign.utils.errors import UserError
 from polyalign.utils.process import Spent
 from polyalign.utils.progress import progress
+from polyalign.utils.text import binary_size
 
 logger = logging.getLogger(__name__)
 
@@ -246,7 +247,7 @@ def _store(
     size = total * first[1][0].nbytes
     if size > config.max_gib * 2**30:
         raise UserError(
-            f"the cache of {items:,} {what} would take {size / 2**30:.1f} GiB, "
+            f"the cache of {items:,} {what} would take {binary_size(size)}, "
             f"more than cache.max_gib = {config.max_gib:g}: raise it, train on fewer pairs, "
             "or keep only pixels with --set cache.prefix=false"
         )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import string
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -76,6 +75,7 @@ def trim_tower(
     if out.exists():
         raise UserError(f"{out} already exists: use another --out")
     storage.check_writable(out)
+    storage.remove_abandoned_folders(out)
     if not sentences:
         raise UserError("there is no sentence to keep pieces for: the corpus is empty")
     tokenizer, model = load_tokenizer(spec), load_encoder(spec).eval()
@@ -84,9 +84,8 @@ def trim_tower(
     before, (parameters, size) = _hidden(model, tokenizer, spec, compared), _size(model)
     _take_rows(model, choice.kept)
     trimmed_parameters, trimmed_size = _size(model)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as holder:
-        partial = Path(holder) / out.name
+    with storage.temporary_folder(out) as holder:
+        partial = holder / out.name
         _save(model, choice, spec.revision, partial)
         difference = _compare(spec, partial, sentences, choice, before)
         partial.rename(out)

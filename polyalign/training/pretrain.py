@@ -31,6 +31,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from polyalign.config.language import describe_error
 from polyalign.config.tower import TextSpec
@@ -254,14 +255,16 @@ def _finished(out: Path, settings: Mapping[str, Any], *, resume: bool) -> Pretra
     """Return the record of a finished run to resume in ``out``, or None if there is training to do.
 
     Raises:
-        UserError: ``out`` holds other files, a run with other settings, a damaged record of one, or a run and
-            ``resume`` is false.
+        UserError: ``out`` holds other files, a run with other settings, a damaged record of one, a finished run
+            without its weights, or a run and ``resume`` is false.
     """
     record, started = out / RECORD, out / _WORK / _SETTINGS
     if record.is_file() and resume:
         with _undamaged(record):
             done = Pretrained.model_validate_json(record.read_bytes())
         _check_same(out, done.settings, settings)
+        if not any((out / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+            raise UserError(f"{out} has the record of a finished run but no {SAFE_WEIGHTS_NAME}: use another --out")
         _remove_checkpoints(out / _WORK)
         return done
     if (out / _WORK).is_symlink():

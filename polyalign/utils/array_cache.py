@@ -26,18 +26,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError, first_line
+from polyalign.utils.text import binary_size
 
 logger = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
 _TAG = "CACHEDIR.TAG"
-_SIGNATURE = "Signature: 8a477f597d28d172789f06886806bc55"
+_TAG_TEXT = """Signature: 8a477f597d28d172789f06886806bc55
+# Written by polyalign; empty it with `polyalign cache clear`.
+"""
 _FILE = re.compile(r"((?:vision|text)-\d+|prints)-[0-9a-f]{24}\.array")
 _PARTIAL = re.compile(rf"\.({_FILE.pattern})\.\w+{re.escape(storage.PARTIAL)}")
 _END = struct.Struct("<Q16s")  # length and checksum of the card
 _LONGEST_CARD = 2**26
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _CHECKED: set[tuple[int, ...]] = set()
 
@@ -149,8 +151,10 @@ def clear() -> int:
     Arrays that another process reads or writes at the moment stay usable there.
 
     Raises:
-        UserError: a file cannot be deleted.
+        UserError: a file cannot be deleted, or the folder is the cache of another program.
     """
+    if (folder() / _TAG).exists() and not _is_tagged(folder()):
+        raise _foreign(folder())
     freed = 0
     for path in _own(_FILE):
         try:
@@ -175,7 +179,7 @@ def _own(names: re.Pattern[str]) -> Iterator[Path]:
 def _is_tagged(place: Path) -> bool:
     try:
         with _open(place / _TAG) as file:
-            return file.read(len(_SIGNATURE)) == _SIGNATURE.encode()
+            return file.read(len(_TAG_TEXT) + 1) == _TAG_TEXT.encode()
     except OSError:
         return False
 
@@ -188,12 +192,14 @@ def _claim(place: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
         names = {path.name for path in place.iterdir() if not path.name.startswith(".")}
     except OSError as error:
-        raise storage.cannot_write(place, error) from error
-    if not all(_FILE.fullmatch(name) for name in names - {_TAG}):
-        raise UserError(
-            f"{place} is not a cache of polyalign: it has other files; set POLYALIGN_CACHE to another folder"
-        )
-    storage.write_text(place / _TAG, f"{_SIGNATURE}\n# Written by polyalign; empty it with `polyalign cache clear`.\n")
+        raise UserError(f"cannot write {place}: {error.strerror}; set POLYALIGN_CACHE to another folder") from error
+    if not all(_FILE.fullmatch(name) for name in names - {_TAG}) or (_TAG in names and not _is_tagged(place)):
+        raise _foreign(place)
+    storage.write_text(place / _TAG, _TAG_TEXT)
+
+
+def _foreign(place: Path) -> UserError:
+    return UserError(f"{place} is not a cache of polyalign: it has other files; set POLYALIGN_CACHE to another folder")
 
 
 def _open(path: Path) -> BinaryIO:
@@ -232,11 +238,11 @@ def _reserve(file: BinaryIO, size: int) -> None:
     try:
         os.posix_fallocate(file.fileno(), 0, size)
     except OSError as error:
-        if error.errno not in _FULL:
+        if error.errno not in storage.FULL:
             raise
-        need = f"{size / 2**30:.1f} GiB"
         raise UserError(
-            f"cannot keep {need} in {folder()}: {error.strerror}; make room, or set POLYALIGN_CACHE to another disk"
+            f"cannot keep {binary_size(size)} in {folder()}: {error.strerror}; "
+            "make room, or set POLYALIGN_CACHE to another disk"
         ) from error
 
 

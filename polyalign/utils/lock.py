@@ -25,12 +25,12 @@ LOCK_FILES = (LOCK, OWNER)
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, which is created if necessary; the operating system releases it if the process dies.
 
-    A folder that was created and is left empty is deleted again.
+    Folders that were created and are left empty are deleted again.
 
     Raises:
         UserError: another process holds it; the message names its host and process id, and since when it holds it.
     """
-    is_new = not folder.exists()
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / LOCK, blocking=False)
@@ -47,9 +47,10 @@ def locked(folder: Path) -> Iterator[None]:
     finally:
         (folder / OWNER).unlink(missing_ok=True)
         with suppress(OSError):  # deleted or filled by others
-            if is_new and [path.name for path in folder.iterdir()] == [LOCK]:
+            if new and [path.name for path in folder.iterdir()] == [LOCK]:
                 (folder / LOCK).unlink()
-                folder.rmdir()
+                for place in new:
+                    place.rmdir()
         lock.release()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import glob
 import json
@@ -10,7 +11,8 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -19,10 +21,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from polyalign.utils.errors import DISK_ERRORS, UserError, first_line
+from polyalign.utils.text import binary_size
 
 logger = logging.getLogger(__name__)
 
 _CHECKSUM = "xxh3_128"  # key of the checksum in the metadata of a safetensors file
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the errors of a full disk."""
+
 PARTIAL = ".polyalign-partial"  # end of the names of temporary files
 
 
@@ -53,7 +59,7 @@ def check_room(folder: Path, size: int, what: str) -> None:
     free = shutil.disk_usage(_nearest(folder)).free
     if size > free:
         raise UserError(
-            f"{what} would take {size / 2**30:.1f} GiB in {folder}, where {free / 2**30:.1f} GiB are free: make room"
+            f"{what} would take {binary_size(size)} in {folder}, where {binary_size(free)} are free: make room"
         )
 
 
@@ -132,6 +138,38 @@ def remove_abandoned(folder: Path, name: str = "*") -> int:
     return freed
 
 
+@contextmanager
+def temporary_folder(path: Path) -> Iterator[Path]:
+    """Make a folder next to ``path`` that is deleted in the end; it is locked like the temporary files of ``write``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:100]}.", suffix=PARTIAL) as made:
+        handle = os.open(made, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks, where abandoned folders are left alone
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield Path(made)
+        finally:
+            os.close(handle)
+
+
+def remove_abandoned_folders(path: Path) -> None:
+    """Delete the folders that killed processes left of ``temporary_folder(path)``."""
+    for left in path.parent.glob(f".{glob.escape(path.name[:100])}.*{PARTIAL}"):
+        if left.is_symlink() or not left.is_dir():
+            continue
+        try:
+            handle = os.open(left, os.O_RDONLY)
+        except OSError:  # of another user, or deleted
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left)
+        except OSError:  # in use, or of another user
+            continue
+        finally:
+            os.close(handle)
+
+
 def _nearest(folder: Path) -> Path:
     """Return the folder, or its nearest existing parent."""
     return next(place for place in (folder, *folder.absolute().parents) if place.exists())
@@ -139,7 +177,8 @@ def _nearest(folder: Path) -> Path:
 
 def cannot_write(path: Path, error: OSError) -> UserError:
     """Return the error to raise if ``path`` cannot be written to."""
-    return UserError(f"cannot write {path}: {error.strerror}; make room or choose another folder")
+    advice = "make room or choose another folder" if error.errno in FULL else "choose another folder"
+    return UserError(f"cannot write {path}: {error.strerror}; {advice}")
 
 
 def write_text(path: Path, text: str) -> None:

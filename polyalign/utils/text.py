@@ -46,6 +46,15 @@ def safe_stem(name: str) -> str:
     return f"{short}-{digest}".lstrip("-")
 
 
+def binary_size(count: float) -> str:
+    """Show bytes in the binary unit that fits: ``9.4 MiB``."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
 def for_markdown(text: object) -> str:
     """Return text as one line of Markdown that is shown as it is: without markup, links and HTML."""
     plain = clean(text).replace("&", "&amp;").replace("<", "&lt;")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polyalign.config.schema import Recipe
 from polyalign.data import image_prints
+from polyalign.models import checkpoint
+from polyalign.models.aligner import Aligner
 from polyalign.utils import array_cache
 from tests.fuzz.harness import Sandbox, cases, sandbox
 from tests.fuzz.mutate import json_file, mutated, put_in_place
@@ -42,9 +46,17 @@ def files(filled: Path) -> list[str]:
     return sorted(str(path.relative_to(filled)) for path in filled.rglob("*") if path.is_file())
 
 
-def read(box: Sandbox, data: st.DataObject) -> None:
+@cache
+def model(world: Path) -> tuple[Aligner, Recipe]:
+    """Load the model once: what is attacked here are the files of the cache."""
+    return checkpoint.load(world / "run")
+
+
+def read(box: Sandbox, data: st.DataObject, world: Path) -> None:
+    loaded = model(world)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_prints, "_WORTH_KEEPING", 1)
+        patch.setattr(checkpoint, "load", lambda _: loaded)
         box.run(*data.draw(st.sampled_from(READERS)))
 
 
@@ -60,7 +72,7 @@ def test_damaged_bytes(world: Path, filled: Path, data: st.DataObject) -> None:
     with sandbox(world) as box:
         shutil.copytree(filled, box.cache, dirs_exist_ok=True)
         (box.cache / name).write_bytes(content)
-        read(box, data)
+        read(box, data, world)
 
 
 @cases(90)
@@ -80,7 +92,7 @@ def test_edited_cards(world: Path, filled: Path, data: st.DataObject) -> None:
     with sandbox(world) as box:
         shutil.copytree(filled, box.cache, dirs_exist_ok=True)
         (box.cache / name).write_bytes(values + card + end)
-        read(box, data)
+        read(box, data, world)
 
 
 @cases(60)
@@ -92,4 +104,4 @@ def test_swapped_and_missing_files(world: Path, filled: Path, data: st.DataObjec
         shutil.copytree(filled, box.cache, dirs_exist_ok=True)
         how = data.draw(st.sampled_from(("gone", "other", "folder", "empty", "broken link", "link out")))
         put_in_place(box.cache / one, how, box.work / "texts.txt" if how == "link out" else filled / other)
-        read(box, data)
+        read(box, data, world)

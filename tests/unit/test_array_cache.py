@@ -148,6 +148,25 @@ def test_the_tag_is_the_standard_one_and_is_written_again_if_it_was_deleted(fold
     assert len(array_cache.cards()) == 2
 
 
+def test_the_cache_of_another_program_is_neither_used_nor_cleared(folder):
+    folder.mkdir()
+    (folder / "CACHEDIR.TAG").write_text("Signature: 8a477f597d28d172789f06886806bc55\n# Written by another program.\n")
+    theirs = folder / f"{NAME}.array"
+    theirs.write_bytes(b"theirs")
+    for act in (array_cache.clear, write):
+        with pytest.raises(UserError, match="is not a cache of polyalign"):
+            act()
+    assert array_cache.cards() == []
+    assert theirs.read_bytes() == b"theirs"
+
+
+def test_a_cache_that_cannot_be_a_folder_is_one_line(monkeypatch):
+    monkeypatch.setenv("POLYALIGN_CACHE", "/dev/null")
+    with pytest.raises(UserError, match=r"^cannot write /dev/null/features: .*; set POLYALIGN_CACHE to another"):
+        write()
+    assert array_cache.clear() == 0
+
+
 def test_values_are_compared_once_in_a_process(monkeypatch):
     write()
     asked, checksum = [], array_cache._checksum
@@ -242,7 +261,7 @@ def test_a_full_disk_is_an_error_of_one_line_before_anything_is_computed(code, f
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(array_cache.os, "posix_fallocate", full)
-    with pytest.raises(UserError, match=rf"cannot keep 0.0 GiB in {folder}: .*; make room") as caught:
+    with pytest.raises(UserError, match=rf"cannot keep 240 B in {folder}: .*; make room") as caught:
         array_cache.write(NAME, VALUES.shape, VALUES.dtype, lambda _: pytest.fail("computed"))
     assert "\n" not in str(caught.value)
     assert [path.name for path in folder.iterdir()] == ["CACHEDIR.TAG"]
@@ -262,4 +281,4 @@ def test_a_file_size_limit_is_an_error_and_no_signal(folder):
     env = {**os.environ, "PYTHONPATH": str(Path.cwd())}
     command = [sys.executable, "-c", textwrap.dedent(code)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.startswith(f"cannot keep 0.0 GiB in {folder}: File too large; make room")
+    assert done.stdout.startswith(f"cannot keep 2.0 MiB in {folder}: File too large; make room")

@@ -33,7 +33,7 @@ from polyalign.experiments.workers import Outcome
 from polyalign.training import train
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
-from tests import tiny
+from tests import forked, tiny
 from tests.unit.test_results import a_retrieval, a_run
 
 
@@ -127,7 +127,7 @@ def page() -> str:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory, repo) -> Iterator[tuple[int, str]]:
-    """Three strategies and two seeds on a convolutional tower, with one worker killed: exit code and output."""
+    """Three strategies on a convolutional tower, with one worker killed: exit code and output."""
     folder = tmp_path_factory.mktemp("grid")
     path = tiny.write(folder / "tiny.toml", vision={"model": str(tiny.conv())})
     python = folder / "python"
@@ -139,7 +139,7 @@ def whole(tmp_path_factory, repo) -> Iterator[tuple[int, str]]:
     arguments = ["compare", "--recipe", str(path), "--lang", "en", "--strategies", "projection,lit,lilt"]
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as said:
         patch.chdir(folder)
-        patch.setattr(sys, "argv", ["polyalign", *arguments, "--seeds", "2", "--workers", "2"])
+        patch.setattr(sys, "argv", ["polyalign", *arguments, "--workers", "2"])
         patch.setattr(sys, "executable", str(python))
         patch.setenv("PYTHONPATH", str(repo))
         patch.setattr(signal, "signal", lambda *_: None)
@@ -153,13 +153,13 @@ def test_one_strategy_that_cannot_be_made_leaves_the_others(whole):
     code, said = whole
     assert code == 2
     last = said.splitlines()[-1]
-    assert last.startswith("error: the tables are written, but 2 runs failed: tiny-en-lilt-all-s0: ")
+    assert last.startswith("error: the tables are written, but 1 run failed: tiny-en-lilt-all-s0: ")
     assert "use --towers text" in last
     assert "Traceback" not in said
-    assert set(results()) == {f"tiny-en-{name}-all-s{seed}" for name in ("projection", "lit") for seed in (0, 1)}
+    assert set(results()) == {f"tiny-en-{name}-all-s0" for name in ("projection", "lit")}
     assert "| **lit**" in page() or "| **projection**" in page()
     assert "- Failed: lilt: " in page()
-    assert "(seed 0, 1)." in page()
+    assert "(seed 0)." in page()
 
 
 @pytest.mark.slow
@@ -173,32 +173,33 @@ def test_a_killed_worker_goes_on_from_its_state_and_the_table_says_so(whole):
 @pytest.mark.slow
 def test_progress_shows_runs_done_and_time_left(whole):
     lines = [line for line in whole[1].splitlines() if line.startswith("runs: ")]
-    assert lines[0] == "runs: 0 of 6"
-    assert lines[-1].startswith("runs: 6 of 6 tiny-en-")
+    assert lines[0] == "runs: 0 of 3"
+    assert lines[-1].startswith("runs: 3 of 3 tiny-en-")
     assert all(re.search(r", about \d+:\d\d:\d\d left tiny-en-", line) for line in lines[1:-1])
 
 
 @pytest.mark.slow
 def test_what_was_made_by_processes_is_not_made_again(whole):
     path = next(Path().glob("*.toml")).resolve()
-    assert compared(grid(path, "projection", "lit", seeds=2)).made == []
+    assert compared(grid(path, "projection", "lit")).made == []
 
 
 @pytest.mark.slow
 def test_ctrl_c_then_the_same_command_goes_on(tmp_path, monkeypatch, repo, caplog):
     monkeypatch.chdir(tmp_path)
-    path = tiny.write(tmp_path / "tiny.toml", optim={"epochs": 200}, train={"evals": 200, "patience": 1000})
-    command = [sys.executable, "-m", "polyalign", "compare", "--recipe", str(path), "--lang", "en",
-               "--strategies", "lilt", "--set", "test.knowledge=false"]  # fmt: skip
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    monkeypatch.setenv("PYTHONPATH", str(repo))
+    path = tiny.write(tmp_path / "tiny.toml", optim={"epochs": 60}, train={"evals": 60, "patience": 1000})
+    command = ("compare", "--recipe", path, "--lang", "en", "--strategies", "lilt", "--set", "test.knowledge=false")
+    process = forked.start(*command, said=tmp_path / "said.txt")
     limit = time.monotonic() + 300
     while not list(Path("runs/compare").glob(f"*/{train.STATE}")):
-        assert process.poll() is None
+        assert process.is_alive()
         assert time.monotonic() < limit
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGINT)
-    said = process.communicate(timeout=120)[1]
-    assert process.returncode == 130
+    process.join(120)
+    said = Path("said.txt").read_text(encoding="utf-8")
+    assert process.exitcode == 130
     assert said.splitlines()[-1] == "interrupted; continue with the same command"
     assert "Traceback" not in said
     assert not Path("eval").exists()
@@ -211,7 +212,7 @@ def test_ctrl_c_then_the_same_command_goes_on(tmp_path, monkeypatch, repo, caplo
     compared(grid(path, "lilt", overrides={"test": {"knowledge": False}}), Here())
     assert any(line.startswith("continuing after step ") for line in caplog.messages)
     (run,) = results().values()
-    assert (run.steps, run.retries) == (800, 0)
+    assert (run.steps, run.retries) == (240, 0)
 
 
 # Runs that are trained, and trained again
@@ -601,3 +602,19 @@ def test_measured_memory_is_what_training_holds_and_less_in_smaller_parts(tmp_pa
     assert parts < whole
     trained = Run.model_validate_json(polyalign_("repeat", 128, "--out", str(tmp_path / "run")))
     assert trained.peak_memory_bytes == pytest.approx(whole, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "option"),
+    [
+        ({"train": {"seed": 3}}, "--seeds"),
+        ({"data": {"budget": "20-pairs"}}, "--budget"),
+        ({"strategy": {"name": "lit"}}, "--strategies"),
+        ({"lang": "sw"}, "--lang"),
+    ],
+)
+def test_a_setting_that_the_grid_makes_is_refused_and_its_option_named(recipe, overrides, option):
+    workers = Told()
+    with pytest.raises(UserError, match=f"^a comparison sets .* itself: use {option} instead of --set "):
+        compared(grid(recipe, overrides=overrides), workers)
+    assert workers.made == []

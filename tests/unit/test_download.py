@@ -18,6 +18,7 @@ from polyalign.data.readers.info import Single
 from polyalign.data.sources import coco_karpathy, xm3600, xtd
 from polyalign.evaluation import suites as suite
 from polyalign.utils.errors import UserError
+from polyalign.utils.lock import LOCK_FILES, locked
 from tests.serve import serving
 
 PHOTOS = ["COCO_train2014_000000000009.jpg", "COCO_val2014_000000000042.jpg"]
@@ -123,7 +124,7 @@ def test_an_archive_is_unpacked_and_put_away(site, tmp_path, monkeypatch):
     told = get(tmp_path, "test", "xm3600")
     assert "2 downloaded" in told
     assert (tmp_path / "photos" / "xm3600" / "0a.jpg").read_bytes() == b"jpeg"
-    assert [path.name for path in (tmp_path / "xm3600").iterdir()] == ["captions.jsonl"]
+    assert {path.name for path in (tmp_path / "xm3600").iterdir()} - {*LOCK_FILES} == {"captions.jsonl"}
     assert "2 already present" in get(tmp_path, "test", "xm3600")
     assert len(site.asked) == 2
 
@@ -196,3 +197,11 @@ def test_datasets_lie_where_the_shipped_suites_look():
 def test_facts_that_could_not_be_looked_up_say_so():
     assert "could not be checked" in coco_karpathy.INFO.checked
     assert all(info.checked for info in INFOS.values())
+
+
+def test_a_second_download_into_the_same_folder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(obtain, "fetch", lambda *_, **__: pytest.fail("downloaded"))
+    for place in ("multi30k", obtain.PHOTOS):
+        with locked(tmp_path / place), pytest.raises(UserError, match=f"{place} is in use by process"):
+            obtain.download_dataset("multi30k", tmp_path, "test")
+    assert list(tmp_path.iterdir()) == []

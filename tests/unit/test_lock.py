@@ -52,3 +52,12 @@ def test_a_new_folder_that_is_left_empty_is_deleted_and_any_other_is_kept(tmp_pa
             if name == "filled":
                 (folder / "file").touch()
         assert folder.exists() == kept
+
+
+def test_folders_made_for_the_lock_are_deleted_if_nothing_is_written(tmp_path):
+    with locked(tmp_path / "a" / "b"):
+        pass
+    assert list(tmp_path.iterdir()) == []
+    with locked(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "mine").touch()
+    assert (tmp_path / "a" / "mine").exists()

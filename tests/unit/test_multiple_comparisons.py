@@ -255,7 +255,7 @@ MIXED = (0.3, 0.6, 0.9, 1.2, 1.5, 2.0)
 @pytest.mark.parametrize("methods", [2, 6, 9])
 @pytest.mark.parametrize("seeds", [2, 3, 5])
 @pytest.mark.parametrize(
-    ("images", "replicates", "risk"), [(500, 1200, 0.01), pytest.param(1000, 4000, 0.001, marks=pytest.mark.slow)]
+    ("images", "replicates", "risk"), [(500, 1200, 0.01), pytest.param(1000, 4000, 0.001, marks=pytest.mark.repeated)]
 )
 def test_equal_methods_are_rarely_called_worse(
     methods: int, seeds: int, images: int, replicates: int, risk: float

@@ -1,12 +1,11 @@
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import math
 import os
 import runpy
-import subprocess
+import shutil
 import sys
 import time
 import tomllib
@@ -32,7 +31,7 @@ from polyalign.training.pretrain import Config, Pretrained, pretrain_text
 from polyalign.utils.errors import UserError
 from polyalign.utils.lock import LOCK_FILES, locked
 from polyalign.utils.progress import shown_by
-from tests import tiny
+from tests import forked, tiny
 
 STEPS = 30  # ten epochs of three
 
@@ -286,30 +285,24 @@ def test_a_full_disk_is_one_line(error: Exception, config: Config, tmp_path: Pat
         pretrain_text(config.model_copy(update={"max_steps": 1}), tmp_path / "out")
 
 
-KILLED = """
-import sys
-from polyalign.training.pretrain import Config, pretrain_text
-pretrain_text(Config.model_validate_json(sys.argv[1]), __import__("pathlib").Path(sys.argv[2]), resume=True)
-"""
-
-
-@pytest.mark.slow
 def test_a_run_killed_at_random_moments_ends_in_the_weights_of_an_uninterrupted_one(
-    done: tuple[Path, Pretrained], config: Config, tmp_path: Path, repo: Path
+    done: tuple[Path, Pretrained], config: Config, tmp_path: Path
 ) -> None:
+    out = tmp_path / "out"
     changed = config.model_copy(update={"save_minutes": 0})
+    given = changed.model_dump(mode="json", include={"epochs", "batch_size", "lr", "mask_probability", "dev_share"})
+    words = ["pretrain", "--text-tower", config.model, "--texts", config.texts[0], "--out", out, "--resume"]
+    words += [word for key, value in {**given, "save_minutes": 0}.items() for word in ("--set", f"{key}={value}")]
     rng = np.random.default_rng(0)
-    command = [sys.executable, "-c", KILLED, changed.model_dump_json(), str(tmp_path / "out")]
-    for _ in range(3):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(repo)})
-        while process.poll() is None and not (tmp_path / "out" / "checkpoints" / "settings.json").exists():
+    for number in range(3):
+        process = forked.start(*words, said=tmp_path / f"{number}.txt")
+        while process.is_alive() and not (out / "checkpoints" / "settings.json").exists():
             time.sleep(0.05)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(rng.uniform(0, 12))
+        process.join(rng.uniform(0, 3))
         process.kill()
-        process.wait()
-    assert pretrain_text(changed, tmp_path / "out", resume=True) == done[1]
-    assert tiny.same(load_file(tmp_path / "out" / "model.safetensors"), load_file(done[0] / "model.safetensors"))
+        process.join()
+    assert pretrain_text(changed, out, resume=True) == done[1]
+    assert tiny.same(load_file(out / "model.safetensors"), load_file(done[0] / "model.safetensors"))
 
 
 def test_an_encoder_that_lacks_weights_or_a_mask_token_is_refused(
@@ -468,3 +461,12 @@ def test_a_damaged_record_of_a_run_is_one_line(config: Config, tmp_path: Path, c
         (out / name).write_bytes(content)
         with pytest.raises(UserError, match=rf"{name} is damaged \(.*\): use another --out"):
             pretrain_text(config, out, resume=True)
+
+
+def test_a_finished_run_without_its_weights_is_not_taken_for_one(
+    done: tuple[Path, Pretrained], config: Config, tmp_path: Path
+) -> None:
+    out = shutil.copytree(done[0], tmp_path / "out")
+    (out / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"record of a finished run but no model\.safetensors: use another --out"):
+        pretrain_text(config, out, resume=True)

@@ -170,3 +170,31 @@ def test_hits_and_chance_come_from_the_record_alone() -> None:
     assert hits.hits.mean(axis=0)[5] == pytest.approx(result.image_to_text.recall[10].value)
     assert result.captions_per_image().tolist() == [3] * 40
     assert result.chance()[0] == pytest.approx(1 / 40)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *[("text_to_image", "ranks", number) for number in (0, 7, 119)],
+        *[(way, key) for way in ("text_to_image", "image_to_text") for key in ("queries", "mean_rank", "median_rank")],
+        *[("image_to_text", "recall", k, key) for k in ("1", "5", "10") for key in ("value",)],
+        ("mean_recall", "value"),
+    ],
+    ids=str,
+)
+def test_a_number_that_does_not_fit_the_ranks_is_refused(place: tuple[str | int, ...], tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    raw = json.loads(to_json(a_retrieval().model_dump(mode="json")))
+    *above, last = place
+    table = raw
+    for key in above:
+        table = table[key]
+    table[last] += 1 if isinstance(table[last], int) else -1e-6
+    path.write_text(json.dumps(raw), encoding="utf-8")
+    with pytest.raises(UserError, match=r"is not a retrieval result: .*(ranks|mean)"):
+        Retrieval.load_json(path)
+
+
+def test_a_value_outside_of_its_interval_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the value 0\.5 is not in its interval \[0\.6, 0\.7\]"):
+        Score(value=0.5, low=0.6, high=0.7)

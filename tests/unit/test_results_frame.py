@@ -33,7 +33,8 @@ def test_one_row_a_run_with_every_setting_and_metric(tmp_path: Path) -> None:
 
 def test_intervals_are_computed_from_the_ranks_and_not_read_from_old_files(tmp_path: Path) -> None:
     run = some_runs()[0]
-    old = run.test[0].model_copy(update={"mean_recall": Score(value=0.5, low=0.5, high=0.5)})
+    value = run.test[0].mean_recall.value
+    old = run.test[0].model_copy(update={"mean_recall": Score(value=value, low=value, high=value)})
     found = results(saved(tmp_path, [run.model_copy(update={"test": (old,)})])).iloc[0]
     assert found["mean_recall_low"] < found["mean_recall_high"]
 

@@ -398,3 +398,12 @@ def test_a_budget_is_a_part_of_the_pairs(tmp_path):
 def test_fewer_pairs_than_a_batch_train_all_the_same(tmp_path):
     run = train_into(tmp_path / "run", data={"budget": "5-pairs"}, optim={"epochs": 2})
     assert (run.steps, run.pairs_seen) == (2, 10)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_folder_in_the_place_of_a_file_is_refused_before_training(finished, overwrite, monkeypatch):
+    monkeypatch.setattr(train, "train", lambda *_, **__: pytest.fail("trained"))
+    (finished / "recipe.toml").unlink()
+    (finished / "recipe.toml").mkdir()
+    with pytest.raises(UserError, match=r"recipe\.toml is not as a run left it"):
+        train_into(finished, overwrite=overwrite)

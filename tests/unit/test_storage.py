@@ -170,3 +170,24 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_written_is_not(
 
     storage.write(tmp_path / "x.npy", fill)
     assert [path.name for path in tmp_path.iterdir()] == ["x.npy"]
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"), [(errno.ENOSPC, "make room or choose another folder"), (errno.ENOTDIR, "choose another folder")]
+)
+def test_only_a_full_disk_needs_room(tmp_path, code, advice):
+    assert str(storage.cannot_write(tmp_path, OSError(code, "why"))) == f"cannot write {tmp_path}: why; {advice}"
+
+
+def test_folders_that_killed_processes_left_are_deleted_and_those_in_use_are_not(tmp_path):
+    left = tmp_path / f".out.abcd{storage.PARTIAL}"
+    (left / "out").mkdir(parents=True)
+    (left / "out" / "model.safetensors").write_bytes(b"half")
+    foreign = tmp_path / f".other.abcd{storage.PARTIAL}"
+    foreign.mkdir()
+    link = tmp_path / f".out.link{storage.PARTIAL}"
+    link.symlink_to(foreign)
+    with storage.temporary_folder(tmp_path / "out") as used:
+        storage.remove_abandoned_folders(tmp_path / "out")
+        assert {path.name for path in tmp_path.iterdir()} == {used.name, foreign.name, link.name}
+    assert {path.name for path in tmp_path.iterdir()} == {foreign.name, link.name}

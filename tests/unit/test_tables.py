@@ -30,13 +30,6 @@ def test_durations(seconds: float, text: str) -> None:
     assert tables.duration(seconds) == text
 
 
-@pytest.mark.parametrize(
-    ("count", "text"), [(512, "512 B"), (9_856_614, "9.4 MiB"), (3 * 2**30, "3.0 GiB"), (5000 * 2**30, "5000.0 GiB")]
-)
-def test_sizes(count: int, text: str) -> None:
-    assert tables.size(count) == text
-
-
 def test_share_has_count_and_percent() -> None:
     assert tables.share(211_204, 3_047_681) == "211,204 (6.93 %)"
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from polyalign.utils.plain_table import PlainTable
-from polyalign.utils.text import clean, for_markdown, for_spreadsheet, safe_stem
+from polyalign.utils.text import binary_size, clean, for_markdown, for_spreadsheet, safe_stem
 
 
 @given(st.text())
@@ -97,3 +97,10 @@ def test_markdown_shows_text_as_it_is(text):
     shown = for_markdown(text)
     assert shown != text
     assert for_markdown("flickr30k_200 and a_b") == "flickr30k_200 and a_b"
+
+
+@pytest.mark.parametrize(
+    ("count", "shown"), [(512, "512 B"), (9_856_614, "9.4 MiB"), (3 * 2**30, "3.0 GiB"), (5000 * 2**30, "5000.0 GiB")]
+)
+def test_sizes(count: int, shown: str) -> None:
+    assert binary_size(count) == shown

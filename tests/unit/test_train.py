@@ -32,7 +32,7 @@ from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 from polyalign.utils.lock import LOCK_FILES
 from polyalign.utils.process import Spent, ctrl_c_held_back
-from tests import tiny, two_processes
+from tests import forked, tiny, two_processes
 
 # Twelve steps of 32 pairs; dev is looked at after steps 4, 8 and 12.
 STEPS = 12
@@ -145,18 +145,20 @@ class Stopped:
 
 
 @pytest.fixture(scope="module")
-def stopped(tmp_path_factory, repo) -> dict[str, Stopped]:
+def stopped(tmp_path_factory) -> dict[str, Stopped]:
     """The same run, stopped in the middle of step 6 by SIGKILL and by Ctrl-C."""
     root = tmp_path_factory.mktemp("stopped")
     recipe = tiny.write(root / "tiny.toml", "lilt-deep")
     started = {}
     for name in ("SIGKILL", "SIGINT"):
-        arguments = ["train", "--lang", "en", "--recipe", str(recipe), "--out", str(root / name)]
-        command = [sys.executable, str(repo / "tests" / "stopped.py"), name, "6", *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(repo)}
-        started[name] = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    said = {name: process.communicate(timeout=600)[1] for name, process in started.items()}
-    return {name: Stopped(process.returncode, said[name], root / name) for name, process in started.items()}
+        arguments = ("train", "--lang", "en", "--recipe", recipe, "--out", root / name)
+        started[name] = forked.start(*arguments, said=root / f"{name}.txt", stop=(name, 6))
+    for process in started.values():
+        process.join(600)
+    return {
+        name: Stopped(process.exitcode, (root / f"{name}.txt").read_text(encoding="utf-8"), root / name)
+        for name, process in started.items()
+    }
 
 
 @pytest.mark.parametrize(("name", "code", "step"), [("SIGKILL", -signal.SIGKILL, 4), ("SIGINT", 130, 6)])

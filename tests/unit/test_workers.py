@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from polyalign.config.schema import Recipe
 from polyalign.experiments import workers as pool
@@ -251,3 +252,27 @@ def test_ray_that_is_not_installed_is_a_clear_error(here, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r'pip install "polyalign\[ray\]"'):
         Pool(1, "ray").run([Job("a")], "runs", already=0, done=tiny.quiet)
+
+
+def test_a_job_that_another_comparison_runs_is_awaited(here, caplog):
+    job, ended = Job("one"), threading.Event()
+    job.folder.mkdir(parents=True)
+    lock = FileLock(job.folder / pool.RUNNING)
+    with lock:
+        other = threading.Thread(target=lambda: (Pool(1, "local").run([job], "runs", already=0, done=str), ended.set()))
+        other.start()
+        while not caplog.messages:
+            time.sleep(0.02)
+        assert caplog.messages == ["one: another comparison runs it; waiting"]
+        assert not ended.is_set()
+        assert {path.name for path in job.folder.iterdir()} == {pool.RUNNING, pool.RECIPE}
+    other.join(60)
+    assert ended.is_set()
+    assert Path("starts.txt").read_text().splitlines() == ["one well 0"]
+
+
+def test_waiting_for_another_comparison_ends_when_stopped(tmp_path):
+    stop = threading.Event()
+    with FileLock(tmp_path / pool.RUNNING):
+        threading.Timer(0.1, stop.set).start()
+        assert pool.run_job((), "", tmp_path, {}, tmp_path, stop) == Outcome("interrupted")
