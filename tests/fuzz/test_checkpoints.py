@@ -93,7 +93,7 @@ JSON = ("towers.json", "result.json", "tokenizer/tokenizer.json", "tokenizer/tok
 
 
 @pytest.mark.parametrize("name", JSON)
-@cases(40)
+@cases(30)
 @given(data=st.data())
 def test_edited_json(world: Path, name: str, data: st.DataObject) -> None:
     base = json.loads((world / "run" / name).read_text(encoding="utf-8"))

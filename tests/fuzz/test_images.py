@@ -56,7 +56,7 @@ def test_the_undamaged_image_is_read(world: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@cases(20)
+@cases(12)
 @given(data=st.data())
 def test_a_damaged_image(world: Path, kind: str, data: st.DataObject) -> None:
     content = data.draw(mutated(picture(kind)))

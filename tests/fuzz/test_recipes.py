@@ -27,7 +27,7 @@ def test_recipes_are_found() -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-@cases(18)
+@cases(12)
 @given(data=st.data())
 def test_a_damaged_shipped_recipe(world: Path, path: Path, data: st.DataObject) -> None:
     content = data.draw(toml(tomllib.loads(path.read_text(encoding="utf-8"))))
