@@ -10,6 +10,7 @@ import typer
 
 from polyalign.cli import options
 from polyalign.cli.options import EVALUATE, app, comma_separated
+from polyalign.utils.errors import UserError
 from polyalign.utils.text import clean
 
 
@@ -73,6 +74,8 @@ def compare(
     from polyalign.experiments.workers import Pool
     from polyalign.utils.progress import progress_bars
 
+    if teacher is not None and (budget is not None or towers is not None):
+        raise UserError("distillation uses no pairs and trains the text tower: leave out --budget and --towers")
     changes = options.overrides(set_, towers=towers, layers=layers, data=data, parallel=parallel)
     axes = (comma_separated(recipe), comma_separated(lang), comma_separated(budget), comma_separated(strategies))
     grid = Grid(*axes, seeds, changes, out, Path("runs") / "compare", teacher)

@@ -277,6 +277,12 @@ class Recipe(_Section):
         """Return the recipe as a table, as in results and TOML files; ``validate`` is the inverse."""
         return self.model_dump(mode="json", exclude_none=True)
 
+    def in_language(self, lang: str) -> dict[str, Any]:
+        """Return the recipe as a table with this language alone."""
+        table = self.table()
+        table["data"] |= {"also_langs": [], "targets": [], "budgets": {}}
+        return {**table, "lang": lang}
+
     def is_of(self, resolved: dict[str, Any]) -> bool:
         """Return whether the resolved recipe of a result is this one; older ones may lack settings."""
         return complete(resolved) == self.table()

@@ -262,6 +262,17 @@ BAD = {
     "option": (("train", "--lnag", "sw"), "No such option: --lnag"),
     "command": (("trian",), "No such command 'trian'"),
     "no language": (("train",), "name the language with --lang"),
+    "run to go on from": (("train", "--from", "{tmp}/nowhere"), "holds no finished checkpoint"),
+    "strategy beside a run": (("train", "--from", "{trained}", "--strategy", "lit"), "leave out --recipe"),
+    "towers beside a run": (("train", "--from", "{trained}", "--set", "projection.dim=8"), "leave out projection"),
+    "parallel text": ((*TRAIN, "--parallel", "{tmp}/no.tsv"), "there is no parallel text at {tmp}/no.tsv"),
+    "languages of parallel text": ((*TRAIN, "--parallel", "{file}"), "line 1 has no tab"),
+    "language twice": (("train", "--lang", "en,en", "--recipe", "{recipe}"), "a language is named twice (en, en)"),
+    "budget of a language": ((*TRAIN, "--budget", "en=20min"), "give each language one number of pairs"),
+    "budget of another language": ((*TRAIN, "--budget", "sw=5-pairs"), "data.budgets: sw is not trained on"),
+    "teacher": (("distill", "--teacher", "{empty}", "--lang", "de", "--parallel", "captions"), "no finished"),
+    "nothing to teach with": (("distill", "--teacher", "{trained}", "--lang", "de"), "needs parallel sentences"),
+    "teacher and a budget": (("compare", "--teacher", "{trained}", "--lang", "de", "--budget", "1k-pairs"), "no pairs"),
     "number": ((*TRAIN, "--seed", "one"), "Invalid value for '--seed'"),
     "run": (("eval", "{tmp}/nowhere"), "holds no finished checkpoint"),
     "run to repeat": (("repeat", "{tmp}/no.toml", "--out", "{tmp}/run"), "cannot read {tmp}/no.toml"),
@@ -327,3 +338,27 @@ def test_the_module_is_the_command(repo):
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: No such command 'trian'. Did you mean 'train'")
     assert done.stderr.count("\n") == 1
+
+
+def test_a_run_in_two_languages_goes_on_and_teaches_another(run, recipe, tmp_path):
+    both = tmp_path / "both"
+    code, out, err = run(
+        "train", "--lang", "en,de", "--recipe", recipe, "--budget", "en=60-pairs,de=40-pairs", "--out", both
+    )
+    assert code == 0, err
+    assert out.count("Retrieval, quarters") == 2
+    assert "languages: en, de" in out
+    code, out, err = run("train", "--from", both, "--lang", "sw", "--out", tmp_path / "on")
+    assert code == 0, err
+    assert "before" in out
+    parallel = ("--parallel", "captions", "--set", 'parallel.langs=["en","sw"]')
+    code, out, err = run(
+        "distill", "--teacher", both, "--lang", "sw", *parallel, "--out", tmp_path / "taught", "--json"
+    )
+    assert code == 0, err
+    assert "translations that the text tower finds before training, from en: sw" in err
+    found = json.loads(out)
+    assert (found["lang"], found["pairs"], found["budget"]) == ("sw", 0, "0-pairs")
+    code, out, err = run("eval", both, "--json")
+    assert code == 0, err
+    assert [one["lang"] for one in json.loads(out)] == ["en", "de"]
