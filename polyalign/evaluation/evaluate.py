@@ -71,7 +71,7 @@ class Request:
         """
         load_language(lang)
         if self.recipe is not None:
-            table = merge(self.recipe.in_language(lang), self.overrides)
+            table = merge(self.recipe.in_language(lang), dict(self.overrides))
             return validate(table, f"{self.model} with --set")
         if "name" not in self.overrides.get("source", {}):
             raise UserError(f"name the data to evaluate {self.model} on with --data or --suite")
