@@ -80,13 +80,15 @@ def load_parallel(
         UserError: the text is missing or malformed, lacks a language, or its languages seem to be in the wrong order.
     """
     assert recipe.parallel is not None
-    text = _without_gaps(_in_order(read(recipe, recipe.parallel), recipe))
+    text = _with_translations(_in_order(read(recipe, recipe.parallel), recipe))
     _check_scripts(text)
     _check_languages(text, spoken)
     held_out = {_plain(caption) for table in tested_on for caption in table.captions}
     kept = [row for row in text.rows if held_out.isdisjoint(map(_plain, row))]
     if len(kept) < len(text):
         logger.info(f"{text.name}: left out {len(text) - len(kept):,} rows with a caption of dev or test")
+    if len(kept) < 2:
+        raise UserError(f"{text.name} has {len(kept)} rows with two sentences: parallel text needs two rows or more")
     return _drawn(replace(text, rows=tuple(kept)), recipe)
 
 
@@ -256,13 +258,11 @@ def _in_order(text: ParallelText, recipe: Recipe) -> ParallelText:
     return replace(text, langs=langs, rows=tuple(tuple(row[i].strip() for i in order) for row in text.rows))
 
 
-def _without_gaps(text: ParallelText) -> ParallelText:
+def _with_translations(text: ParallelText) -> ParallelText:
     """Leave out rows with fewer than two sentences."""
     kept = tuple(row for row in text.rows if sum(map(bool, row)) > 1)
     if len(kept) < len(text):
         logger.info(f"{text.name}: left out {len(text) - len(kept):,} of {len(text):,} rows with an empty sentence")
-    if len(kept) < 2:
-        raise UserError(f"{text.name} has {len(kept)} rows with two sentences: parallel text needs two rows or more")
     return replace(text, rows=kept)
 
 
