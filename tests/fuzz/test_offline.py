@@ -27,6 +27,12 @@ LINES: dict[str, list[tuple[str, ...]]] = {
         ("--lang", "en", "--set", f"text.model={TEXT}"),
         ("--lang", "en", "--set", f"vision.model={VISION}"),
         ("--lang", "en", *HUB),
+        ("--lang", "en", "--parallel", f"hub:{DATASET}"),
+        ("--from", "hub-run"),
+    ],
+    "distill": [
+        ("--teacher", "hub-run", "--lang", "en", "--parallel", "captions"),
+        ("--teacher", "run", "--lang", "en", "--parallel", f"hub:{DATASET}"),
     ],
     "repeat": [("text.toml", "--out", "again"), ("vision.toml", "--out", "again")],
     "interpolate": [("hub-run", "--alpha", "0.5")],

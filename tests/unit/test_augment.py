@@ -100,7 +100,9 @@ def test_of_a_tower_that_cuts_borders_a_view_loses_no_more_than_a_picture_does()
 
 
 def test_each_epoch_takes_the_next_view():
-    features = PairFeatures(np.zeros((6, 1)), np.zeros((4, 1)), np.array([0, 1, 1, 0]), np.arange(4), views=3)  # type: ignore[arg-type]
+    features = PairFeatures(
+        np.zeros((6, 1)), np.zeros((4, 1)), np.array([0, 1, 1, 0]), np.arange(4), np.zeros(4), views=3
+    )  # type: ignore[arg-type]
     rows = [features.image_rows(np.array([2, 3]), epoch).tolist() for epoch in range(5)]
     assert rows == [[1, 0], [3, 2], [5, 4], [1, 0], [3, 2]]
 
@@ -133,7 +135,7 @@ def test_views_train_differently_and_dev_and_test_stay_plain(tmp_path):
     viewed, plain = (loop_of("projection", "all", data, {}) for data in ({"views": 2}, {}))
     assert (viewed.features.views, plain.features.views) == (2, 1)
     assert len(viewed.features.images) == 2 * len(plain.features.images)
-    assert np.array_equal(viewed.dev.images.values, plain.dev.images.values)
+    assert np.array_equal(viewed.dev[0].images.values, plain.dev[0].images.values)
     assert losses(viewed, tmp_path)[0] != losses(plain, tmp_path)[0]
 
 
