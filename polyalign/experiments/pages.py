@@ -231,12 +231,9 @@ def _listed(items: Iterable[str]) -> str:
 def _transfer(comparison: Comparison) -> str:
     """Return a table of the mean recall in each language not trained on, averaged over the seeds."""
     langs = list(dict.fromkeys(other.lang for run in comparison.runs for other in run.test[1:]))
-    rows = []
-    for method in comparison.methods:
-        by_lang = {
-            lang: [r.mean_recall.value for run in method.runs for r in run.test[1:] if r.lang == lang] for lang in langs
-        }
-        means = [tables.percent(sum(found) / len(found)) if found else "" for found in by_lang.values()]
-        rows.append([for_markdown(method.name), *means])
+    rows = [
+        [for_markdown(method.name), *(tables.percent(method.recall_in(lang)) for lang in langs)]
+        for method in comparison.methods
+    ]
     header = ["strategy", *map(for_markdown, langs)]
     return f"Mean recall in languages not trained on:\n\n{tables.markdown(header, rows)}"

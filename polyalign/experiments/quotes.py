@@ -50,8 +50,8 @@ def _table(text: str, found: Sequence[Comparison], name: str) -> str:
         return text
     rule, *rows = rest
     columns = header[len(_KEYS) :]
-    if unknown := [column for column in columns if column not in COLUMNS]:
-        raise UserError(f'{name}: unknown column "{unknown[0]}" (known: {", ".join(COLUMNS)})')
+    if unknown := [column for column in columns if _column(column) is None]:
+        raise UserError(f'{name}: unknown column "{unknown[0]}" (known: {", ".join(COLUMNS)}, in LANG)')
     methods = {
         tuple(map(for_markdown, (c.lang, c.recipe, c.budget, method.name))): (c, method)
         for c in found
@@ -61,8 +61,16 @@ def _table(text: str, found: Sequence[Comparison], name: str) -> str:
     for key in (tuple(row[: len(_KEYS)]) for row in rows):
         if key not in methods:
             raise UserError(f"{name}: there is no result for {', '.join(key)}: train it, or remove the row")
-        lines.append([*key, *(COLUMNS[column](*methods[key]) for column in columns)])
+        values = (show(*methods[key]) for column in columns if (show := _column(column)) is not None)
+        lines.append([*key, *values])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _column(name: str) -> Callable[[Comparison, Method], str] | None:
+    """Return what shows a column: one of ``COLUMNS``, or ``in LANG``, the mean recall in another language."""
+    if name in COLUMNS or not name.startswith("in "):
+        return COLUMNS.get(name)
+    return lambda _, method: tables.percent(method.recall_in(name.removeprefix("in ")))
 
 
 def _of_full(comparison: Comparison, method: Method) -> str:
@@ -83,6 +91,7 @@ COLUMNS: dict[str, Callable[[Comparison, Method], str]] = {
     "other languages": lambda _, method: tables.percent(method.carried_over),
     "retention": lambda _, method: tables.percent(method.retention),
     "against the best": lambda _, method: _STANDINGS[method.standing],
+    "parallel sentences": lambda _, method: f"{method.runs[0].parallel_rows:,}",
     "seconds": lambda _, method: f"{method.mean(lambda run: run.cost_seconds):,.0f}",
 }
 """The columns that a table can quote, averaged over seeds; shares in percent."""

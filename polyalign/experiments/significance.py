@@ -92,6 +92,10 @@ class Method:
         """The mean recall in languages not trained on, averaged over them and the seeds; None if not measured."""
         return _average(other.mean_recall.value for run in self.runs for other in run.test[1:])
 
+    def recall_in(self, lang: str) -> float | None:
+        """Return the mean recall in a language not trained on, averaged over the seeds; None if not measured."""
+        return _average(other.mean_recall.value for run in self.runs for other in run.test[1:] if other.lang == lang)
+
     def mean(self, of: Callable[[Run], float]) -> float:
         """Return the mean of a property of the runs over the seeds."""
         return float(np.mean([of(run) for run in self.runs]))

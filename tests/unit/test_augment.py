@@ -100,9 +100,8 @@ def test_of_a_tower_that_cuts_borders_a_view_loses_no_more_than_a_picture_does()
 
 
 def test_each_epoch_takes_the_next_view():
-    features = PairFeatures(
-        np.zeros((6, 1)), np.zeros((4, 1)), np.array([0, 1, 1, 0]), np.arange(4), np.zeros(4), views=3
-    )  # type: ignore[arg-type]
+    image_of, zeros = np.array([0, 1, 1, 0]), np.zeros(4, np.int64)
+    features = PairFeatures(np.zeros((6, 1)), np.zeros((4, 1)), image_of, np.arange(4), zeros, views=3)  # type: ignore[arg-type]
     rows = [features.image_rows(np.array([2, 3]), epoch).tolist() for epoch in range(5)]
     assert rows == [[1, 0], [3, 2], [5, 4], [1, 0], [3, 2]]
 

@@ -91,10 +91,11 @@ def probes(recipe: Recipe) -> Probes:
     Raises:
         UserError: a tower or the data cannot be loaded.
     """
-    untouched = validate(merge(recipe.model_dump(exclude_none=True), {"strategy": {"name": "projection"}}), recipe.name)
+    alone = {"parallel": None, "parent": None, "teacher": None, "optim": {"loss": "infonce"}}
+    untouched = validate(merge(recipe.table(), {"strategy": {"name": "projection"}, **alone}), recipe.name)
     return Probes(
         before=build_aligner(untouched),
-        parallel=tuple(load_table(recipe, "test", lang) for lang in (recipe.lang, *recipe.test.languages)),
+        parallel=tuple(load_table(recipe, "test", lang) for lang in (*recipe.langs, *recipe.test.languages)),
         labelled=starter_objects(load_language(recipe.lang)) if recipe.source["name"] == "starter" else None,
     )
 
@@ -108,7 +109,7 @@ def galleries(request: Request, config: Config) -> Iterator[Probes]:
     own = request.recipe
     if own is None:
         raise UserError(f"{request.model} is not a run: retention compares the towers of a run before and after")
-    others = [code for code in request.langs or own.test.languages if code != own.lang]
+    others = [code for code in request.langs or own.test.languages if code not in own.langs]
     table = merge(own.table(), merge(dict(request.overrides), {"test": {"languages": others}}))
     yield probes(validate(table, f"{request.model} with --set"))
 
