@@ -186,3 +186,22 @@ def test_what_is_written_is_read(tmp_path_factory, rows):
     rows = [(f"the {en}", f"der {de}") for en, de in rows]
     path = tsv(tmp_path_factory.mktemp("text") / "en-de.tsv", *rows)
     assert load_parallel(recipe(path)).rows == tuple(rows)
+
+
+cell = st.one_of(sentence, st.sampled_from(["en", "de", "hin", "1", "", " ", "\x00", "\u202e", "a\rb", '"']))
+lines = st.lists(st.lists(cell, min_size=1, max_size=5).map("\t".join), max_size=12).map("\n".join)
+damaged = st.one_of(st.binary(max_size=200), lines.map(lambda text: text.encode("utf-8", "surrogatepass")))
+
+
+@given(damaged, st.sampled_from(["en-de.tsv", "text.tsv", "xx-yy.tsv"]), st.booleans())
+def test_any_file_is_read_or_refused_in_one_line(tmp_path_factory, content, name, named):
+    path = tmp_path_factory.mktemp("any") / name
+    path.write_bytes(content)
+    settings = {"langs": ["en", "de"]} if named else {}
+    try:
+        found = load_parallel(recipe(path, **settings))
+    except UserError as error:
+        assert "\n" not in str(error)  # noqa: PT017
+    else:
+        assert len(found) >= 2
+        assert all(sum(map(bool, row)) >= 2 and len(row) == len(found.langs) for row in found.rows)

@@ -33,7 +33,6 @@ from polyalign.evaluation.encoders import Encoder, aligner_of
 from polyalign.evaluation.results import Change, Retention
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
-from polyalign.models.towers.common import masked_pool
 from polyalign.models.towers.text import TextTower
 from polyalign.models.towers.vision import VisionTower
 from polyalign.utils.errors import UserError
@@ -258,18 +257,8 @@ def layer_features(tower: TextTower | VisionTower, items: Sequence[Any], batch_s
             x = tower.collate(tower.tokenize(list(batch))).to(_device(tower))
         else:
             x = torch.stack([tower.transform(image.open()) for image in batch]).to(_device(tower))
-        *hidden, features = tower.layers(x)
-        batches.append([*(_pooled(tower, x, one) for one in hidden), features])
+        batches.append(tower.pooled_layers(x))
     return [torch.cat(parts).float().cpu().numpy() for parts in zip(*batches, strict=True)]
-
-
-def _pooled(tower: TextTower | VisionTower, x: Any, hidden: torch.Tensor) -> torch.Tensor:
-    """Average hidden states over real tokens or over the places of an image."""
-    if isinstance(tower, TextTower):
-        return masked_pool(hidden, x.mask, "mean")
-    if hidden.ndim == 3:
-        return hidden.mean(1)
-    return hidden.mean((1, 2) if getattr(tower.model, "output_fmt", "") == "NHWC" else (2, 3))
 
 
 @torch.no_grad()
