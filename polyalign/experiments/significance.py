@@ -240,13 +240,22 @@ def _without_seed(run: Run) -> dict[str, Any]:
 
 
 def _options(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """Return the settings in which groups of the same strategy and towers differ, with the recipe if it varies."""
-    flat = [_without_seed(group[0]) for group in groups]
+    """Return the settings in which groups of the same strategy and towers differ, with the recipe if it varies.
+
+    What they are tested on is stated only if they differ in nothing else.
+    """
     kinds = [(group[0].strategy, group[0].towers, _recipe_name(group[0])) for group in groups]
+    whole = [_without_seed(group[0]) for group in groups]
+    trained = [{key: value for key, value in one.items() if not key.startswith("test.")} for one in whole]
+    labels = _labels(kinds, trained)
+    return labels if len(set(zip(kinds, labels, strict=True))) == len(labels) else _labels(kinds, whole)
+
+
+def _labels(kinds: Sequence[tuple[str, str, str]], settings: Sequence[dict[str, Any]]) -> list[str]:
     several = len({recipe for _, _, recipe in kinds}) > 1
     labels = []
-    for kind, own in zip(kinds, flat, strict=True):
-        alike = [other for rival, other in zip(kinds, flat, strict=True) if rival == kind]
+    for kind, own in zip(kinds, settings, strict=True):
+        alike = [other for rival, other in zip(kinds, settings, strict=True) if rival == kind]
         labels.append(", ".join([f"recipe {kind[2]}"] * several + _differing(own, alike)))
     return labels
 
