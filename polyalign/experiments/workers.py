@@ -60,7 +60,7 @@ Submit = Callable[[_Job], "Future[Outcome]"]
 
 @dataclass(frozen=True)
 class Pool:
-    """Runs ``workers`` jobs at a time on each machine, which share its threads.
+    """Runs ``workers`` jobs at a time on each machine, which share its threads (unless ``OMP_NUM_THREADS`` is set).
 
     With ``on="ray"`` jobs run on the Ray cluster at ``RAY_ADDRESS``, or on a local one if that is not set. The machines
     of a cluster must share the folders of the jobs.
@@ -193,7 +193,9 @@ def _last_line(log: Path, prefix: str = "") -> str:
 
 @contextmanager
 def _here(workers: int) -> Iterator[Submit]:
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // workers))}
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    threads = int(allowed) if allowed.isdecimal() else (os.cpu_count() or 1) // workers
+    environment = {"OMP_NUM_THREADS": str(max(1, threads))}
     stop, pool = threading.Event(), uuid.uuid4().hex
     executor = ThreadPoolExecutor(workers)
     if threading.current_thread() is threading.main_thread():

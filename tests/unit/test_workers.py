@@ -109,8 +109,16 @@ def test_every_job_runs_once_in_the_users_folder_with_its_recipe_beside_it(here)
 
 def test_threads_are_shared_among_workers(here, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
     run(Job("a"), workers=3)
     assert "threads 2" in (here / "work" / "a" / pool.LOG).read_text()
+
+
+def test_a_number_of_threads_that_the_user_sets_is_kept(here, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    run(Job("a"), workers=1)
+    assert "threads 3" in (here / "work" / "a" / pool.LOG).read_text()
 
 
 def test_a_killed_process_is_begun_again_and_counted(here):
