@@ -140,7 +140,7 @@ def evaluate(
         model: an argument or the result of ``polyalign.load``, or the result of ``polyalign.train``.
         data: a folder, the name of a source, or a ``PairTable``; default: that of the run.
         task: ``retrieval``, ``text-by-retrieval``, ``zeroshot``, ``retention``, or a task in ``./tasks``.
-        langs: language codes; default: that of the run.
+        langs: language codes; default: those of the run.
         split: ``train``, ``dev`` or ``test``.
         overrides: keys of the run's recipe to change, such as ``{"source.root": "data/xtd10"}``.
         options: settings of the task.

@@ -165,6 +165,23 @@ def data() -> Path:
     return out
 
 
+@cache
+def bilingual() -> Path:
+    """The quarters in English, and in a German that says them backwards, of every other training image."""
+    out = _fresh("bilingual")
+    (out / "images").symlink_to(data() / "images")
+    with (data() / "captions.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    with (out / "captions.csv").open("w", encoding="utf-8", newline="") as file:
+        sheet = csv.writer(file)
+        sheet.writerow(["image", "lang", "caption", "split"])
+        for number, row in enumerate(rows):
+            sheet.writerow([row["image"], "en", row["caption"], row["split"]])
+            if row["split"] != "train" or number % 4 < 2:
+                sheet.writerow([row["image"], "de", " ".join(row["caption"].split()[::-1]), row["split"]])
+    return out
+
+
 def draw(scene: tuple[str, ...]) -> Image.Image:
     """Paint the four quarters."""
     small = np.array([COLORS[color] for color in scene], np.uint8).reshape(2, 2, 3)

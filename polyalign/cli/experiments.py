@@ -74,8 +74,13 @@ def compare(
     from polyalign.experiments.workers import Pool
     from polyalign.utils.progress import progress_bars
 
-    if teacher is not None and (budget is not None or towers is not None):
-        raise UserError("distillation uses no pairs and trains the text tower: leave out --budget and --towers")
+    if teacher is not None and (budget is not None or towers is not None or recipe != "starter" or lang is None):
+        raise UserError(
+            "distillation takes the recipe of the teacher, uses no pairs and trains the text tower: give --lang, and "
+            "leave out --recipe, --budget and --towers"
+        )
+    if any("=" in part and "+" not in part for part in (budget or "").split(",")):
+        raise UserError(f"join the budgets of one run with a plus, as in qu=1k-pairs+es=10k-pairs, not {budget}")
     changes = options.overrides(set_, towers=towers, layers=layers, data=data, parallel=parallel)
     axes = (comma_separated(recipe), comma_separated(lang), comma_separated(budget), comma_separated(strategies))
     grid = Grid(*axes, seeds, changes, out, Path("runs") / "compare", teacher)

@@ -44,15 +44,15 @@ def resolve(name: str, lang: str, strategy: str | None = None, overrides: dict[s
     for one in presets.keys() - set(strategies):
         raise UserError(f'{where}, strategies: unknown strategy "{clean(one, 100)}": {did_you_mean(one, strategies)}')
     own, asked = _section(raw, "strategy", where), _section(overrides, "strategy", "--set")
-    for key, option in (("lang", "--lang"), ("name", "the name of the recipe file")):
-        if key in overrides:
-            raise UserError(f"--set {key}: this is not a setting but is given by {option}")
+    _refuse_lang(overrides)
     if strategy is not None and asked.get("name", strategy) != strategy:
         raise UserError(f"--set strategy.name: the strategy is given by --strategy, which is {clean(strategy, 100)}")
     chosen = asked.get("name") or strategy or own.get("name")
     if chosen is None:
         raise UserError(f"{where} names no strategy: choose one with --strategy (known: {', '.join(strategies)})")
     raw = {key: value for key, value in raw.items() if key not in ("strategies", "languages", "transfer")}
+    if "budget" in overrides.get("data", {}):
+        raw["data"] = {key: value for key, value in _section(raw, "data", where).items() if key != "budgets"}
     if chosen != own.get("name"):
         raw["strategy"] = {}
     first, *also = split_languages(lang)
@@ -75,6 +75,7 @@ def resolve_continuation(parent: Parent, lang: str | None, overrides: dict[str, 
     Raises:
         UserError: ``overrides`` change the towers or the strategy, or an unknown language or value.
     """
+    _refuse_lang(overrides)
     before = read_recipe(Path(parent.run) / RECIPE)
     raw = before.table()
     raw.pop("parallel", None)
@@ -83,13 +84,14 @@ def resolve_continuation(parent: Parent, lang: str | None, overrides: dict[str, 
     if lang is not None:
         first, *also = split_languages(lang)
         asked = merge(overrides, {"data": {"also_langs": also}, "lang": first})
+        for code in (first, *also):
+            load_language(code)
         for key in ("budgets", "targets"):
             raw["data"].pop(key)
-        raw["test"]["languages"] = [code for code in raw["test"]["languages"] if code not in (first, *also)]
-        for code in (first, *also):
-            raw = merge(raw, load_language(code).recipe)
     else:
         asked = overrides
+    if "budget" in overrides.get("data", {}):
+        raw["data"].pop("budgets", None)
     recipe = validate(merge(raw, {**asked, "parent": parent.model_dump()}), f"the recipe of {parent.run}")
     for section in ("vision", "text", "projection", "strategy"):
         if getattr(recipe, section) != getattr(before, section):
@@ -103,6 +105,9 @@ def resolve_distillation(run: Parent, lang: str, strategy: str, overrides: dict[
     Raises:
         UserError: an unknown strategy, language or value, or ``overrides`` change the vision side.
     """
+    _refuse_lang(overrides)
+    if _section(overrides, "strategy", "--set").get("name", strategy) != strategy:
+        raise UserError(f"--set strategy.name: the strategy is given by --strategy, which is {clean(strategy, 100)}")
     teacher = read_recipe(Path(run.run) / RECIPE)
     raw = teacher.table()
     for key in ("parent", "parallel", "strategy"):
@@ -110,10 +115,10 @@ def resolve_distillation(run: Parent, lang: str, strategy: str, overrides: dict[
     first, *also = split_languages(lang)
     vision = teacher.strategy if teacher.teacher is None else teacher.teacher.strategy
     known = [teacher.lang, *teacher.data.also_langs, *teacher.test.languages]
-    fixed = {"lang": first, "strategy": {"name": strategy, "towers": "text"}}
+    fixed: dict[str, Any] = {"lang": first, "strategy": {"name": strategy, "towers": "text"}}
     usual: dict[str, Any] = {
         "teacher": {**run.model_dump(), "strategy": vision},
-        "data": {"also_langs": also, "budget": None, "budgets": {}, "targets": []},
+        "data": {"also_langs": also, "budget": None, "targets": [], "views": None},
         "optim": {"loss": "mse"},
         **({"parallel": {"pivot": teacher.lang}} if overrides.get("parallel", {}).get("text") else {}),
         "train": {"max_seconds": None, "max_memory_bytes": None},
@@ -138,6 +143,12 @@ def split_languages(text: str) -> list[str]:
     if not codes:
         raise UserError("--lang is empty: give a language code, such as sw")
     return codes
+
+
+def _refuse_lang(overrides: dict[str, Any]) -> None:
+    for key, option in (("lang", "--lang"), ("name", "the name of the recipe file")):
+        if key in overrides:
+            raise UserError(f"--set {key}: this is not a setting but is given by {option}")
 
 
 def _section(raw: dict[str, Any], key: str, where: str) -> dict[str, Any]:

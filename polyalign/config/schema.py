@@ -226,14 +226,24 @@ class Recipe(_Section):
         langs = self.langs
         if self.optim.loss == "mse" and not self.distils:
             raise ValueError("optim.loss: mse is for polyalign distill: choose infonce or sigmoid")
-        if self.distils and self.parallel is None:
-            raise ValueError("parallel: distillation needs parallel sentences (--parallel TEXT)")
+        if self.distils:
+            self._check_distillation()
         if len(set(langs)) < len(langs):
             raise ValueError(f"data.also_langs: a language is named twice ({', '.join(langs)})")
         for key, codes in (("targets", self.data.targets), ("budgets", tuple(self.data.budgets))):
             if unknown := next((code for code in codes if code not in langs), None):
                 raise ValueError(f"data.{key}: {unknown} is not trained on (trained on: {', '.join(langs)})")
         return self
+
+    def _check_distillation(self) -> None:
+        if self.parallel is None:
+            raise ValueError("parallel: distillation needs parallel sentences (--parallel TEXT)")
+        unused = {f"parallel.{name}": getattr(self.parallel, name) for name in ("weight", "anchor", "batch_size")}
+        usual = {f"parallel.{name}": Parallel.model_fields[name].default for name in ("weight", "anchor", "batch_size")}
+        pairs = {"data.budget": self.data.budget, "data.budgets": self.data.budgets, "data.views": self.data.views}
+        names = [name for name, value in unused.items() if value != usual[name]]
+        if names := [*names, *(name for name, value in pairs.items() if value)]:
+            raise ValueError(f"{names[0]}: distillation uses no pairs and one loss: leave it out")
 
     @property
     def distils(self) -> bool:
@@ -244,6 +254,11 @@ class Recipe(_Section):
     def langs(self) -> tuple[str, ...]:
         """All languages that are trained on."""
         return (self.lang, *self.data.also_langs)
+
+    @property
+    def transfer(self) -> tuple[str, ...]:
+        """The languages that are tested without pairs of their own."""
+        return tuple(code for code in self.test.languages if code not in self.langs)
 
     @property
     def budget(self) -> str:

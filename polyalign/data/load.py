@@ -75,29 +75,51 @@ def load_tables(recipe: Recipe, trained: PairTable | None = None) -> Tables:
             the training pairs teach nothing.
     """
     test = load_tests(recipe, trained)
-    others = [merge([*test.values()]), *(_kept_out(SourceSpec.flat(one), recipe.lang) for one in recipe.data.keep_out)]
-    dev = {
-        lang: _without_leaks(_unseen(load_split(recipe, "dev", lang), trained, recipe), "dev", others, recipe)
-        for lang in recipe.data.targets or recipe.langs
-    }
+    others = [merge([*test.values()]), *load_kept_out(recipe)]
+    dev = {lang: _load_dev(recipe, lang, trained, others) for lang in recipe.data.targets or recipe.langs}
     others = [merge([*dev.values()]), *others]
     train = merge([_load_train(recipe, lang, others) for lang in recipe.langs])
     refuse_unlearnable(train)
     return Tables(train, dev, test)
 
 
+def load_devs(recipe: Recipe, trained: PairTable | None = None) -> dict[str, PairTable]:
+    """Load dev in each language whose recall selects the checkpoint; see ``load_tables``."""
+    others = [merge([*load_tests(recipe, trained).values()]), *load_kept_out(recipe)]
+    return {lang: _load_dev(recipe, lang, trained, others) for lang in recipe.data.targets or recipe.langs}
+
+
+def _load_dev(recipe: Recipe, lang: str, trained: PairTable | None, others: Sequence[PairTable]) -> PairTable:
+    return _without_leaks(without_trained(load_split(recipe, "dev", lang), trained, recipe), "dev", others, recipe)
+
+
 def load_tests(recipe: Recipe, trained: PairTable | None = None) -> dict[str, PairTable]:
-    """Load test in each language of a recipe; see ``load_tables``."""
-    return {lang: _unseen(load_split(recipe, "test", lang), trained, recipe) for lang in recipe.langs}
+    """Load test in each language of a recipe; see ``load_tables``.
+
+    Raises:
+        UserError: as ``load_tables``, or two languages have the same captions.
+    """
+    tests = {lang: without_trained(load_split(recipe, "test", lang), trained, recipe) for lang in recipe.langs}
+    spoken: dict[tuple[str, ...], str] = {}
+    for lang, table in tests.items():
+        if (other := spoken.setdefault(table.captions, lang)) != lang:
+            raise UserError(
+                f"{table.name} has the same captions in {other} and {lang}: state the language of each caption in a "
+                f"column lang, or give each language a column (caption_{other}, caption_{lang})"
+            )
+    return tests
 
 
-def _unseen(table: PairTable, trained: PairTable | None, recipe: Recipe) -> PairTable:
+def without_trained(table: PairTable, trained: PairTable | None, recipe: Recipe) -> PairTable:
     """Exclude, refuse or allow images that an earlier run was trained on, according to ``data.leakage``."""
     if trained is None or recipe.data.leakage == "allow":
         return table
     found = leakage.find_leaks(trained, table)
-    if recipe.data.leakage == "refuse":
-        leakage.refuse(found)
+    if found.leaks and recipe.data.leakage == "refuse":
+        raise UserError(
+            f"leakage: the earlier run was trained on images of {table.name}: {found.describe()}; leave them out of "
+            f"{table.name} with --set data.leakage=exclude, or keep them with --set data.leakage=allow"
+        )
     if found.leaks:
         logger.info(f"left out of {table.name}: {found.describe()}")
     return _not_empty(table.without_images(found.test_ids), "the earlier run was trained on all its images")
@@ -210,6 +232,11 @@ def _without_leaks(
         else:
             leakage.refuse(found)
     return table if may_be_empty else _not_empty(table, "all images are also in a set that is tested on")
+
+
+def load_kept_out(recipe: Recipe) -> list[PairTable]:
+    """Load the further test sets whose images must not be trained on (``data.keep_out``)."""
+    return [_kept_out(SourceSpec.flat(one), recipe.lang) for one in recipe.data.keep_out]
 
 
 def _kept_out(spec: SourceSpec, lang: str) -> PairTable:

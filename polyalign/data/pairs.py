@@ -214,7 +214,7 @@ class PairTable:
 def merge(tables: Sequence[PairTable]) -> PairTable:
     """Return the pairs of tables of one source in several languages; images with the same id are one image.
 
-    The captions keep the order of the tables, without their folds.
+    The captions keep the order of the tables, without their folds. Captions of several origins count as ``machine``.
     """
     first = tables[0]
     if len(tables) == 1:
@@ -224,7 +224,7 @@ def merge(tables: Sequence[PairTable]) -> PairTable:
     return PairTable(
         name=first.name,
         lang=first.lang,
-        origin=first.origin,
+        origin=first.origin if len({table.origin for table in tables}) == 1 else "machine",
         image_ids=tuple(images),
         images=tuple(images.values()),
         captions=tuple(caption for table in tables for caption in table.captions),

@@ -99,7 +99,7 @@ def read(recipe: Recipe, settings: Parallel) -> ParallelText:
         return _captions(SourceSpec.flat(recipe.source), langs)
     if text == STARTER:
         # Another world: its scenes are not those of the training images.
-        size = max(12_000, settings.sentences or 0)
+        size = max(12_000, int(1.2 * (settings.sentences or 0)))  # some are captions of dev or test
         options = {"seed": 1_000_000 + recipe.data.data_seed, "dev_images": 1, "test_images": 1, "train_images": size}
         return _captions(SourceSpec(name=STARTER, options=options), langs)
     if text.startswith(HUB):
@@ -115,8 +115,8 @@ def read(recipe: Recipe, settings: Parallel) -> ParallelText:
 def _captions(spec: SourceSpec, langs: Sequence[str]) -> ParallelText:
     """Return captions of the same image and rank in several languages."""
     if len(langs) < 2:
-        known = ", ".join(spec.languages() or ())
-        raise UserError(f"name the languages of the captions with --set parallel.langs=[...] (known: {known})")
+        known = f" (known: {', '.join(languages)})" if (languages := spec.languages()) else ""
+        raise UserError(f"name the languages of the captions with --set parallel.langs=[...]{known}")
     found: dict[tuple[str, int], dict[str, str]] = {}
     for lang in langs:
         table = load_source(spec, lang, "train")
@@ -167,7 +167,7 @@ def _stated(path: Path, langs: Sequence[str], width: int) -> list[str]:
     """Return the languages of columns without a header."""
     in_name = _IN_NAME.search(path.name.partition(".")[0])
     stated = list(langs)
-    if not stated and in_name is not None:
+    if in_name is not None and width == 2:
         stated = [language_of(code) or code for code in in_name.groups()]
     if len(stated) != width:
         raise UserError(

@@ -121,7 +121,8 @@ def evaluate(
     module = load_plugin("tasks", task)
     config = configure(module, task, options or {})
     request = Request.of(model, tuple(langs), split, overrides or {})
-    checked_in_training = gallery is None and split != "train" and "source" not in request.overrides
+    alone = request.recipe is None or (request.recipe.parent is None and request.recipe.teacher is None)
+    checked_in_training = alone and gallery is None and split != "train" and "source" not in request.overrides
     with progress_bars():
         own = getattr(module, "galleries", lambda request, _: request.tables())
         galleries: Iterator[Any] = own(request, config) if gallery is None else iter([gallery])

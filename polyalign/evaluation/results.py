@@ -380,6 +380,7 @@ class Run(Record):
     versions: dict[str, str]
     trained_on: dict[Code, Amount] = {}
     parallel_rows: int = Field(0, ge=0)
+    parallel_langs: tuple[Code, ...] = ()
     untrained: Retrieval
     untrained_in: dict[Code, Retrieval] = {}
     test: tuple[Retrieval, ...] = Field(min_length=1)
@@ -401,18 +402,11 @@ class Run(Record):
         """
         if len(self.langs) == 1:
             return self
-        others = sorted(set(self.langs) - {lang})
-        data = dict(self.recipe.get("data", {}))
-        pairs = data.pop("budgets", {}).get(lang, data.get("budget"))
-        data |= {"also_langs": others, "budget": pairs}
         amount = self.trained_on.get(lang)
-        limits = [part for part in self.budget.split("+") if "pairs" not in part and not part.endswith("all")]
         first = next(test for test in self.test if test.lang == lang)
         return self.model_copy(
             update={
-                "lang": lang,
-                "recipe": {**self.recipe, "lang": lang, "data": data},
-                "budget": "+".join([*([pairs] if pairs else []), *limits]) or "all",
+                **_in_language(self, lang),
                 "pairs": self.pairs if amount is None else amount.pairs,
                 "images": self.images if amount is None else amount.images,
                 "untrained": self.untrained_in.get(lang, self.untrained),
@@ -427,6 +421,22 @@ class Run(Record):
         return self.cpu_seconds if self.device == "cpu" else self.seconds
 
 
+def _in_language(run: Run | LeftOut, lang: str) -> dict[str, Any]:
+    """Return the language, recipe and budget of a run as they are in the tables of one of its languages."""
+    data = dict(run.recipe.get("data", {}))
+    others = sorted({run.lang, *data.get("also_langs", ())} - {lang})
+    budgets = {code: one for code, one in data.get("budgets", {}).items() if code != lang}
+    pairs = data.get("budgets", {}).get(lang, data.get("budget"))
+    limits = [part for part in run.budget.split("+") if "pairs" not in part and not part.endswith("all")]
+    own = ["0-pairs"] if run.budget.startswith("0-pairs") else [pairs] if pairs else []
+    data |= {"also_langs": others, "budget": pairs, "budgets": budgets}
+    return {
+        "lang": lang,
+        "recipe": {**run.recipe, "lang": lang, "data": data},
+        "budget": "+".join([*own, *limits]) or "all",
+    }
+
+
 class LeftOut(Record):
     """A run that failed in a comparison, and why; the other fields are those of ``Run``."""
 
@@ -437,3 +447,12 @@ class LeftOut(Record):
     budget: str
     seed: int
     why: str
+
+    @property
+    def langs(self) -> tuple[str, ...]:
+        """The languages that the run was to be trained for."""
+        return (self.lang, *self.recipe.get("data", {}).get("also_langs", ()))
+
+    def in_language(self, lang: str) -> LeftOut:
+        """Return this record as one of a run in ``lang``; see ``Run.in_language``."""
+        return self if len(self.langs) == 1 else self.model_copy(update=_in_language(self, lang))

@@ -112,6 +112,7 @@ def run_facts(run: Run) -> Table:
     shown.add_column()
     langs = f"language{'s' * (len(run.langs) > 1)}: {', '.join(run.langs)}"
     early = ", stopped early" if run.stopped_early else ""
+    parallel = f"{run.parallel_rows:,} parallel sentences in {', '.join(run.parallel_langs)}"
     facts = {
         "strategy": f"{run.strategy}, towers: {run.towers}, {langs}, seed {run.seed}",
         "trainable": f"{share(run.trainable, run.total)} of {run.total:,} parameters",
@@ -122,6 +123,10 @@ def run_facts(run: Run) -> Table:
         "peak memory": binary_size(run.peak_memory_bytes),
         "checkpoint": binary_size(run.checkpoint_bytes),
     }
+    if run.parallel_rows:
+        facts["parallel text"] = parallel
+    if not run.pairs:
+        facts["pairs"] = f"none; {run.pairs_seen:,} sentences seen in {counted(run.steps, 'step')}{early}"
     for name, value in facts.items():
         shown.add_row(name, value)
     return shown

@@ -152,7 +152,7 @@ class Grid:
             UserError: an unknown name, or an invalid setting.
         """
         test: dict[str, Any] = {"knowledge": True}
-        if "source" not in self.overrides:
+        if "source" not in self.overrides and self.teacher is None:
             test["languages"] = transfer_languages(cell.recipe, cell.lang)
         usual: dict[str, Any] = {"test": test}
         own: dict[str, Any] = {"train": {"seed": seed}}

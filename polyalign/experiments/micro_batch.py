@@ -125,7 +125,8 @@ def peak_of(recipe: Recipe) -> int:
         UserError: as in training.
     """
     loop = train.set_up(unbound(recipe)).loop
-    for store in (loop.features.images, loop.features.captions):
+    sentences = [] if loop.sentences is None else [loop.sentences.store]
+    for store in (loop.features.images, loop.features.captions, *sentences):
         store.values.max()  # reads every page
     longest = _longest(loop.features, recipe.optim.batch_size)
     loop.batch = lambda step: longest  # type: ignore[method-assign]

@@ -229,11 +229,20 @@ def _listed(items: Iterable[str]) -> str:
 
 
 def _transfer(comparison: Comparison) -> str:
-    """Return a table of the mean recall in each language not trained on, averaged over the seeds."""
+    """Return a table of the mean recall in each language without pairs, averaged over the seeds."""
     langs = list(dict.fromkeys(other.lang for run in comparison.runs for other in run.test[1:]))
     rows = [
         [for_markdown(method.name), *(tables.percent(method.recall_in(lang)) for lang in langs)]
         for method in comparison.methods
     ]
     header = ["strategy", *map(for_markdown, langs)]
-    return f"Mean recall in languages not trained on:\n\n{tables.markdown(header, rows)}"
+    spoken = {
+        method.name: ", ".join(method.runs[0].parallel_langs)
+        for method in comparison.methods
+        if method.runs[0].parallel_langs
+    }
+    note = "; ".join(f"{name} in {langs}" for name, langs in spoken.items())
+    title = "Mean recall in languages not trained on"
+    if note:
+        title = f"Mean recall in languages without pairs (with parallel text: {for_markdown(note)})"
+    return f"{title}:\n\n{tables.markdown(header, rows)}"

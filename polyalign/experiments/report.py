@@ -38,7 +38,8 @@ def load(folder: Path) -> list[Comparison]:
     """
     runs = load_runs(folder)
     runs = [run.in_language(lang) for run in runs for lang in run.langs]
-    return comparisons(runs, [LeftOut.load_json(path) for path in sorted((folder / LEFT_OUT).glob("*.json"))])
+    left_out = [LeftOut.load_json(path) for path in sorted((folder / LEFT_OUT).glob("*.json"))]
+    return comparisons(runs, [one.in_language(lang) for one in left_out for lang in one.langs])
 
 
 def load_runs(folder: Path) -> list[Run]:
@@ -123,8 +124,9 @@ def results(folder: Path) -> DataFrame:
     Columns: the facts of each run (``lang``, ``strategy``, ``seed``, ``trainable``, ``seconds``, ...); its recalls as
     fractions (``text_to_image_r1`` to ``mean_recall``), each with ``_low`` and ``_high`` over test images only; those
     of the untrained projection (``untrained_mean_recall``, ...); ``retention``; the best ``dev_mean_recall``; the mean
-    recall in other languages (``mean_recall.de``); all settings (``recipe.optim.lr``); ``versions.torch`` and the like;
-    and the values tried for a tuned setting (``tuned.optim.lr``). A value that a run does not have is missing.
+    recall in its other languages and in languages without pairs (``mean_recall.de``); all settings
+    (``recipe.optim.lr``); ``versions.torch`` and the like; and the values tried for a tuned setting
+    (``tuned.optim.lr``). A value that a run does not have is missing.
 
     Raises:
         UserError: there are no runs, or a file cannot be read.

@@ -45,6 +45,7 @@ class Method:
         options: the settings that differ from those of other methods with the same strategy and towers.
         runs: one run per seed, in the order of the seeds.
         scores: the six recalls and the mean recall, averaged over the seeds, with intervals over ``covers``.
+        other_langs: languages without pairs in which all methods were tested that were tested in any.
         best: whether it has the highest mean recall.
         against_best: the difference in mean recall to the best of the other methods; None if it is not tested.
     """
@@ -54,6 +55,7 @@ class Method:
     options: str
     runs: tuple[Run, ...]
     scores: tuple[Score, ...]
+    other_langs: tuple[str, ...]
     best: bool
     against_best: AgainstBest | None
 
@@ -89,11 +91,11 @@ class Method:
 
     @property
     def carried_over(self) -> float | None:
-        """The mean recall in languages not trained on, averaged over them and the seeds; None if not measured."""
-        return _average(other.mean_recall.value for run in self.runs for other in run.test[1:])
+        """The mean recall in ``other_langs``, averaged over them and the seeds; None if not measured."""
+        return _average(self.recall_in(lang) for lang in self.other_langs)
 
     def recall_in(self, lang: str) -> float | None:
-        """Return the mean recall in a language not trained on, averaged over the seeds; None if not measured."""
+        """Return the mean recall in a language without pairs, averaged over the seeds; None if not measured."""
         return _average(other.mean_recall.value for run in self.runs for other in run.test[1:] if other.lang == lang)
 
     def mean(self, of: Callable[[Run], float]) -> float:
@@ -187,6 +189,8 @@ def _comparison(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Comparison:
     scores = [recall_scores(seeds) for seeds in hits]
     leader = max(range(len(groups)), key=lambda i: scores[i][_MEAN_RECALL].value)
     tested, labels = _tested(hits, leader), _options(groups)
+    others = [{other.lang for other in run.test[1:]} for run in runs if len(run.test) > 1]
+    shared = tuple(sorted(set.intersection(*others))) if others else ()
     methods = [
         Method(
             strategy=group[0].strategy,
@@ -194,6 +198,7 @@ def _comparison(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> Comparison:
             options=labels[i],
             runs=tuple(group),
             scores=scores[i],
+            other_langs=shared,
             best=i == leader,
             against_best=tested[i],
         )

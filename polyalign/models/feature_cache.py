@@ -61,6 +61,11 @@ class CachedFeatures:
     spent: Spent = field(default_factory=Spent)
     in_bf16: bool = False
 
+    @property
+    def name(self) -> str:
+        """The file of the values, or what tells them from others in memory."""
+        return str(getattr(self.values, "filename", None) or id(self.values))
+
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.values) if self.offsets is None else len(self.offsets) - 1

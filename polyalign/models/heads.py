@@ -25,6 +25,14 @@ class Corrected(nn.Linear):
         return super().forward(x[..., -self.in_features :]) + correction
 
 
+def last_parameters(projection: nn.Linear) -> list[nn.Parameter]:
+    """Return the parameters whose first dimension is the joint space, in which they are added up."""
+    maps: list[nn.Linear] = [projection]
+    if isinstance(projection, Corrected):
+        maps.append([module for module in projection.correction.modules() if isinstance(module, nn.Linear)][-1])
+    return [parameter for one in maps for parameter in one.parameters(recurse=False)]
+
+
 def closed(width: int, out: int) -> nn.Linear:
     """Return a linear map that gives zero until it is trained."""
     linear = nn.Linear(width, out)

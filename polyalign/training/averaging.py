@@ -15,7 +15,7 @@ from pydantic import Field
 
 from polyalign.config.resolve import RECIPE, read_recipe
 from polyalign.config.schema import Recipe
-from polyalign.data.load import load_split, load_tables
+from polyalign.data.load import load_devs, load_split
 from polyalign.data.pairs import PairTable
 from polyalign.data.trained_images import load_trained_images, save_trained_images
 from polyalign.evaluation.encoders import Aligned, Encoder, ImageMemory, Vectors, device
@@ -24,7 +24,8 @@ from polyalign.evaluation.tasks import retrieval
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
-from polyalign.training.inherit import inherit
+from polyalign.models.heads import last_parameters
+from polyalign.training.inherit import inherit, trained_images
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 from polyalign.utils.lock import LOCK_FILES, locked
@@ -38,7 +39,16 @@ RECORD = "average.json"
 """Tells a folder of averaged weights from a run, whose result is in ``result.json``."""
 
 _TOWERS = ("vision.", "text.")
-_MAY_DIFFER = {"name", "description", "train.seed", "data.data_seed", "optim.lr", "optim.vision_lr", "optim.text_lr"}
+_MAY_DIFFER = {
+    "name",
+    "description",
+    "train.seed",
+    "data.data_seed",
+    "optim.lr",
+    "optim.vision_lr",
+    "optim.text_lr",
+    "optim.projection_lr",
+}
 _RIDGE = 1e-9
 
 
@@ -93,10 +103,16 @@ def interpolate(
             checkpoint.restore(aligner, mixed(before, after, alpha), str(run))
             found.append(Measured(f"alpha {alpha:g}", _measure(_encoder(run, aligner, recipe), galleries), alpha))
         if out is not None:
-            best = max(found, key=lambda one: (one.dev[recipe.lang].value if one.dev else 0, -(one.alpha or 0)))
+            best = max(found, key=lambda one: (_selected_by(one, recipe), -(one.alpha or 0)))
             checkpoint.restore(aligner, mixed(before, after, best.alpha or 0), str(run))
             _save(out, aligner, recipe, "interpolation", [run], best)
     return found if galleries else []
+
+
+def _selected_by(measured: Measured, recipe: Recipe) -> float:
+    """Return the mean recall on dev over the languages that select the checkpoint in training."""
+    langs = recipe.data.targets or recipe.langs
+    return sum(measured.dev[lang].value for lang in langs) / len(langs) if measured.dev else 0.0
 
 
 def mixed(before: State, after: State, alpha: float) -> dict[str, torch.Tensor]:
@@ -167,7 +183,7 @@ def rotation(vectors: Vectors, target: Vectors) -> torch.Tensor:
 def rotate(aligner: Aligner, turn: torch.Tensor) -> None:
     """Rotate the joint space by an orthogonal matrix (D, D), which changes no cosine between images and captions."""
     for projection in (aligner.vision_projection, aligner.text_projection):
-        for parameter in projection.parameters():
+        for parameter in last_parameters(projection):
             parameter.copy_(turn @ parameter.cpu().double())
 
 
@@ -210,7 +226,7 @@ def _settings(recipe: Recipe) -> dict[str, object]:
 
 def _galleries(recipe: Recipe, langs: Sequence[str] | None) -> list[PairTable]:
     """Load dev in the languages of the run, as in training, and in the others that the source has it in."""
-    found = [*load_tables(recipe).dev.values()]
+    found = [*load_devs(recipe, trained_images(recipe)).values()]
     for lang in recipe.test.languages if langs is None else langs:
         try:
             found.append(load_split(recipe, "dev", lang))

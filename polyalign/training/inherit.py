@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from polyalign.config.resolve import RECIPE, read_recipe
 from polyalign.config.schema import Parent, Recipe
 from polyalign.data.pairs import PairTable
 from polyalign.data.trained_images import load_trained_images
@@ -59,7 +60,8 @@ def trained_images(recipe: Recipe) -> PairTable | None:
 def inherit(aligner: Aligner, recipe: Recipe) -> None:
     """Put the weights of the parent, if any, or those of the teacher into a newly built aligner.
 
-    A distilled run takes the vision side and the joint space of its teacher, and of the text side what fits.
+    A distilled run takes the vision side of its teacher, and also the text side if it is the same tower with the same
+    strategy; else its text tower starts as pretrained.
 
     Raises:
         UserError: the folder holds no finished run, another one than the recipe names, or one that does not fit.
@@ -76,12 +78,12 @@ def inherit(aligner: Aligner, recipe: Recipe) -> None:
         checkpoint.restore(aligner, tensors, str(folder / checkpoint.WEIGHTS))
         return
     state = checkpoint.trained_state(aligner)
-    same_text = towers.text == aligner.text.fingerprint
-    fitting = {
-        name: tensor
-        for name, tensor in tensors.items()
-        if name in state and state[name].shape == tensor.shape and (same_text or not name.startswith("text"))
-    }
+    taught = read_recipe(folder / RECIPE).strategy
+    same_text = towers.text == aligner.text.fingerprint and taught | {"towers": "text"} == recipe.strategy
+    if not same_text or taught["towers"] == "vision":
+        logger.info(f"the text tower starts as pretrained: {folder} trained another one, or with another strategy")
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("text")}
+    fitting = {name: tensor for name, tensor in tensors.items() if name in state}
     if missing := sorted(aligner.inherited - fitting.keys()):
         raise UserError(f"{folder / checkpoint.WEIGHTS} does not fit its recipe: it lacks {missing[0]}")
     with torch.no_grad():

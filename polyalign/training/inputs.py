@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from polyalign.config.schema import Cache, Recipe
-from polyalign.data.load import Tables, load_tables, load_tests
+from polyalign.data.load import Tables, load_kept_out, load_table, load_tables, load_tests
 from polyalign.data.pairs import Origin, PairTable, stable_hash
 from polyalign.data.parallel import ParallelText, load_parallel
 from polyalign.data.trained_images import join
@@ -37,6 +37,7 @@ from polyalign.utils.process import one_first
 logger = logging.getLogger(__name__)
 
 _DEV_SHARE, _MOST_DEV = 0.1, 500
+_FEWEST = 2  # rows to retrieve from
 _KNOWN = 300  # rows
 
 
@@ -52,8 +53,9 @@ class Inputs:
         trained_on: numbers of training pairs and images by language.
         origin: where the training captions come from.
         images: the images that this run, its parent and its teacher were trained on; None if they are unknown.
+        earlier: those that its parent or its teacher was trained on.
         sentences: parallel sentences trained on beside the pairs.
-        parallel_rows: the number of rows of parallel text trained on.
+        parallel: the parallel text that is trained on, beside the pairs or alone.
     """
 
     train: PairFeatures
@@ -63,8 +65,9 @@ class Inputs:
     trained_on: dict[str, Amount]
     origin: Origin
     images: PairTable | None
+    earlier: PairTable | None = None
     sentences: SentenceFeatures | None = None
-    parallel_rows: int = 0
+    parallel: ParallelText | None = None
 
 
 def of_pairs(recipe: Recipe, aligner: Aligner, processes: int) -> Inputs:
@@ -91,8 +94,7 @@ def of_pairs(recipe: Recipe, aligner: Aligner, processes: int) -> Inputs:
         sentences = None if text is None else prepare_sentences(aligner, text, recipe.cache, anchored=anchored)
     amounts = {lang: Amount(pairs=pairs, images=images) for lang, (pairs, images) in tables.trained_on().items()}
     images = join(tables.train, earlier)
-    rows = 0 if text is None else len(text)
-    return Inputs(train, dev, tables.test, test, amounts, tables.train.origin, images, sentences, rows)
+    return Inputs(train, dev, tables.test, test, amounts, tables.train.origin, images, earlier, sentences, text)
 
 
 def _report_known(aligner: Aligner, text: ParallelText, config: Cache) -> None:
@@ -113,7 +115,12 @@ def _report_known(aligner: Aligner, text: ParallelText, config: Cache) -> None:
 
 def _parallel(recipe: Recipe, tables: Tables) -> ParallelText:
     spoken = [tables.train] if len(recipe.langs) == 1 else []
-    return load_parallel(recipe, [*tables.dev.values(), *tables.test.values()], spoken)
+    return load_parallel(recipe, [*tables.dev.values(), *tables.test.values(), *_other_tests(recipe)], spoken)
+
+
+def _other_tests(recipe: Recipe) -> list[PairTable]:
+    """Load the tests in languages without pairs, and those that are kept out."""
+    return [*(load_table(recipe, "test", lang) for lang in recipe.transfer), *load_kept_out(recipe)]
 
 
 def of_teacher(recipe: Recipe, aligner: Aligner) -> Inputs:
@@ -129,13 +136,13 @@ def of_teacher(recipe: Recipe, aligner: Aligner) -> Inputs:
     assert teacher is not None
     earlier = trained_images(recipe)
     galleries = load_tests(recipe, earlier)
-    text = load_parallel(recipe, galleries.values(), list(galleries.values()))
+    text = load_parallel(recipe, [*galleries.values(), *_other_tests(recipe)], list(galleries.values()))
     if absent := [lang for lang in recipe.langs if lang not in text.langs]:
         raise UserError(f"{text.name} has no sentences in {absent[0]}: it has {', '.join(text.langs)}")
     rows = [row for row in text.rows if row[0]]
     order = np.argsort([stable_hash(f"{recipe.data.data_seed}\n{row[0]}") for row in rows], kind="stable")
     held_out = min(_MOST_DEV, int(len(rows) * _DEV_SHARE))
-    if held_out < 2:
+    if held_out < _FEWEST:
         raise UserError(f"{text.name} has {len(rows)} rows in {text.langs[0]}: distillation needs 20 or more")
     dev_rows, train_rows = ([rows[i] for i in part] for part in (order[:held_out], order[held_out:]))
     with one_first():
@@ -146,7 +153,9 @@ def of_teacher(recipe: Recipe, aligner: Aligner) -> Inputs:
         dev = tuple(taught(dev_rows, text.langs, text.langs[0], only=lang) for lang in targets)
         test = {lang: prepare(aligner, table, recipe.cache) for lang, table in galleries.items()}
     origin = next(iter(galleries.values())).origin
-    return Inputs(train, dev, galleries, test, {}, origin, earlier, None, len(train_rows))
+    return Inputs(
+        train, dev, galleries, test, {}, origin, earlier, earlier, parallel=replace(text, rows=tuple(train_rows))
+    )
 
 
 def _taught(
@@ -157,23 +166,23 @@ def _taught(
     pivot: str,
     only: str | None = None,
 ) -> PairFeatures:
-    """Return the sentences of rows as captions, and the teacher's vectors of those in the first language as images."""
+    """Return the sentences of rows as captions, and the teacher's vectors of those in the first language as images.
+
+    With ``only`` these are the sentences in that language, and the vectors of their rows.
+    """
     assert recipe.teacher is not None
+    if only is not None:
+        rows = [row for row in rows if row[langs.index(only)]]
+        if len(rows) < _FEWEST:
+            raise UserError(f"{len(rows)} of the rows held out for dev have a sentence in {only}: give more of them")
     pivots = [row[0] for row in rows]
     digest = hashlib.sha256(f"{recipe.teacher.weights}\0{pivot}".encode()).hexdigest()
-    values, spent = vectors(
-        digest, pivots, lambda: open_model(folder_of_teacher(recipe)).encode_text(pivots, pivot), recipe.cache
-    )
+    folder = folder_of(recipe.teacher)
+    values, spent = vectors(digest, pivots, lambda: open_model(folder).encode_text(pivots, pivot), recipe.cache)
     columns = [i for i, lang in enumerate(langs) if only in (None, lang)]
     said = [(row[i], langs[i], place) for i in columns for place, row in enumerate(rows) if row[i]]
     sentences, spoken = [sentence for sentence, _, _ in said], [lang for _, lang, _ in said]
     image_of: npt.NDArray[np.int64] = np.array([place for _, _, place in said], dtype=np.int64)
     store = caption_features(aligner.text, sentences, aligner.cuts()[1], recipe.cache, spoken)
     images = CachedFeatures(values, aligner.vision.whole + 1, spent=spent)
-    return PairFeatures(images, store, image_of, number_distinct(sentences), np.zeros(len(said), np.int64))
-
-
-def folder_of_teacher(recipe: Recipe) -> str:
-    """Return the folder of the teacher, whose weights are those that the recipe names."""
-    assert recipe.teacher is not None
-    return str(folder_of(recipe.teacher))
+    return PairFeatures(images, store, image_of, number_distinct(sentences), number_distinct(spoken))

@@ -90,8 +90,10 @@ class Loop:
             compile_blocks(aligner)
         self.optimiser = adamw(aligner, recipe.optim)
         allowed = recipe.train.max_seconds
-        prepared = [one.spent for one in (features, *dev)] + ([] if sentences is None else [sentences.spent])
-        self.prepared = sum(prepared, Spent())
+        stores = [store for one in (features, *dev) for store in (one.images, one.captions)]
+        stores += [] if sentences is None else [sentences.store]
+        # Dev splits in several languages share their images.
+        self.prepared = sum({store.name: store.spent for store in stores}.values(), Spent())
         self.seconds = None if allowed is None else allowed - self.prepared.seconds
 
     def run(self, path: Path, *, resume: bool) -> State:

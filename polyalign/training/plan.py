@@ -35,7 +35,7 @@ def check_divisible(recipe: Recipe, pairs: int, processes: int) -> None:
         UserError: the batch cannot be divided among the processes, and pairs would be dropped.
     """
     batch = min(recipe.optim.batch_size, pairs)
-    if recipe.parallel is not None and recipe.parallel.batch_size % processes:
+    if recipe.parallel is not None and not recipe.distils and recipe.parallel.batch_size % processes:
         raise UserError(f"parallel.batch_size must be a multiple of the {processes} processes")
     if batch % processes:
         raise UserError(

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from polyalign.config.schema import Recipe
-from polyalign.data.load import load_split, load_table
+from polyalign.data.load import load_split, load_table, without_trained
 from polyalign.data.pairs import PairTable
 from polyalign.data.trained_images import TRAINED_IMAGES, save_trained_images
 from polyalign.evaluation.results import Retention, Retrieval, Run
@@ -56,7 +56,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool) -> Run | None:
         if recipe.parent is not None and state.best_dev_evaluation == 0:
             logger.warning(f"warning: dev recall did not rise above that of {recipe.parent.run}: its weights are kept")
         size = checkpoint.save(out, aligner, recipe)
-        tested = (*start.test(), *_transfer(aligner, recipe))
+        tested = (*start.test(), *_transfer(aligner, recipe, start.inputs.earlier))
         kept = _knowledge(aligner, recipe) if recipe.test.knowledge else None
         facts: dict[str, Any] = {"peak_memory_bytes": peak, "checkpoint_bytes": size, "retention": kept}
         facts["untrained"], *others = start.untrained
@@ -98,7 +98,7 @@ def set_up(recipe: Recipe) -> Start:
     inherit(aligner, recipe)
     rehearse(aligner)
     check_blocks(aligner, recipe.train)
-    for lang in recipe.test.languages:  # read in full after training
+    for lang in recipe.transfer:  # read in full after training
         load_table(recipe, "test", lang)
     inputs = of_teacher(recipe, aligner) if recipe.distils else of_pairs(recipe, aligner, accelerator.num_processes)
     untrained = [one.without_ranks() for one in _tests(aligner, inputs, recipe)]
@@ -116,11 +116,11 @@ def _test(aligner: Aligner, features: PairFeatures, gallery: PairTable, rows: in
     return retrieval.measure(embedded.images, embedded.captions, gallery)
 
 
-def _transfer(aligner: Aligner, recipe: Recipe) -> list[Retrieval]:
+def _transfer(aligner: Aligner, recipe: Recipe, earlier: PairTable | None) -> list[Retrieval]:
     """Return the tests in languages without training pairs."""
     results = []
-    for lang in recipe.test.languages:
-        gallery = load_split(recipe, "test", lang)
+    for lang in recipe.transfer:
+        gallery = without_trained(load_split(recipe, "test", lang), earlier, recipe)
         features = prepare(aligner, gallery, recipe.cache)
         results.append(_test(aligner, features, gallery, rows_at_a_time(recipe)).without_ranks())
     return results
@@ -146,7 +146,8 @@ def _facts(loop: Loop, state: State, inputs: Inputs) -> dict[str, Any]:
         "pairs": sum(one.pairs for one in amounts.values()),
         "images": len(loop.features.images) // loop.features.views if amounts else 0,
         "trained_on": amounts if len(amounts) > 1 else {},
-        "parallel_rows": inputs.parallel_rows,
+        "parallel_rows": 0 if inputs.parallel is None else len(inputs.parallel),
+        "parallel_langs": () if inputs.parallel is None else inputs.parallel.langs,
         "pairs_seen": state.step * min(recipe.optim.batch_size, len(loop.features.captions)),
         "steps": state.step,
         "epochs": round(state.step / loop.plan.steps_per_epoch, 2),

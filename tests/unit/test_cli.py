@@ -342,19 +342,18 @@ def test_the_module_is_the_command(repo):
 
 def test_a_run_in_two_languages_goes_on_and_teaches_another(run, recipe, tmp_path):
     both = tmp_path / "both"
-    code, out, err = run(
-        "train", "--lang", "en,de", "--recipe", recipe, "--budget", "en=60-pairs,de=40-pairs", "--out", both
-    )
+    words = ("train", "--lang", "en,de", "--recipe", recipe, "--data", tiny.bilingual())
+    code, out, err = run(*words, "--budget", "en=60-pairs,de=40-pairs", "--out", both)
     assert code == 0, err
-    assert out.count("Retrieval, quarters") == 2
+    assert out.count("Retrieval, bilingual") == 2
     assert "languages: en, de" in out
-    code, out, err = run("train", "--from", both, "--lang", "sw", "--out", tmp_path / "on")
+    other = ("--lang", "sw", "--data", tiny.data())
+    code, out, err = run("train", "--from", both, *other, "--out", tmp_path / "on")
     assert code == 0, err
     assert "before" in out
-    parallel = ("--parallel", "captions", "--set", 'parallel.langs=["en","sw"]')
-    code, out, err = run(
-        "distill", "--teacher", both, "--lang", "sw", *parallel, "--out", tmp_path / "taught", "--json"
-    )
+    text = ("--parallel", "captions", "--set", 'parallel.langs=["en","sw"]')
+    place = ("--set", f"source.root={tiny.data()}", "--set", "test.languages=[]")
+    code, out, err = run("distill", "--teacher", both, "--lang", "sw", *text, *place, "--out", tmp_path / "t", "--json")
     assert code == 0, err
     assert "translations that the text tower finds before training, from en: sw" in err
     found = json.loads(out)

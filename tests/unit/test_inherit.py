@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from polyalign.config.schema import Parent, Recipe
+from polyalign.config.schema import Parent, Recipe, merge
 from polyalign.data.trained_images import join, load_trained_images
 from polyalign.evaluation.evaluate import evaluate
 from polyalign.evaluation.model import load
@@ -89,7 +89,7 @@ def test_a_dev_split_with_images_of_the_parent_is_refused_or_loses_them(parent, 
         return mixed if split == "dev" else tiny.table(split)
 
     monkeypatch.setattr(loading, "load_split", with_leak)
-    with pytest.raises(UserError, match="leakage: 3 of the 3 images"):
+    with pytest.raises(UserError, match=r"leakage: the earlier run was trained on images of .*: 3 of the 3 images"):
         whole(recipe, earlier)
     excluded = continuation(parent, None, {"data": {"leakage": "exclude"}})
     with pytest.raises(UserError, match="the earlier run was trained on all its images"):
@@ -205,3 +205,41 @@ def test_a_distilled_run_can_be_gone_on_from_with_pairs(student, tmp_path):
 def test_a_mean_squared_error_without_a_teacher_is_refused():
     with pytest.raises(UserError, match="mse is for polyalign distill"):
         tiny.resolved(optim={"loss": "mse"})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"parallel": {"anchor": 1.0}}, r"parallel\.anchor: distillation uses no pairs"),
+        ({"data": {"budget": "10-pairs"}}, r"data\.budget: distillation uses no pairs"),
+        ({"data": {"views": 2}}, r"data\.views: distillation uses no pairs"),
+        ({"strategy": {"name": "lilt"}}, "the strategy is given by --strategy"),
+        ({"lang": "sw"}, "is given by --lang"),
+    ],
+)
+def test_settings_that_distillation_does_not_use_are_refused(overrides, message, parent):
+    with pytest.raises(UserError, match=message):
+        distillation(parent, "de", "lora", merge({"parallel": SENTENCES}, overrides))
+
+
+def test_another_strategy_starts_from_the_pretrained_text_tower(parent, student, caplog):
+    caplog.set_level("INFO")
+    recipe = distillation(parent, "de", "lora", {"parallel": SENTENCES})
+    aligner = tiny.build_aligner(recipe)
+    before = aligner.text_projection.weight.clone()
+    inherit(aligner, recipe)
+    assert torch.equal(aligner.text_projection.weight, before)
+    assert "the text tower starts as pretrained" in caplog.text
+    same = distillation(parent, "de", "lilt", {"parallel": SENTENCES})
+    aligner = tiny.build_aligner(same)
+    inherit(aligner, same)
+    assert torch.equal(aligner.text_projection.weight, tiny.weights(parent)["text_projection.weight"])
+
+
+def test_a_dev_split_without_a_taught_language_is_one_line(parent, tmp_path):
+    rows = [f"{caption}\t{caption}\t" for caption in tiny.table().captions[:40]]
+    (tmp_path / "text.tsv").write_text("\n".join(["en\tde\tsw", *rows]), encoding="utf-8")
+    recipe = distillation(parent, "de,sw", "lora", {"parallel": {"text": str(tmp_path / "text.tsv")}})
+    recipe = recipe.model_copy(update={"source": {"name": "folder", "root": str(tiny.bilingual())}})
+    with pytest.raises(UserError, match=r"0 of the rows held out for dev have a sentence in sw|has no row with lang"):
+        inputs.of_teacher(recipe, tiny.build_aligner(recipe))

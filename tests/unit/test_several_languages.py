@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from polyalign.config.schema import Recipe
 from polyalign.data.load import load_split, load_tables
 from polyalign.data.pairs import merge
 from polyalign.evaluation.model import load
-from polyalign.evaluation.results import Run
+from polyalign.evaluation.results import LeftOut, Run
 from polyalign.experiments import report
 from polyalign.models.embed import SentenceFeatures
 from polyalign.models.feature_cache import CachedFeatures
@@ -26,28 +25,11 @@ from polyalign.utils.errors import UserError
 from tests import tiny
 
 
-@pytest.fixture(scope="session")
-def both(tmp_path_factory) -> Path:
-    """The quarters in English, and in a German that says them backwards, of every other training image."""
-    out = tmp_path_factory.mktemp("both")
-    (out / "images").symlink_to(tiny.data() / "images")
-    with (tiny.data() / "captions.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    with (out / "captions.csv").open("w", encoding="utf-8", newline="") as file:
-        sheet = csv.writer(file)
-        sheet.writerow(["image", "lang", "caption", "split"])
-        for number, row in enumerate(rows):
-            sheet.writerow([row["image"], "en", row["caption"], row["split"]])
-            if row["split"] != "train" or number % 4 < 2:
-                sheet.writerow([row["image"], "de", " ".join(row["caption"].split()[::-1]), row["split"]])
-    return out
-
-
 @pytest.fixture
-def recipe(both):
+def recipe():
     def resolved(name: str = "lit", /, **sections: dict[str, object]) -> Recipe:
         data = {"also_langs": ["de"], **sections.pop("data", {})}
-        return tiny.resolved(name, source={"name": "folder", "root": str(both)}, data=data, **sections)
+        return tiny.resolved(name, source={"name": "folder", "root": str(tiny.bilingual())}, data=data, **sections)
 
     return resolved
 
@@ -102,9 +84,9 @@ def test_languages_that_make_no_sense_are_refused(lang, overrides, message):
 
 
 @pytest.fixture(scope="module")
-def run(both, tmp_path_factory) -> tuple[Path, Run]:
+def run(tmp_path_factory) -> tuple[Path, Run]:
     out = tmp_path_factory.mktemp("run")
-    source = {"name": "folder", "root": str(both)}
+    source = {"name": "folder", "root": str(tiny.bilingual())}
     found = tiny.resolved("lit", source=source, data={"also_langs": ["de"], "budgets": {"de": "20-pairs"}})
     return out, train.train(found, out, resume=False)
 
@@ -225,3 +207,40 @@ def test_tables_of_other_images_keep_their_own():
             table.captions[k]
             for k in np.flatnonzero(table.image_of == table.image_ids.index(both.image_ids[both.image_of[c]]))
         ]
+
+
+def test_one_set_of_captions_is_not_two_languages():
+    with pytest.raises(UserError, match="has the same captions in en and de: state the language of each caption"):
+        load_tables(tiny.resolved(data={"also_langs": ["de"]}))
+
+
+def test_budgets_of_the_other_languages_tell_runs_apart(run, tmp_path):
+    _, found = run
+    other = {**found.recipe, "data": {**found.recipe["data"], "budgets": {"de": "20-pairs", "en": "100-pairs"}}}
+    two = found.model_copy(update={"recipe": other, "budget": "en=100-pairs+de=20-pairs"})
+    for name, one in (("one", found), ("two", two)):
+        one.save_json(tmp_path / "runs" / f"{name}.json")
+    german = next(one for one in report.load(tmp_path) if one.lang == "de")
+    assert len(german.methods) == 2
+
+
+def test_a_failed_run_is_listed_in_the_tables_of_each_of_its_languages(run, tmp_path):
+    _, found = run
+    fields = found.model_dump(include={"recipe", "lang", "strategy", "towers", "budget", "seed"})
+    found.save_json(tmp_path / "runs" / "one.json")
+    LeftOut(**{**fields, "seed": 1}, why="no memory").save_json(tmp_path / "left-out" / "two.json")
+    assert [[one.why for one in comparison.left_out] for comparison in report.load(tmp_path)] == [["no memory"]] * 2
+
+
+def test_other_languages_are_those_that_all_methods_were_tested_in(run, tmp_path):
+    _, found = run
+    test = found.test[0]
+    transfer = [test.model_copy(update={"lang": lang}).without_ranks() for lang in ("sw", "qu")]
+    alone = found.model_copy(update={"untrained_in": {}, "trained_on": {}, "budget": "all", "test": (test, *transfer)})
+    alone = alone.model_copy(update={"recipe": {**alone.recipe, "data": {**alone.recipe["data"], "also_langs": []}}})
+    both = found.model_copy(update={"test": (*found.test, transfer[0])})
+    alone.save_json(tmp_path / "runs" / "one.json")
+    both.save_json(tmp_path / "runs" / "two.json")
+    english = next(one for one in report.load(tmp_path) if one.lang == "en")
+    assert {method.other_langs for method in english.methods} == {("sw",)}
+    assert {method.name for method in english.methods} == {"lit, text tower", "lit, text tower, with de"}

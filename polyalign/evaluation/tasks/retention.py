@@ -94,7 +94,7 @@ def probes(recipe: Recipe) -> Probes:
     untouched = validate(merge(recipe.table(), {"strategy": {"name": "projection"}, **alone}), recipe.name)
     return Probes(
         before=build_aligner(untouched),
-        parallel=tuple(load_table(recipe, "test", lang) for lang in (*recipe.langs, *recipe.test.languages)),
+        parallel=tuple(load_table(recipe, "test", lang) for lang in (recipe.lang, *recipe.transfer)),
         labelled=starter_objects(load_language(recipe.lang)) if recipe.source["name"] == "starter" else None,
     )
 
@@ -180,11 +180,11 @@ def answer(aligner: Aligner, probes: Probes, config: Config) -> Answers:
     perplexity: dict[str, float | None] = {}
     probe: dict[str, float] = {}
     for lang, sentences in spoken.items():
-        by_layer = layer_features(aligner.text, sentences, config.batch_size)
+        by_layer = layer_features(aligner.text, sentences, config.batch_size, lang)
         layers.setdefault("text", by_layer)
         outputs[lang] = _unit(by_layer[-1])
         if few := sentences[: config.perplexity_sentences]:
-            perplexity[lang] = pseudo_perplexity(aligner.text, few, config.batch_size)
+            perplexity[lang] = pseudo_perplexity(aligner.text, few, config.batch_size, lang)
     if probes.labelled is not None:
         rows = _spread(len(probes.labelled.images), config.images)
         images = [probes.labelled.images[row] for row in rows]
@@ -241,20 +241,23 @@ def cka(one: Features, other: Features) -> float:
 
 
 @torch.no_grad()
-def layer_features(tower: TextTower | VisionTower, items: Sequence[Any], batch_size: int = 128) -> list[Features]:
+def layer_features(
+    tower: TextTower | VisionTower, items: Sequence[Any], batch_size: int = 128, lang: str | None = None
+) -> list[Features]:
     """Return the features (N, W) of every stage of a tower, averaged over real tokens or positions, the output last.
 
     Args:
         tower: the text tower for sentences, the vision tower for images.
         items: N sentences or images.
         batch_size: number of items computed at once.
+        lang: the language of the sentences.
     """
     batches: list[list[torch.Tensor]] = []
     for start in range(0, len(items), batch_size):
         batch = items[start : start + batch_size]
         x: Any
         if isinstance(tower, TextTower):
-            x = tower.collate(tower.tokenize(list(batch))).to(_device(tower))
+            x = tower.collate(tower.tokenize(list(batch), lang)).to(_device(tower))
         else:
             x = torch.stack([tower.transform(image.open()) for image in batch]).to(_device(tower))
         batches.append(tower.pooled_layers(x))
@@ -262,7 +265,9 @@ def layer_features(tower: TextTower | VisionTower, items: Sequence[Any], batch_s
 
 
 @torch.no_grad()
-def pseudo_perplexity(tower: TextTower, sentences: Sequence[str], batch_size: int = 128) -> float | None:
+def pseudo_perplexity(
+    tower: TextTower, sentences: Sequence[str], batch_size: int = 128, lang: str | None = None
+) -> float | None:
     """Return exp of the mean cross-entropy of each token when it is masked (Salazar et al., 2020).
 
     The language-model head is that of the pretrained model; None if it has none.
@@ -272,7 +277,7 @@ def pseudo_perplexity(tower: TextTower, sentences: Sequence[str], batch_size: in
         return None
     special = set(tower.tokenizer.all_special_ids)
     masked, truth, places = [], [], []
-    for ids in tower.tokenize(list(sentences)):
+    for ids in tower.tokenize(list(sentences), lang):
         for place, token in enumerate(ids):
             if token not in special:
                 masked.append([*ids[:place], tower.tokenizer.mask_token_id, *ids[place + 1 :]])
