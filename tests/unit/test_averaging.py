@@ -106,9 +106,12 @@ def test_other_commands_read_the_folder_and_it_is_no_run(run, trained, tmp_path)
     assert "alpha 0.5" in shown
 
 
-def test_rotations_change_no_cosine():
-    aligner = tiny.aligner()
+@pytest.mark.parametrize("strategy", ["projection", "mlp", "side"])
+def test_rotations_change_no_cosine(strategy):
+    aligner = tiny.aligner(strategy)
     with torch.no_grad():
+        for projection in (aligner.vision_projection, aligner.text_projection):
+            tiny.jitter(projection)
         aligner.vision_projection.bias.add_(0.3)
         one = embed(aligner, tiny.table("dev"))
         turn = torch.linalg.qr(torch.randn(16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
