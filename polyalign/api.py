@@ -166,6 +166,8 @@ def compare(
     recipes: Sequence[str | Path] = ("starter",),
     seeds: int = 1,
     data: str | Path | None = None,
+    parallel: str | Path | None = None,
+    teacher: str | Path | None = None,
     out: str | Path = "eval",
     tune: bool = False,
     workers: int = 1,
@@ -174,7 +176,8 @@ def compare(
 ) -> pd.DataFrame:
     """Train strategies on the same pairs and write tables and figures to ``out``, like ``polyalign compare``.
 
-    Finished runs are not trained again.
+    Finished runs are not trained again. Languages joined by a plus (``qu+es``) are trained on together. With
+    ``teacher``, a finished run, the text tower is distilled from it.
 
     Returns:
         The same as ``polyalign.results(out)``.
@@ -184,9 +187,9 @@ def compare(
     """
     for name, given in (("langs", langs), ("budgets", budgets), ("strategies", strategies), ("recipes", recipes)):
         _check_list(name, given)
-    changes = _changes(overrides, data=data)
+    changes = _changes(overrides, data=data, parallel=parallel)
     axes = (tuple(map(str, recipes)), tuple(langs), tuple(budgets), tuple(strategies))
-    grid = Grid(*axes, seeds, changes, Path(out), Path("runs") / "compare")
+    grid = Grid(*axes, seeds, changes, Path(out), Path("runs") / "compare", None if teacher is None else Path(teacher))
     with progress_bars():
         run_grid(grid, Pool(workers, on), tune=tune)
     return results(out)
