@@ -9,6 +9,7 @@ import typer
 
 from polyalign.cli.options import (
     DATA,
+    App,
     DataOption,
     Json,
     Lang,
@@ -26,7 +27,7 @@ from polyalign.cli.options import (
 )
 from polyalign.utils.errors import UserError
 
-data_app = typer.Typer(no_args_is_help=True, help="Download published datasets, and check your own data.")
+data_app = App(no_args_is_help=True, help="Download published datasets, and check your own data.")
 app.add_typer(data_app, name="data", rich_help_panel=DATA)
 
 

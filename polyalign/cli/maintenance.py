@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from polyalign.cli.options import MAINTAIN, Json, Offline, RecipeFile, app, go_offline, print_json
+from polyalign.cli.options import MAINTAIN, App, Json, Offline, RecipeFile, app, go_offline, print_json
 from polyalign.utils.text import binary_size, clean
 
-cache_app = typer.Typer(no_args_is_help=True, help="List or delete the cached outputs of frozen layers.")
+cache_app = App(no_args_is_help=True, help="List or delete the cached outputs of frozen layers.")
 app.add_typer(cache_app, name="cache", rich_help_panel=MAINTAIN)
 
 

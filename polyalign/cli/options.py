@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +15,21 @@ import typer
 from polyalign.utils.errors import UserError
 from polyalign.utils.text import clean, json_text
 
-app = typer.Typer(
+
+class App(typer.Typer):
+    """A Typer app that shows each paragraph of a docstring as one, whatever its line breaks."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:  # type: ignore[override]
+        """Register a function as a command, see ``typer.Typer.command``."""
+
+        def register(function: Any) -> Any:
+            text = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(function) or "")
+            return super(App, self).command(name, **{"help": text, **settings})(function)
+
+        return register
+
+
+app = App(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
