@@ -19,7 +19,7 @@ from polyalign.utils.text import clean, json_text
 class App(typer.Typer):
     """A Typer app that shows each paragraph of a docstring as one, whatever its line breaks."""
 
-    def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:  # type: ignore[override]
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
         """Register a function as a command, see ``typer.Typer.command``."""
 
         def register(function: Any) -> Any:
