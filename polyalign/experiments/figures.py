@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 from matplotlib import rc_context
@@ -37,15 +38,18 @@ def names(comparison: Comparison) -> dict[str, str]:
 
     Under a budget of time or memory there is no figure over pairs.
     """
-    compute = "-compute" if comparison.of_compute else ""
-    name = f"{comparison.lang}-{comparison.gallery.gallery}-{'-'.join(comparison.recipes)}{compute}"
-    stem = safe_stem(name)
-    pairs = {} if comparison.of_compute else {"Mean recall against pairs": f"{stem}-pairs.png"}
+    kind = "-compute" if comparison.of_compute else "" if comparison.has_pairs else "-no-pairs"
+    stem = safe_stem(f"{comparison.lang}-{comparison.gallery.gallery}-{'-'.join(comparison.recipes)}{kind}")
+    pairs = {"Mean recall against pairs": f"{stem}-pairs.png"} if _has_lines(comparison) else {}
     return {
         "Mean recall against trainable parameters": f"{stem}-parameters.png",
         **pairs,
         "Mean recall against seconds of training": f"{stem}-seconds.png",
     }
+
+
+def _has_lines(comparison: Comparison) -> bool:
+    return comparison.has_pairs and not comparison.of_compute
 
 
 def clock(comparison: Comparison) -> str:
@@ -58,7 +62,8 @@ def clock(comparison: Comparison) -> str:
 
 def together(found: Sequence[Comparison]) -> list[list[Comparison]]:
     """Group comparisons that share language, gallery, recipes and kind of budget; each group is shown together."""
-    return list(grouped(found, lambda one: (one.lang, one.gallery.gallery, one.recipes, one.of_compute)).values())
+    terms = attrgetter("lang", "gallery.gallery", "recipes", "of_compute", "has_pairs")
+    return list(grouped(found, terms).values())
 
 
 def draw(found: Sequence[Comparison], folder: Path) -> list[Path]:
@@ -76,7 +81,7 @@ def draw(found: Sequence[Comparison], folder: Path) -> list[Path]:
         with rc_context({"text.parse_math": False}):  # a dollar sign in a name is no formula
             drawn = [
                 _scatter(own, styles, lambda run: run.trainable, "trainable parameters"),
-                *([] if own[0].of_compute else [_lines(own, styles)]),
+                *([_lines(own, styles)] if _has_lines(own[0]) else []),
                 _scatter(own, styles, lambda run: run.cost_seconds, f"seconds ({clock(own[0])})"),
             ]
         for name, figure in zip(names(own[0]).values(), drawn, strict=True):
@@ -111,6 +116,8 @@ def _lines(found: Sequence[Comparison], styles: dict[str, Style]) -> Figure:
 
 def _panels(count: int, comparison: Comparison) -> tuple[Figure, list[Axes]]:
     width = max(_PANEL_INCHES * count, 1.5 * _PANEL_INCHES)
+    longest = max(len(method.name) for method in comparison.methods)
+    width += 0.07 * max(0, min(longest, 60) - 30)  # of the legend
     figure = Figure(figsize=(width, _HEIGHT_INCHES), layout="constrained")
     title = clean(f"{comparison.lang}: {comparison.gallery.gallery}, recipe {comparison.recipe}", 100)
     figure.suptitle(title, fontsize=12)

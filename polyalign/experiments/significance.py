@@ -125,6 +125,11 @@ class Comparison:
         return ", ".join(self.recipes)
 
     @property
+    def has_pairs(self) -> bool:
+        """Whether the methods were trained on image-caption pairs, and not distilled."""
+        return self.methods[0].runs[0].pairs > 0
+
+    @property
     def runs(self) -> list[Run]:
         """The runs of all methods."""
         return [run for method in self.methods for run in method.runs]
@@ -274,7 +279,8 @@ def _differing(own: dict[str, Any], alike: Sequence[dict[str, Any]]) -> list[str
             labels.append(label)
         named = {name for other in have for name in other if name.startswith(f"{section}.")}
         if key in own:
-            labels += [f"{name}={own.get(name)}" for name in sorted(named) if _varies(name, have)]
+            varying = sorted(name for name in named if _varies(name, have) and own.get(name))
+            labels += [f"{name.partition('.')[2]}={own[name]}" for name in varying]
     others = {name for other in alike for name in other if name.partition(".")[0] not in _OPTIONAL}
     usual = sorted(name for name in others - {"data.also_langs"} if _varies(name, alike))
     return labels + [f"{name}={own.get(name)}" for name in usual]
