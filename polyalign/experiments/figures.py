@@ -92,7 +92,7 @@ def draw(found: Sequence[Comparison], folder: Path) -> list[Path]:
 
 def _scatter(found: Sequence[Comparison], styles: dict[str, Style], of: Callable[[Run], float], what: str) -> Figure:
     """Draw one panel per budget, one point per method."""
-    figure, panels = _panels(len(found), found[0])
+    figure, panels = _panels(len(found), found)
     methods = [method for comparison in found for method in comparison.methods]
     for comparison, panel in zip(found, panels, strict=True):
         for method in comparison.methods:
@@ -103,7 +103,7 @@ def _scatter(found: Sequence[Comparison], styles: dict[str, Style], of: Callable
 
 def _lines(found: Sequence[Comparison], styles: dict[str, Style]) -> Figure:
     """Draw mean recall over the number of pairs, one line per method."""
-    figure, (panel,) = _panels(1, found[0])
+    figure, (panel,) = _panels(1, found)
     every = [method for comparison in found for method in comparison.methods]
     by_name = grouped(every, lambda method: method.name)
     for place, (name, methods) in enumerate(sorted(by_name.items())):
@@ -114,10 +114,11 @@ def _lines(found: Sequence[Comparison], styles: dict[str, Style]) -> Figure:
     return _with_legend(figure, [panel])
 
 
-def _panels(count: int, comparison: Comparison) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, found: Sequence[Comparison]) -> tuple[Figure, list[Axes]]:
+    comparison = found[0]
     width = max(_PANEL_INCHES * count, 1.5 * _PANEL_INCHES)
-    longest = max(len(method.name) for method in comparison.methods)
-    width += 0.07 * max(0, min(longest, 60) - 30)  # of the legend
+    longest = max(len(method.name) for one in found for method in one.methods)
+    width += 0.09 * max(0, min(longest, 60) - 30)  # of the legend
     figure = Figure(figsize=(width, _HEIGHT_INCHES), layout="constrained")
     title = clean(f"{comparison.lang}: {comparison.gallery.gallery}, recipe {comparison.recipe}", 100)
     figure.suptitle(title, fontsize=12)
