@@ -33,6 +33,7 @@ from polyalign.experiments.workers import Outcome
 from polyalign.training import train
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
+from polyalign.utils.text import for_markdown
 from tests import forked, tiny
 from tests.unit.test_results import a_retrieval, a_run
 
@@ -508,7 +509,7 @@ def test_recipes_compete_where_time_is_what_all_are_given(recipe):
     assert found["20min", ("tiny", "wider")].methods[0].name.endswith("recipe wider")
     assert "the same time or memory, recipes tiny, wider" in page()
     assert not [path for path in Path("eval/figures").iterdir() if "compute-pairs" in path.name]
-    assert f"Towers: {tiny.vision()} and {tiny.text()}." in page()
+    assert f"Towers: {for_markdown(f'{tiny.vision()} and {tiny.text()}')}." in page()
 
 
 class Measured(Told):
