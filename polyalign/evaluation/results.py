@@ -5,82 +5,21 @@ Values are fractions, seconds and bytes.
 
 from __future__ import annotations
 
-import json
-import math
-import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import from_json
+from pydantic import AfterValidator, AliasChoices, Field, model_validator
 
-from polyalign.config.language import describe_error
 from polyalign.config.values import Code
 from polyalign.data.pairs import Origin
 from polyalign.evaluation import ranking
 from polyalign.evaluation.intervals import recall_intervals
-from polyalign.utils import storage
-from polyalign.utils.errors import UserError, first_line
-from polyalign.utils.files import check_is_file
+from polyalign.evaluation.record import Record
 
 DirectionName = Literal["text_to_image", "image_to_text"]
-_MAX_DEPTH = 32
 _ROUNDING = 1e-9
-_NUMBERS = re.compile(r"\[\n([-+.eE\d\s,]+)\n *\]")  # strings in JSON contain no line break
-
-
-def to_json(value: Any) -> str:
-    """Return ``value`` as JSON indented by two spaces, with each list of numbers on one line.
-
-    Raises:
-        ValueError: a number is NaN or infinite.
-    """
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
-    return _NUMBERS.sub(lambda found: f"[{' '.join(found[1].split())}]", text)
-
-
-class Record(BaseModel):
-    """An immutable record; unknown fields are refused."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-    def save_json(self, path: Path) -> None:
-        """Write the record as indented JSON, each list of numbers on one line; the file is replaced as a whole."""
-        storage.write_text(path, to_json(self.model_dump(mode="json")) + "\n")
-
-    @classmethod
-    def load_json(cls, path: Path) -> Self:
-        """Read a record.
-
-        Raises:
-            UserError: the file is missing, is not JSON or does not fit the schema.
-        """
-        check_is_file(path)
-        try:
-            raw = from_json(path.read_bytes(), allow_inf_nan=False)
-            _check_json(raw)
-            return cls.model_validate(raw)
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
-        except ValueError as error:
-            why = describe_error(error) if isinstance(error, ValidationError) else first_line(error)
-            raise UserError(f"{path} is not a {cls.__name__.lower()} result: {why}") from error
-
-
-def _check_json(raw: Any) -> None:
-    """Check that JSON is not nested too deeply, and that all its numbers are finite and fit 64 bits."""
-    level = [raw]
-    for _ in range(_MAX_DEPTH):
-        for one in level:
-            if (isinstance(one, float) and not math.isfinite(one)) or (isinstance(one, int) and abs(one) >= 2**63):
-                raise ValueError("it has a number that is infinite or has more than 64 bits")
-        inner = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
-        level = [value for values in inner for value in values]
-    if level:
-        raise ValueError(f"it is nested more than {_MAX_DEPTH} levels deep")
 
 
 def _named(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -301,11 +240,11 @@ class Retention(Record):
     before and after (0 to 2), for the same inputs.
     """
 
-    sentences: dict[str, Change] = {}
-    perplexity: dict[str, Change] = {}
-    probe: dict[str, Change] = {}
-    cka: dict[Literal["vision", "text"], tuple[float, ...]] = {}
-    moved: dict[Literal["vision", "text"], float] = {}
+    sentences: dict[str, Change] = Field(default_factory=dict)
+    perplexity: dict[str, Change] = Field(default_factory=dict)
+    probe: dict[str, Change] = Field(default_factory=dict)
+    cka: dict[Literal["vision", "text"], tuple[float, ...]] = Field(default_factory=dict)
+    moved: dict[Literal["vision", "text"], float] = Field(default_factory=dict)
 
     @property
     def kept(self) -> float | None:
@@ -378,14 +317,14 @@ class Run(Record):
     threads: int
     caption_origin: Origin
     versions: dict[str, str]
-    trained_on: dict[Code, Amount] = {}
+    trained_on: dict[Code, Amount] = Field(default_factory=dict)
     parallel_rows: int = Field(0, ge=0)
     parallel_langs: tuple[Code, ...] = ()
     untrained: Retrieval
-    untrained_in: dict[Code, Retrieval] = {}
+    untrained_in: dict[Code, Retrieval] = Field(default_factory=dict)
     test: tuple[Retrieval, ...] = Field(min_length=1)
     dev_evaluations: tuple[DevEvaluation, ...] = Field((), validation_alias=AliasChoices("dev_evaluations", "looks"))
-    tuned: Tuned = {}
+    tuned: Tuned = Field(default_factory=dict)
     retries: int = 0
     retention: Retention | None = Field(None, validation_alias=AliasChoices("retention", "knowledge"))
 

@@ -23,7 +23,8 @@ from polyalign.data.load import load_source
 from polyalign.data.pairs import PairTable
 from polyalign.evaluation import bootstrap, ranking, tables
 from polyalign.evaluation.encoders import Encoder, ImageMemory
-from polyalign.evaluation.results import Record, Retrieval, Score, scores_of
+from polyalign.evaluation.record import Record
+from polyalign.evaluation.results import Retrieval, Score, scores_of
 from polyalign.evaluation.tasks import retrieval
 from polyalign.utils.errors import AbsentError, UserError, did_you_mean
 

@@ -19,7 +19,8 @@ from polyalign.data.load import load_devs, load_split
 from polyalign.data.pairs import PairTable
 from polyalign.data.trained_images import load_trained_images, save_trained_images
 from polyalign.evaluation.encoders import Aligned, Encoder, ImageMemory, Vectors, device
-from polyalign.evaluation.results import Record, Score
+from polyalign.evaluation.record import Record
+from polyalign.evaluation.results import Score
 from polyalign.evaluation.tasks import retrieval
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner

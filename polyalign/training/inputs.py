@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ from polyalign.data.load import Tables, load_kept_out, load_table, load_tables, 
 from polyalign.data.pairs import Origin, PairTable, stable_hash
 from polyalign.data.parallel import ParallelText, load_parallel
 from polyalign.data.trained_images import join
+from polyalign.evaluation.encoders import Encoder
 from polyalign.evaluation.evaluate import open_model
 from polyalign.evaluation.results import Amount
 from polyalign.evaluation.tasks.retention import sentence_retrieval
@@ -29,7 +30,7 @@ from polyalign.models.embed import (
     sentence_features,
 )
 from polyalign.models.feature_cache import CachedFeatures, caption_features, vectors
-from polyalign.training.inherit import folder_of, trained_images
+from polyalign.training.inherit import trained_images
 from polyalign.training.plan import check_divisible
 from polyalign.utils.errors import UserError
 from polyalign.utils.process import one_first
@@ -147,7 +148,7 @@ def of_teacher(recipe: Recipe, aligner: Aligner) -> Inputs:
     dev_rows, train_rows = ([rows[i] for i in part] for part in (order[:held_out], order[held_out:]))
     with one_first():
         _report_known(aligner, text, recipe.cache)
-        taught = partial(_taught, recipe, aligner)
+        taught = partial(_taught, recipe, aligner, cache(partial(open_model, teacher.run)))
         train = taught(train_rows, text.langs, text.langs[0])
         targets = recipe.data.targets or recipe.langs
         dev = tuple(taught(dev_rows, text.langs, text.langs[0], only=lang) for lang in targets)
@@ -161,6 +162,7 @@ def of_teacher(recipe: Recipe, aligner: Aligner) -> Inputs:
 def _taught(
     recipe: Recipe,
     aligner: Aligner,
+    load_teacher: Callable[[], Encoder],
     rows: Sequence[Sequence[str]],
     langs: Sequence[str],
     pivot: str,
@@ -168,7 +170,8 @@ def _taught(
 ) -> PairFeatures:
     """Return the sentences of rows as captions, and the teacher's vectors of those in the first language as images.
 
-    With ``only`` these are the sentences in that language, and the vectors of their rows.
+    With ``only`` these are the sentences in that language, and the vectors of their rows. ``load_teacher`` is called
+    if the vectors are not cached.
     """
     assert recipe.teacher is not None
     if only is not None:
@@ -177,8 +180,7 @@ def _taught(
             raise UserError(f"{len(rows)} of the rows held out for dev have a sentence in {only}: give more of them")
     pivots = [row[0] for row in rows]
     digest = hashlib.sha256(f"{recipe.teacher.weights}\0{pivot}".encode()).hexdigest()
-    folder = folder_of(recipe.teacher)
-    values, spent = vectors(digest, pivots, lambda: open_model(folder).encode_text(pivots, pivot), recipe.cache)
+    values, spent = vectors(digest, pivots, lambda: load_teacher().encode_text(pivots, pivot), recipe.cache)
     columns = [i for i, lang in enumerate(langs) if only in (None, lang)]
     said = [(row[i], langs[i], place) for i in columns for place, row in enumerate(rows) if row[i]]
     sentences, spoken = [sentence for sentence, _, _ in said], [lang for _, lang, _ in said]

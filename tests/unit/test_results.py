@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from polyalign.data.pairs import FileImage, PairTable
 from polyalign.evaluation import ranking
-from polyalign.evaluation.results import Retrieval, Run, Score, to_json
+from polyalign.evaluation.record import to_json
+from polyalign.evaluation.results import Retrieval, Run, Score
 from polyalign.evaluation.tasks import retrieval
 from polyalign.utils.errors import UserError
 
