@@ -19,6 +19,7 @@ Langs = Annotated[
         "--lang", help="Other languages to measure on dev, separated by commas. Default: those the run was tested in."
     ),
 ]
+NewFolder = Annotated[Path | None, typer.Option("--out", help="New folder for the result.")]
 
 
 @app.command(
@@ -33,7 +34,7 @@ def interpolate(
         ),
     ],
     lang: Langs = None,
-    out: Annotated[Path | None, typer.Option(help="New folder for the result.")] = None,
+    out: NewFolder = None,
     offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
@@ -51,7 +52,7 @@ def interpolate(
 def soup(
     runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs that differ in seed or learning rate.")],
     lang: Langs = None,
-    out: Annotated[Path | None, typer.Option(help="New folder for the result.")] = None,
+    out: NewFolder = None,
     offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
