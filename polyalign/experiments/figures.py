@@ -110,7 +110,7 @@ def _lines(found: Sequence[Comparison], styles: dict[str, Style]) -> Figure:
         methods.sort(key=lambda method: method.runs[0].pairs)
         aside = 1 + 0.02 * (place - len(by_name) / 2)  # keeps intervals from overlapping
         _point(panel, [aside * method.runs[0].pairs for method in methods], methods, styles[name])
-    _dress(panel, found[0], every, _seeds(found[0]), "training pairs (points shifted slightly)")
+    _dress(panel, found[0], every, _seeds(*found), "training pairs (points shifted slightly)")
     return _with_legend(figure, [panel])
 
 
@@ -148,7 +148,7 @@ def _dress(panel: Axes, comparison: Comparison, methods: Sequence[Method], title
     panel.xaxis.set_major_formatter(EngFormatter(sep=""))  # 500, 20k, 3M
     panel.xaxis.set_minor_formatter(NullFormatter())
     panel.set_xlabel(what)
-    covers = ", or ".join(sorted({method.covers for method in methods}, reverse=True))
+    covers = ",\nor ".join(sorted({method.covers for method in methods}, reverse=True))
     panel.set_ylabel(f"mean recall, percent\n(95 % intervals over {covers})")
     panel.set_title(title, fontsize=10)
     panel.grid(visible=True, color="#dddddd", linewidth=0.6)
@@ -168,5 +168,6 @@ def _with_legend(figure: Figure, panels: Sequence[Axes]) -> Figure:
     return figure
 
 
-def _seeds(comparison: Comparison) -> str:
-    return counted(len(comparison.seeds), "seed")
+def _seeds(*found: Comparison) -> str:
+    fewest, *_, most = sorted({len(comparison.seeds) for comparison in found}) * 2
+    return counted(most, "seed") if fewest == most else f"{fewest} to {counted(most, 'seed')}"
