@@ -15,7 +15,7 @@ from polyalign.utils.text import clean
 
 @app.command(
     rich_help_panel=TRAIN,
-    epilog="Example: polyalign pretrain --text-tower xlm-roberta-base --texts sw.txt --out ./xlmr-sw",
+    epilog="Example: polyalign pretrain --text-tower xlm-roberta-base --texts sw.txt --lang sw --out ./xlmr-sw",
 )
 def pretrain(
     text_tower: TextTower,
@@ -26,6 +26,12 @@ def pretrain(
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change a setting: --set lr=1e-4, --set epochs=10, --set batch_size=64."),
+    ] = None,
+    lang: Annotated[
+        str | None, typer.Option(help="Language code of the text, for the check of its script and the model card.")
+    ] = None,
+    lora_rank: Annotated[
+        int | None, typer.Option(min=1, help="Train low-rank updates of this rank, and merge them in the end.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     resume: Resume = False,
@@ -40,8 +46,9 @@ def pretrain(
     from polyalign.training.pretrain import Config, pretrain_text
     from polyalign.utils.progress import progress_bars
 
+    named = {"model": text_tower, "texts": texts, "lang": lang, "lora_rank": lora_rank, "seed": seed}
     try:
-        config = Config.model_validate({"model": text_tower, "texts": texts, "seed": seed, **parse_set(set_ or [])})
+        config = Config.model_validate(named | parse_set(set_ or []))
     except ValidationError as error:
         raise UserError(describe_error(error)) from error
     with interruptible("continue with the same command and --resume"), progress_bars():

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pandas as pd
-import regex
 from pydantic import BaseModel
 from rich.table import Column
 
@@ -19,7 +17,7 @@ from polyalign.data import image_check
 from polyalign.data.image_check import ImageReport
 from polyalign.data.load import load_table, refuse_unlearnable
 from polyalign.data.pairs import Origin, PairTable
-from polyalign.data.scripts import letters_of
+from polyalign.data.scripts import in_other_script, letters_of
 from polyalign.utils.errors import UserError
 from polyalign.utils.plain_table import PlainTable
 from polyalign.utils.progress import progress, progress_bars
@@ -135,7 +133,7 @@ def check(
         empty=_finding(table, (c for c, caption in enumerate(table.captions) if not caption.strip())),
         repeated=_finding(table, repeated),
         shared=_finding(table, shared),
-        other_script=None if letters is None else _finding(table, _in_other_script(table.captions, letters)),
+        other_script=None if letters is None else _finding(table, in_other_script(table.captions, letters)),
         tokens=tokens,
     )
 
@@ -153,13 +151,6 @@ def _duplicates(table: PairTable) -> tuple[list[int], list[int]]:
     rows = rows[rows["text"] != ""]
     shared = rows.groupby("text")["image"].transform("nunique") > 1
     return list(rows.index[rows.duplicated()]), list(rows.index[shared])
-
-
-def _in_other_script(captions: Iterable[str], own: re.Pattern[str]) -> Iterator[int]:
-    for c, caption in enumerate(captions):
-        letters = len(regex.findall(r"\p{L}", caption))
-        if caption.strip() and (not letters or len(own.findall(caption)) < letters / 2):
-            yield c
 
 
 def _subwords(table: PairTable, lang: Lang, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 import regex
@@ -24,3 +25,14 @@ def letters_of(script: str) -> re.Pattern[str] | None:
     except regex.error:
         return None
     return pattern
+
+
+def in_other_script(sentences: Iterable[str], own: re.Pattern[str]) -> Iterator[int]:
+    """Yield the indices of sentences with fewer than half of their letters in a script, or without letters.
+
+    Empty sentences are left out. ``own`` is one letter of the script, from ``letters_of``.
+    """
+    for index, sentence in enumerate(sentences):
+        letters = len(regex.findall(r"\p{L}", sentence))
+        if sentence.strip() and (not letters or len(own.findall(sentence)) < letters / 2):
+            yield index

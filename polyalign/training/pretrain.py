@@ -12,7 +12,6 @@ import math
 import re
 import shutil
 import time
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +22,6 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from transformers import (
-    AutoModelForMaskedLM,
-    DataCollatorForLanguageModeling,
-    PreTrainedModel,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -33,11 +29,13 @@ from transformers import (
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from polyalign.config.language import describe_error
+from polyalign.config.language import describe_error, load_language
 from polyalign.config.tower import TextSpec
 from polyalign.config.values import Number, Seed, Whole
-from polyalign.models.towers.text_loading import load_tokenizer, quiet
+from polyalign.data.scripts import in_other_script, letters_of
+from polyalign.models.towers.text_loading import quiet
 from polyalign.models.vocabulary import read_sentences
+from polyalign.training.masked_lm import Masking, insert_low_rank, load
 from polyalign.utils import storage
 from polyalign.utils.errors import DISK_ERRORS, UserError, first_line
 from polyalign.utils.lock import LOCK_FILES, locked
@@ -59,12 +57,15 @@ class Config(BaseModel):
     ``texts`` are files with one sentence per line; duplicates are removed. A share ``dev_share`` of the sentences, at
     most 2,000, is held out for evaluation. ``max_steps`` overrides ``epochs``. Sentences longer than ``max_tokens``, or
     than the encoder allows, are truncated. ``new_head`` accepts an encoder without a masked-language-model head.
+    ``lora_rank`` trains low-rank updates of the encoder's linear maps instead of its weights, which are merged in the
+    end. ``lang`` is the language of the texts, for the check of their script and for the model card.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: str = Field(min_length=1)
     revision: str | None = None
+    lang: str | None = None
     texts: tuple[Path, ...] = Field(min_length=1)
     epochs: Whole = Field(3, gt=0, le=100_000)
     max_steps: Whole | None = Field(None, gt=0, le=10**9)
@@ -76,6 +77,7 @@ class Config(BaseModel):
     max_tokens: Whole = Field(128, gt=2, le=100_000)
     dev_share: Number = Field(0.05, gt=0, lt=1)
     new_head: bool = False
+    lora_rank: Whole | None = Field(None, gt=0, le=65_536)
     save_minutes: Number = Field(10, ge=0, le=1e6)
     seed: Seed = 0
 
@@ -121,7 +123,11 @@ def _pretrain(config: Config, out: Path, *, resume: bool) -> Pretrained:
     settings = {**config.model_dump(mode="json", exclude={"texts", "save_minutes"}), "text": digest}
     if (done := _finished(out, settings, resume=resume)) is not None:
         return done
-    model, tokenizer = _load(config)
+    _check_script(train, config)
+    model, tokenizer = load(
+        TextSpec(model=config.model, revision=config.revision), new_head=config.new_head, seed=config.seed
+    )
+    low_rank = None if config.lora_rank is None else insert_low_rank(model, config.lora_rank)
     work = out / _WORK
     if not (work / _SETTINGS).exists():
         # A checkpoint has the weights and Adam's two moments; the old one is removed after the new one is written.
@@ -148,6 +154,8 @@ def _pretrain(config: Config, out: Path, *, resume: bool) -> Pretrained:
     after = trainer.evaluate()["eval_loss"]
     if not math.isfinite(after):
         raise UserError(f"the loss is {after} after training: lower the learning rate (--set lr=...) in another folder")
+    if low_rank is not None:
+        low_rank.merge_and_unload()
     model.save_pretrained(out)
     for weights in out.glob("*.safetensors"):
         weights.chmod(0o644)
@@ -186,32 +194,6 @@ def _remove_checkpoints(work: Path) -> None:
         logger.warning(f"{work} holds files that are not of this run: they are kept")
     else:
         work.rmdir()
-
-
-class Masking(DataCollatorForLanguageModeling):
-    """Tokenises a batch of sentences and masks it: 80 % masked, 10 % replaced, 10 % kept (Devlin et al. 2019).
-
-    The mask depends only on the sentences and the seed, so that held-out sentences have the same mask before and after
-    training, and a resumed run sees the same batches as an uninterrupted one.
-    """
-
-    def __init__(self, tokenizer: Any, probability: float, max_tokens: int, seed: int) -> None:
-        """Mask each token with ``probability``, in sentences truncated to ``max_tokens``."""
-        super().__init__(tokenizer, mlm_probability=probability)
-        self._max_tokens, self._base_seed = max_tokens, seed
-
-    def torch_call(self, examples: list[Any]) -> dict[str, torch.Tensor]:
-        """Return ``input_ids``, ``attention_mask`` and ``labels``, each ``(B, L)``; at least one token is masked."""
-        how = {"truncation": True, "max_length": self._max_tokens, "padding": True, "return_special_tokens_mask": True}
-        batch = self.tokenizer(examples, **how, return_tensors="pt")
-        special = batch["special_tokens_mask"].bool()
-        self.generator = torch.Generator().manual_seed(zlib.crc32("\n".join(examples).encode(), self._base_seed))
-        ids, labels = self.torch_mask_tokens(batch["input_ids"], special)
-        if bool((labels == -100).all()):  # without a masked token the loss is NaN
-            place = special.flatten().long().argmin()
-            labels.view(-1)[place] = ids.view(-1)[place]
-            ids.view(-1)[place] = self.tokenizer.mask_token_id
-        return {"input_ids": ids, "attention_mask": batch["attention_mask"], "labels": labels}
 
 
 class Reporter(TrainerCallback):
@@ -296,33 +278,19 @@ def _check_same(out: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -
         raise UserError(f"{out} holds a run with other settings ({what}): use the same settings, or another --out")
 
 
-def _load(config: Config) -> tuple[PreTrainedModel, Any]:
-    """Load the encoder with its masked-language-model head, and its tokenizer.
-
-    Raises:
-        UserError: they cannot be loaded, or weights are missing, which transformers would initialise at random.
-    """
-    tokenizer = load_tokenizer(TextSpec(model=config.model, revision=config.revision))
-    how: dict[str, Any] = {"use_safetensors": True, "output_loading_info": True}
-    torch.manual_seed(config.seed)  # for a new head
-    try:
-        model, info = AutoModelForMaskedLM.from_pretrained(
-            tokenizer.name_or_path, revision=config.revision, dtype=torch.float32, trust_remote_code=False, **how
+def _check_script(sentences: Sequence[str], config: Config) -> None:
+    """Warn if most sentences are not in the script of their language."""
+    if config.lang is None:
+        return
+    lang = load_language(config.lang)
+    if (letters := letters_of(lang.script)) is None:
+        return
+    foreign = len(list(in_other_script(sentences, letters)))
+    if foreign > len(sentences) / 2:
+        logger.warning(
+            f"warning: {foreign:,} of {len(sentences):,} sentences are not in the script of {lang.english_name} "
+            f"({lang.script})"
         )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
-        raise UserError(f"cannot load {config.model} as a masked language model: {first_line(error)}") from error
-    if tokenizer.mask_token is None:
-        raise UserError(f"{config.model} has no mask token: it is not a masked language model")
-    missing = sorted(info["missing_keys"])
-    inside = [key for key in missing if key.startswith(f"{model.base_model_prefix}.")]
-    if inside:
-        raise UserError(f"{config.model} lacks {len(inside)} of the encoder's weights, for example {inside[0]}")
-    if missing and not config.new_head:
-        raise UserError(
-            f"{config.model} has no masked-language-model head in its weights ({missing[0]} is missing): "
-            "to train a new head from random weights, add --set new_head=true"
-        )
-    return model, tokenizer
 
 
 def _arguments(config: Config, work: Path) -> TrainingArguments:
@@ -356,10 +324,11 @@ def _last_checkpoint(work: Path) -> str | None:
 
 
 def _card(done: Pretrained, files: Sequence[str]) -> str:
+    language = "" if done.settings["lang"] is None else f"\nlanguage: {done.settings['lang']}"
     settings = "\n".join(f"| `{key}` | {value} |" for key, value in done.settings.items())
     return f"""---
 library_name: transformers
-pipeline_tag: fill-mask
+pipeline_tag: fill-mask{language}
 ---
 
 # {done.settings["model"]}, trained further on text

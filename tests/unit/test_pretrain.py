@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import re
 import runpy
 import shutil
 import sys
@@ -126,6 +127,37 @@ def test_an_interrupted_and_resumed_run_ends_in_the_weights_of_an_uninterrupted_
     assert pretrain_text(changed, out, resume=True) == done[1]
     assert tiny.same(load_file(out / "model.safetensors"), load_file(done[0] / "model.safetensors"))
     assert (out / "README.md").read_text() == (done[0] / "README.md").read_text()
+
+
+@pytest.mark.parametrize("model", ["encoder", "starter"])
+def test_low_rank_updates_train_resume_and_are_merged(encoder: Path, text: Path, tmp_path: Path, model: str) -> None:
+    model = str(encoder) if model == "encoder" else "starter"
+    config = Config(model=model, texts=(text,), max_steps=20, lr=0.01, batch_size=16, lora_rank=4, save_minutes=0)
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    record = pretrain_text(config, whole)
+    assert record.loss[1] < record.loss[0]
+    assert pretrain_text(interrupted(config, cut, 7), cut, resume=True) == record
+    after = load_file(whole / "model.safetensors")
+    assert tiny.same(load_file(cut / "model.safetensors"), after)
+    source = STARTER / "text" if model == "starter" else Path(model)
+    before = load_file(source / "model.safetensors")
+    assert not any("lora" in name for name in after)
+    inside = {name for name in after if name.startswith(("bert.", "roberta."))}
+    changed = {name for name in inside if not torch.equal(after[name].float(), before[name].float())}
+    assert changed
+    assert all(".layer." in name and after[name].ndim == 2 for name in changed), "only linear maps change"
+    for name in changed:  # by an update of rank four
+        assert torch.linalg.matrix_rank(after[name].float() - before[name].float(), rtol=1e-3) <= 4
+
+
+def test_text_in_another_script_is_warned_of_and_the_card_names_the_language(
+    config: Config, tmp_path: Path, caplog: Any
+) -> None:
+    pretrain_text(config.model_copy(update={"lang": "am", "max_steps": 1}), tmp_path)
+    assert re.search(r"of \d+ sentences are not in the script of Amharic \(Ethi\)", caplog.text)
+    assert "\nlanguage: am\n" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(UserError, match="xx"):
+        pretrain_text(config.model_copy(update={"lang": "xx"}), tmp_path / "unknown")
 
 
 def test_a_checkpoint_that_is_not_whole_is_passed_over(config: Config, tmp_path: Path) -> None:
