@@ -15,6 +15,7 @@ from polyalign.cli.options import (
     Json,
     Offline,
     app,
+    by_name,
     comma_separated,
     console,
     go_offline,
@@ -42,7 +43,10 @@ def evaluate(
     run: Model,
     lang: Annotated[
         str | None,
-        typer.Option(help="Languages, separated by commas; all: every language of a suite. Default: that of the run."),
+        typer.Option(
+            callback=by_name,
+            help="Languages, separated by commas; all: every language of a suite. Default: that of the run.",
+        ),
     ] = None,
     task: Annotated[
         str,
@@ -106,8 +110,9 @@ def zeroshot(
     lang: Annotated[
         str | None,
         typer.Option(
+            callback=by_name,
             help="Languages of the prompts, separated by commas; all: every language that --names has. "
-            "Default: that of the run."
+            "Default: that of the run.",
         ),
     ] = None,
     names: Annotated[
@@ -138,7 +143,9 @@ def retention(
     run: Annotated[str, typer.Argument(help="Folder of a finished run.")],
     lang: Annotated[
         str | None,
-        typer.Option(help="Other languages to test, separated by commas. Default: those the run was tested in."),
+        typer.Option(
+            callback=by_name, help="Other languages to test, separated by commas. Default: those the run was tested in."
+        ),
     ] = None,
     data: DataOption = None,
     images: Images = None,

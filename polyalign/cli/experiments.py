@@ -21,8 +21,9 @@ def compare(
     lang: Annotated[
         str | None,
         typer.Option(
+            callback=options.by_name,
             help="Languages, separated by commas; those joined by a plus are trained on together: qu,qu+es. Default: "
-            "those of the recipe."
+            "those of the recipe.",
         ),
     ] = None,
     budget: Annotated[

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -17,12 +18,19 @@ from polyalign.utils.text import clean, json_text
 
 
 class App(typer.Typer):
-    """A Typer app that shows each paragraph of a docstring as one, whatever its line breaks."""
+    """A Typer app whose help shows each paragraph of a docstring as one, and switches without a type."""
+
+    def __init__(self, **settings: Any) -> None:
+        """Make an app, see ``typer.Typer``; ``-h`` also shows the help."""
+        super().__init__(context_settings={"help_option_names": ["-h", "--help"]}, **settings)
 
     def command(self, name: str | None = None, **settings: Any) -> Callable[[Any], Any]:
         """Register a function as a command, see ``typer.Typer.command``."""
 
         def register(function: Any) -> Any:
+            for hint in get_type_hints(function, include_extras=True).values():
+                if get_args(hint)[:1] == (bool,):
+                    get_args(hint)[1].metavar = ""
             text = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.getdoc(function) or "")
             return super(App, self).command(name, **{"help": text, **settings})(function)
 
@@ -36,15 +44,42 @@ app = App(
     help="Align frozen vision and text towers on few image-caption pairs, and compare ways of training.",
 )
 
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        import polyalign
+
+        print(f"polyalign {polyalign.__version__}")
+        raise typer.Exit
+
+
+@app.callback(help=app.info.help)
+def _program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, metavar="", help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
 # Panels of `polyalign --help`.
 TRAIN, EVALUATE, DATA, USE, MAINTAIN = "Train", "Evaluate", "Data", "Use", "Maintain"
 
-Lang = Annotated[str, typer.Option(help="Language code, such as sw; each language is a file in langs/.")]
+
+def by_name(text: str | None) -> str | None:
+    """Replace names of languages by their codes, in a list separated by commas or plus signs: ``quechua`` is ``qu``."""
+    from polyalign.config.language import code_of
+
+    return text and re.sub(r"[^,+]+", lambda part: code_of(part[0].strip()), text)
+
+
+Lang = Annotated[str, typer.Option(callback=by_name, help="Language: a code such as sw, or a name such as Swahili.")]
 Langs = Annotated[
     str | None,
     typer.Option(
-        help="Language code, such as sw; each language is a file in langs/. Several, separated by commas, are trained "
-        "on together."
+        callback=by_name,
+        help="Language: a code such as sw, or a name such as Swahili; each is a file in langs/. Several, separated by "
+        "commas, are trained on together.",
     ),
 ]
 Recipe = Annotated[str, typer.Option(help="A shipped recipe, one in ./recipes, or the path of a TOML file.")]
@@ -84,7 +119,7 @@ Out = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the existing run and start over.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
-Offline = Annotated[bool, typer.Option(help="Use only local folders and files downloaded before.")]
+Offline = Annotated[bool, typer.Option("--offline", help="Use only local folders and files downloaded before.")]
 
 
 def resolve(recipe: str, lang: str, strategy: str | None, sets: list[str] | None, **options: Any) -> Any:
@@ -128,8 +163,6 @@ def comma_separated(text: str | None) -> tuple[str, ...]:
 def go_offline(offline: bool) -> None:
     """Switch the hub libraries to offline mode; call this before they are imported."""
     if offline:
-        import os
-
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 
 
@@ -157,7 +190,7 @@ def print_json(value: Any) -> None:
 
 
 def console() -> Any:
-    """Return a console for results, 120 columns wide if it is not a terminal, so that tables are not cut."""
+    """Return a console for results: as wide as the terminal or ``COLUMNS``, else 120 columns, as in a pipe."""
     from rich.console import Console
 
-    return Console(emoji=False, width=None if sys.stdout.isatty() else 120)
+    return Console(emoji=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 120)

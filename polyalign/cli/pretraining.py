@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from polyalign.cli.options import TRAIN, Offline, Resume, TextTower, app, go_offline, interruptible
+from polyalign.cli.options import TRAIN, Offline, Resume, TextTower, app, by_name, go_offline, interruptible
 from polyalign.utils.errors import UserError
 from polyalign.utils.text import clean
 
@@ -28,7 +28,10 @@ def pretrain(
         typer.Option("--set", help="Change a setting: --set lr=1e-4, --set epochs=10, --set batch_size=64."),
     ] = None,
     lang: Annotated[
-        str | None, typer.Option(help="Language code of the text, for the check of its script and the model card.")
+        str | None,
+        typer.Option(
+            callback=by_name, help="Language code of the text, for the check of its script and the model card."
+        ),
     ] = None,
     lora_rank: Annotated[
         int | None, typer.Option(min=1, help="Train low-rank updates of this rank, and merge them in the end.")

@@ -55,7 +55,11 @@ def train(
         raise UserError("name the language with --lang, or the run to go on from with --from")
     else:
         resolved = options.resolve(recipe, lang, strategy, set_, **changes)
-    _train(out or default_folder(resolved, recipe), resolved, resume=resume, overwrite=overwrite, as_json=as_json)
+    if recipe.endswith(".toml") and (run := Path(recipe).parent / "result.json").is_file():
+        options.say(f"{recipe} is the recipe of a run: training starts anew (to go on from it: --from {run.parent})")
+    file = recipe if from_ is None else None
+    folder = out or default_folder(resolved, recipe)
+    _train(folder, resolved, file, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
 @app.command(
@@ -64,7 +68,9 @@ def train(
 )
 def distill(
     teacher: Annotated[Path, typer.Option(help="Folder of a finished run in a language of the parallel text.")],
-    lang: Annotated[str, typer.Option(help="Language to teach, or several separated by commas.")],
+    lang: Annotated[
+        str, typer.Option(callback=options.by_name, help="Language to teach, or several separated by commas.")
+    ],
     parallel: options.ParallelText = None,
     strategy: Annotated[str, typer.Option(help="What to train in the text tower; see `polyalign strategies`.")] = "lit",
     layers: options.Layers = None,
@@ -86,9 +92,8 @@ def distill(
 
     changes = options.overrides(set_, parallel=parallel, layers=layers, seed=seed)
     resolved = distillation(teacher, lang, strategy, changes)
-    _train(
-        out or default_folder(resolved, resolved.name), resolved, resume=resume, overwrite=overwrite, as_json=as_json
-    )
+    folder = out or default_folder(resolved, resolved.name)
+    _train(folder, resolved, None, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
 @app.command(
@@ -107,7 +112,7 @@ def repeat(
     options.go_offline(offline)
     from polyalign.config.resolve import read_recipe
 
-    _train(out, read_recipe(recipe), resume=resume, overwrite=overwrite, as_json=as_json)
+    _train(out, read_recipe(recipe), None, resume=resume, overwrite=overwrite, as_json=as_json)
 
 
 @app.command(rich_help_panel=TRAIN, epilog="Example: polyalign strategies --recipe lilt-bert")
@@ -127,9 +132,11 @@ def strategies(
         options.console().print(render(rows, recipe))
 
 
-def _train(folder: Path, recipe: Any, *, resume: bool, overwrite: bool, as_json: bool) -> None:
+def _train(folder: Path, recipe: Any, recipe_file: str | None, *, resume: bool, overwrite: bool, as_json: bool) -> None:
     from polyalign.evaluation import tables
-    from polyalign.experiments.run_folders import next_commands, train_into
+    from polyalign.evaluation.verdict import verdict
+    from polyalign.experiments.next_steps import next_commands
+    from polyalign.experiments.run_folders import train_into
 
     with options.interruptible(f"continue with the same command and --resume (the state is in {folder})"):
         run = train_into(folder, recipe, resume=resume, overwrite=overwrite)
@@ -139,10 +146,13 @@ def _train(folder: Path, recipe: Any, *, resume: bool, overwrite: bool, as_json:
         options.print_json(run.model_dump(mode="json"))
         return
     terminal = options.console()
-    before = "untrained projection" if recipe.parent is None and recipe.teacher is None else "before"
+    before = "untrained" if recipe.parent is None and recipe.teacher is None else "before"
     for own in map(run.in_language, run.langs):
         terminal.print(tables.retrieval_table(own.test[0], own.untrained, label=run.strategy, before=before))
     terminal.print(tables.run_facts(run))
+    print()
+    for line in verdict(run):
+        print(clean(line))
     print(f"\ncheckpoint: {clean(folder)}\nnext:")
-    for line in next_commands(folder, run):
+    for line in next_commands(folder, recipe, recipe_file):
         print(f"  {clean(line)}")

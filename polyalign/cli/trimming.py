@@ -10,21 +10,23 @@ import typer
 
 from polyalign.cli import options
 from polyalign.cli.options import TRAIN, app
+from polyalign.utils.errors import UserError
 from polyalign.utils.text import binary_size, clean
 
 
 @app.command(
     rich_help_panel=TRAIN,
-    epilog="Example: polyalign trim --lang sw,en --text-tower xlm-roberta-base --out ./xlmr-sw-en",
+    epilog="Example: polyalign trim --lang sw --text-tower xlm-roberta-base --data ./photos --out ./xlmr-sw",
 )
 def trim(
-    lang: Annotated[str, typer.Option(help="Languages to keep, separated by commas.")],
+    lang: Annotated[str, typer.Option(callback=options.by_name, help="Languages to keep, separated by commas.")],
     text_tower: options.TextTower,
     out: Annotated[Path, typer.Option(help="Folder to write the smaller tower into.")],
     corpus: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Files with one sentence per line in these languages. Default: the training captions of the recipe."
+            help="Files with one sentence per line in these languages. Default: the training captions of --data, or of "
+            "the recipe."
         ),
     ] = None,
     keep: Annotated[
@@ -47,7 +49,13 @@ def trim(
     codes = [load_language(code).code for code in options.comma_separated(lang)]
     sentences = read_sentences(corpus or [])
     for code in () if corpus else codes:
-        sentences += load_table(options.resolve(recipe, code, "projection", set_, data=data), "train").captions
+        resolved = options.resolve(recipe, code, "projection", set_, data=data)
+        if resolved.source["name"] == "starter" and not {data, text_tower} & {"starter"}:
+            raise UserError(
+                "only the vocabulary of the sentences that it is given is kept: give some thousand in your language "
+                "with --corpus FILE, or your captions with --data FOLDER"
+            )
+        sentences += load_table(resolved, "train").captions
     with progress_bars():
         done = trim_tower(TextSpec(model=text_tower), sentences, out, langs=codes, keep=keep)
     if as_json:
@@ -57,5 +65,6 @@ def trim(
     print(f"pieces      {done.pieces[0]:,} -> {done.pieces[1]:,}")
     print(f"parameters  {done.parameters[0]:,} -> {done.parameters[1]:,}")
     print(f"weights     {binary_size(done.bytes[0])} -> {binary_size(done.bytes[1])}")
+    print(f"unknown     {done.unknown_rate[0]:.2%} of the pieces of these sentences -> {done.unknown_rate[1]:.2%}")
     print(f"checked     {alike} (largest difference {done.max_difference:g})")
     print(f"use it with {shlex.join(('--set', f'text.model={clean(out)}'))}")

@@ -65,6 +65,16 @@ def load_language(code: str) -> Lang:
     return lang
 
 
+def code_of(text: str) -> str:
+    """Return the code of the language with this code, English name or own name; other text is returned as it is."""
+    if text in language_codes():
+        return text
+    for lang in map(load_language, language_codes()):
+        if text.casefold() in (lang.code.casefold(), lang.english_name.casefold(), lang.name.casefold()):
+            return lang.code
+    return text
+
+
 def describe_error(error: ValidationError) -> str:
     """Describe a validation error in one line: the keys, and what is wrong with each."""
     found = [(clean(".".join(map(str, e["loc"])), 100), clean(e["msg"], 500)) for e in error.errors()]

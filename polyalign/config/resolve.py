@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,11 @@ from polyalign.utils.text import clean
 
 RECIPE = "recipe.toml"
 """The resolved recipe in the folder of a run."""
+
+_PATHS = (
+    *(("vision", "model"), ("vision", "weights"), ("text", "model")),
+    *(("source", "root"), ("source", "images"), ("parallel", "text")),
+)
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -208,16 +214,40 @@ def _value(text: str) -> Any:
 
 def _read(name: str) -> dict[str, Any]:
     path = Path(name) if name.endswith(".toml") else find_shipped("recipes", name)
-    raw = read_toml(path)
-    base = raw.pop("extends", None)
+    raw = _beside(read_toml(path), path.parent)
+    base, unset = raw.pop("extends", None), raw.pop("unset", [])
     if base is not None:
         if not isinstance(base, str):
             raise UserError(f"recipe {clean(name, 300)}: extends must be the name of a recipe")
         under = read_toml(find_shipped("recipes", base))
         if "extends" in under:
             raise UserError(f"recipe {name} extends {base}, which extends another: only one step is allowed")
+        for key in unset if isinstance(unset, list) else [unset]:
+            _unset(under, key, f"recipe {clean(name, 300)}, unset")
         raw = merge(under, raw)
+    elif unset:
+        raise UserError(f"recipe {clean(name, 300)}: unset removes inherited keys, and it extends no recipe")
     return {**raw, "name": path.stem}
+
+
+def _beside(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Resolve the paths of a recipe that begin with a dot and exist beside its file; others are as given."""
+    for section, key in _PATHS:
+        table = raw.get(section)
+        value = table.get(key) if isinstance(table, dict) else None
+        if isinstance(value, str) and value.startswith(("./", "../")) and (folder / value).exists():
+            raw = {**raw, section: {**raw[section], key: os.path.normpath(folder / value)}}
+    return raw
+
+
+def _unset(table: Any, key: Any, where: str) -> None:
+    """Remove an inherited key, named with dots."""
+    *sections, last = str(key).split(".")
+    for section in sections:
+        table = table.get(section) if isinstance(table, dict) else None
+    if not isinstance(table, dict) or last not in table:
+        raise UserError(f"{where}: {clean(key, 100)} is not in the recipe that it extends")
+    del table[last]
 
 
 def validate(raw: dict[str, Any], where: str) -> Recipe:

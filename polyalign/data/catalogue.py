@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from typing import Any
 
+from rich import box
 from rich.table import Column
 
 from polyalign.config.plugins import load_plugin, plugin_names
 from polyalign.data.readers.info import LABELLED, Info, LabelledSet
 from polyalign.utils.errors import UserError, did_you_mean
 from polyalign.utils.plain_table import PlainTable
+
+_LEFT: dict[str, Any] = {"title_justify": "left", "caption_justify": "left", "box": box.SIMPLE_HEAD}
+_MANY = 8  # languages that are not listed one by one
+_SHORT = 40  # characters of a column
 
 
 def infos() -> dict[str, Info]:
@@ -48,28 +54,39 @@ def info(name: str) -> Info:
 
 
 def render(known: dict[str, Info]) -> PlainTable:
-    """Format the datasets of captions as a table."""
-    rows = ((name, one.languages, one.size, one.origin, one.licence, one.home) for name, one in known.items())
-    columns = ("name", "languages", "size", "captions by", "licence", "home")
-    return _table("Datasets, by the name that --data takes", columns, rows)
+    """Format the datasets of captions as a table, one line each."""
+    table = PlainTable(
+        *(Column(name, no_wrap=True) for name in ("name", "languages", "captions by")),
+        title="Datasets, by the name that --data takes",
+        caption="polyalign datasets NAME: size, licence, files and addresses",
+        **_LEFT,
+    )
+    for name, one in known.items():
+        codes = re.match(r"([a-z]{2,3}( |$))+", one.languages)
+        count = len(codes[0].split()) if codes else 0
+        languages = f"{count} languages" if count > _MANY else _first(one.languages)
+        table.add_row(name, languages, one.origin if len(one.origin) <= _SHORT else f"{_first(one.origin)}, ...")
+    return table
 
 
 def render_labelled() -> PlainTable:
-    """Format the labelled datasets as a table."""
-    rows = (
-        (name, f"{one.classes:,}", one.images, f"{one.hub} ({one.split})" if one.hub else "", one.place)
-        for name, one in LABELLED.items()
+    """Format the labelled datasets as a table, one line each."""
+    table = PlainTable(
+        Column("name", no_wrap=True),
+        Column("classes", justify="right", no_wrap=True),
+        Column("where", overflow="fold"),
+        title="Labelled datasets, by the name that zeroshot takes",
+        caption="class names in many languages: Babel-ImageNet (github.com/gregor-ge/Babel-ImageNet), with --names",
+        **_LEFT,
     )
-    columns = ("name", "classes", "images", "on the hub", "or as folders")
-    return _table("Labelled datasets, by the name that zeroshot takes", columns, rows)
-
-
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> PlainTable:
-    headers = (Column(name, overflow="fold", no_wrap=name == "name") for name in columns)
-    table = PlainTable(*headers, title=title, title_justify="left", show_lines=True)
-    for row in rows:
-        table.add_row(*row)
+    for name, one in LABELLED.items():
+        table.add_row(name, f"{one.classes:,}", f"{one.hub} ({one.split})" if one.hub else f"folders: {one.place}")
     return table
+
+
+def _first(text: str) -> str:
+    """Return the text up to its first parenthesis, comma or semicolon."""
+    return re.split(r" \(|[,;]", text)[0]
 
 
 def describe(name: str) -> str:

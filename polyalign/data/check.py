@@ -16,7 +16,7 @@ from polyalign.config.schema import Recipe
 from polyalign.data import image_check
 from polyalign.data.image_check import ImageReport
 from polyalign.data.load import load_table, refuse_unlearnable
-from polyalign.data.pairs import Origin, PairTable
+from polyalign.data.pairs import Origin, PairTable, captions_by
 from polyalign.data.scripts import in_other_script, letters_of
 from polyalign.utils.errors import UserError
 from polyalign.utils.plain_table import PlainTable
@@ -215,7 +215,7 @@ def render(report: DataReport) -> PlainTable:
     """Format a report as a table of counts and examples."""
     table = PlainTable(
         Column(no_wrap=True), Column(no_wrap=True, justify="right"), Column("examples", overflow="fold"),
-        title=f"{report.name} ({report.lang}, {report.origin} captions)", title_justify="left",
+        title=f"{report.name} ({report.lang}, {captions_by(report.origin)})", title_justify="left",
     )  # fmt: skip
 
     def add(name: str, value: str, examples: Sequence[str] = ()) -> None:

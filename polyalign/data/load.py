@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,14 +100,24 @@ def load_tests(recipe: Recipe, trained: PairTable | None = None) -> dict[str, Pa
         UserError: as ``load_tables``, or two languages have the same captions.
     """
     tests = {lang: without_trained(load_split(recipe, "test", lang), trained, recipe) for lang in recipe.langs}
-    spoken: dict[tuple[str, ...], str] = {}
-    for lang, table in tests.items():
-        if (other := spoken.setdefault(table.captions, lang)) != lang:
-            raise UserError(
-                f"{table.name} has the same captions in {other} and {lang}: state the language of each caption in a "
-                f"column lang, or give each language a column (caption_{other}, caption_{lang})"
-            )
+    refuse_equal_captions(tests.values())
     return tests
+
+
+def refuse_equal_captions(tables: Iterable[PairTable]) -> None:
+    """Check that captions differ between languages: a source that does not state a language gives the same for all.
+
+    Raises:
+        UserError: two tables of different languages have the same captions.
+    """
+    spoken: dict[tuple[str, ...], str] = {}
+    for table in tables:
+        if (other := spoken.setdefault(table.captions, table.lang)) != table.lang:
+            raise UserError(
+                f"{table.name} has the same captions in {other} and {table.lang}: state the language of each caption "
+                f"in a column lang, or give each language a column (caption_{other}, caption_{table.lang}); or name "
+                f"the one language of all captions: --set source.lang={table.lang}"
+            )
 
 
 def without_trained(table: PairTable, trained: PairTable | None, recipe: Recipe) -> PairTable:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-Origin = Literal["human", "machine", "generated"]
+Origin = Literal["human", "machine", "generated", "unknown"]
 Split = Literal["train", "dev", "test"]
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -211,10 +211,22 @@ class PairTable:
         return ranks
 
 
+def captions_by(origin: Origin) -> str:
+    """Return ``human captions`` and the like."""
+    return "captions of unknown origin" if origin == "unknown" else f"{origin} captions"
+
+
+def _common_origin(origins: set[Origin]) -> Origin:
+    if len(origins) == 1:
+        return next(iter(origins))
+    return "unknown" if "unknown" in origins else "machine"
+
+
 def merge(tables: Sequence[PairTable]) -> PairTable:
     """Return the pairs of tables of one source in several languages; images with the same id are one image.
 
-    The captions keep the order of the tables, without their folds. Captions of several origins count as ``machine``.
+    The captions keep the order of the tables, without their folds. Captions of several origins count as ``machine``, or
+    ``unknown`` if some are.
     """
     first = tables[0]
     if len(tables) == 1:
@@ -224,7 +236,7 @@ def merge(tables: Sequence[PairTable]) -> PairTable:
     return PairTable(
         name=first.name,
         lang=first.lang,
-        origin=first.origin if len({table.origin for table in tables}) == 1 else "machine",
+        origin=_common_origin({table.origin for table in tables}),
         image_ids=tuple(images),
         images=tuple(images.values()),
         captions=tuple(caption for table in tables for caption in table.captions),

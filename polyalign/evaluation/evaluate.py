@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +16,7 @@ from polyalign.config.language import describe_error, load_language, unknown_key
 from polyalign.config.plugins import load_plugin
 from polyalign.config.resolve import RECIPE, read_recipe, resolve, validate
 from polyalign.config.schema import Recipe, merge
-from polyalign.data.load import load_split, load_table
+from polyalign.data.load import load_split, load_table, refuse_equal_captions
 from polyalign.data.pairs import PairTable
 from polyalign.data.trained_images import warn_if_trained_on
 from polyalign.evaluation import external_models, suites
@@ -81,13 +82,19 @@ class Request:
         """Yield the split in each language, without unreadable images and empty captions.
 
         Raises:
-            UserError: the source lacks a language or the split.
+            UserError: the source lacks a language or the split, or does not state the languages of its captions.
         """
         recipes = [self.recipe_for(code) for code in self.codes()]
-        for recipe in recipes if self.recipe is None else ():
-            load_table(recipe, self.split)  # reports mistakes in any language before a large model is loaded
+        refuse_equal_captions(self._captions(recipes))  # before a large model is loaded
         for recipe in recipes:
             yield load_split(recipe, self.split)
+
+    def _captions(self, recipes: Sequence[Recipe]) -> Iterator[PairTable]:
+        """Yield the table of each recipe, and that in the language of the run if the source has it."""
+        yield from (load_table(recipe, self.split) for recipe in recipes)
+        if self.recipe is not None and self.recipe.lang not in self.codes():
+            with suppress(UserError):  # other data need not have the language of the run
+                yield load_table(self.recipe_for(self.recipe.lang), self.split)
 
 
 def evaluate(

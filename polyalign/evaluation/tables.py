@@ -1,4 +1,4 @@
-"""Formats of numbers, and tables for the terminal (100 columns) and in Markdown."""
+"""Formats of numbers, and tables for the terminal and in Markdown."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich import box
 from rich.table import Table
 
+from polyalign.data.pairs import captions_by
 from polyalign.evaluation import ranking
 from polyalign.evaluation.results import Direction, Retrieval, Run, Score
 from polyalign.utils.plain_table import PlainTable
@@ -18,7 +19,7 @@ RECALL_NAMES = [f"{way} R@{k}" for way in ("t→i", "i→t") for k in ranking.RE
 def table(title: str, first: str, numbers: Iterable[str], caption: str = "") -> PlainTable:
     """Return an empty table with a column of names and columns of numbers."""
     made = PlainTable(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    made.add_column(first, overflow="fold")
+    made.add_column(first, overflow="fold", min_width=12)
     for name in numbers:
         made.add_column(name, justify="right", no_wrap=True)
     return made
@@ -65,7 +66,7 @@ def gallery_line(*results: Retrieval) -> str:
     counts = result.captions_per_image()
     each = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
     return (
-        f"{result.gallery} ({result.lang}, {result.origin} captions): {searched(result)} images, "
+        f"{result.gallery} ({result.lang}, {captions_by(result.origin)}): {searched(result)} images, "
         f"{result.captions:,} captions, {each} an image; ties rank ahead ({ties:,} tied queries)"
     )
 
@@ -83,7 +84,7 @@ def retrieval_table(
     untrained: Retrieval | None = None,
     *,
     label: str = "trained",
-    before: str = "untrained projection",
+    before: str = "untrained",
 ) -> PlainTable:
     """Compare a result with chance and, if given, that before training: both directions, with intervals."""
     title = f"Retrieval, {trained.gallery}, {trained.lang}: percent found, with 95 % intervals"
@@ -116,7 +117,7 @@ def run_facts(run: Run) -> Table:
     facts = {
         "strategy": f"{run.strategy}, towers: {run.towers}, {langs}, seed {run.seed}",
         "trainable": f"{share(run.trainable, run.total)} of {run.total:,} parameters",
-        "pairs": f"{run.pairs:,} on {run.images:,} images ({run.caption_origin}); {run.pairs_seen:,} seen"
+        "pairs": f"{run.pairs:,} on {run.images:,} images ({captions_by(run.caption_origin)}); {run.pairs_seen:,} seen"
         f" in {counted(run.steps, 'step')}, {run.epochs:g} epoch{'' if run.epochs == 1 else 's'}{early}",
         "time": f"{duration(run.seconds)} on {run.device}, {counted(run.threads, 'thread')}; "
         f"{duration(run.cpu_seconds)} of processor time",

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from polyalign.config.language import language_codes, load_language
+from polyalign.data.pairs import captions_by
 from polyalign.evaluation import tables
 from polyalign.evaluation.ranking import with_mean
 from polyalign.evaluation.results import Run
@@ -135,9 +136,10 @@ def _footer(comparison: Comparison) -> str:
     seen = _each(comparison, lambda run: round(run.pairs_seen / 1000))
     machines = _listed(f"{run.device} with {tables.counted(run.threads, 'thread')}" for run in runs)
     versions = _listed(f"{name} {version}" for run in runs for name, version in sorted(run.versions.items()))
+    by = captions_by(first.caption_origin)
     lines = (
         f"Test: {for_markdown(tables.gallery_line(*(run.test[0] for run in runs)))}.",
-        f"Training: {first.pairs:,} pairs, {first.caption_origin} captions, {first.images:,} images. Seeds: {seeds}.",
+        f"Training: {first.pairs:,} pairs, {by}, {first.images:,} images. Seeds: {seeds}.",
         _rules(comparison),
         _measures(comparison),
         f"Pairs seen, in thousands: {seen}. Optimiser steps: {steps}.",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -53,7 +52,8 @@ def run_name(recipe: Recipe, recipe_file: str, usual: dict[str, Any] | None = No
     strategy = recipe.strategy
     _, config = recipe.plugin("strategy")
     plain = type(config)()
-    parts = [recipe.name, "+".join(recipe.langs), strategy["name"]]
+    own = [Path(recipe.source["root"]).resolve().name] if recipe.source["name"] == "folder" else []
+    parts = [recipe.name, *own, "+".join(recipe.langs), strategy["name"]]
     parts += [str(strategy[key]) for key in ("towers", "layers") if strategy[key] != getattr(plain, key)]
     parts += [recipe.budget, f"s{recipe.train.seed}"]
     if _plain(recipe, recipe_file, usual or {}) != recipe:
@@ -215,15 +215,3 @@ def _manifest(folder: Path) -> dict[str, str | None]:
     if not isinstance(listed, dict):
         raise UserError(f"{path} is not a list of files: use another --out")
     return listed
-
-
-def next_commands(folder: Path, run: Run) -> list[str]:
-    """Return commands to try after training, quoted for a shell."""
-    other = next((strategy for strategy in ("lilt", "projection", "lit") if strategy != run.strategy), "full")
-    name = run.recipe["name"]
-    commands = (
-        ("eval", str(folder), "--lang", f"{run.lang},en"),
-        ("train", "--lang", run.lang, "--strategy", other, "--recipe", name),
-        ("strategies", "--recipe", name),
-    )
-    return [shlex.join(("polyalign", *words)) for words in commands]

@@ -69,19 +69,18 @@ def render(rows: list[Row], recipe: str) -> PlainTable:
         title=f"What trains with recipe {recipe}",
         caption="frozen stages: the number of stages of each tower that are computed once and cached",
         box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
     table.add_column("strategy", no_wrap=True)
-    for name in ("trainable", "of all", "share %"):
+    for name in ("trainable", "share %"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("frozen stages\nvision", no_wrap=True)
     table.add_column("\ntext", no_wrap=True)
-    table.add_column("what it is")
+    table.add_column("what it is", overflow="fold", min_width=24)
     for row in rows:
         if row.problem:
-            table.add_row(row.strategy, "-", "-", "-", "", "", row.problem)
+            table.add_row(row.strategy, "-", "-", "", "", row.problem)
             continue
         share = f"{100 * row.trainable / row.total:.2f}"
-        table.add_row(
-            row.strategy, f"{row.trainable:,}", f"{row.total:,}", share, row.vision_cut, row.text_cut, row.about
-        )
+        table.add_row(row.strategy, f"{row.trainable:,}", share, row.vision_cut, row.text_cut, row.about)
     return table

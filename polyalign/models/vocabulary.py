@@ -44,7 +44,8 @@ class Trimmed(BaseModel):
     """Record of a trimming; pairs are ``(before, after)``, ``bytes`` those of the weights, both without the pooler.
 
     ``sentences_alike`` counts the sentences of the corpus with the same pieces as before: all of them, unless ``keep``
-    removed some of their pieces. ``max_difference`` is the largest between hidden states, over some of them.
+    removed some of their pieces. ``unknown_rate`` is the share of unknown tokens among those of the corpus.
+    ``max_difference`` is the largest between hidden states, over some of them.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -57,6 +58,7 @@ class Trimmed(BaseModel):
     pieces: tuple[int, int]
     parameters: tuple[int, int]
     bytes: tuple[int, int]
+    unknown_rate: tuple[float, float]
     max_difference: float
 
 
@@ -98,6 +100,7 @@ def trim_tower(
         pieces=(len(choice.pieces), len(choice.kept)),
         parameters=(parameters, trimmed_parameters),
         bytes=(size, trimmed_size),
+        unknown_rate=(_unknown_rate(tokenizer, sentences), _unknown_rate(load_tokenizer(_at(spec, out)), sentences)),
         max_difference=difference,
     )
     storage.write_text(out / CARD, report.model_dump_json(indent=2) + "\n")
@@ -148,6 +151,15 @@ class _Choice:
         self.place = {int(old): new for new, old in enumerate(self.kept)}
         stays = np.isin(np.arange(len(counts)), self.kept)
         self.alike = [i for i, ids in enumerate(_encode(tokenizer, sentences)) if stays[ids].all()]
+
+
+def _at(spec: TextSpec, folder: Path) -> TextSpec:
+    return spec.model_copy(update={"model": str(folder.resolve()), "revision": None})
+
+
+def _unknown_rate(tokenizer: Any, sentences: Sequence[str]) -> float:
+    ids = np.concatenate(list(_encode(tokenizer, sentences)))
+    return float((ids == tokenizer.unk_token_id).mean()) if len(ids) else 0.0
 
 
 def _encode(tokenizer: Any, sentences: Sequence[str]) -> Iterator[Ints]:
@@ -304,7 +316,7 @@ def _compare(
     spec: TextSpec, out: Path, sentences: Sequence[str], choice: _Choice, before: Mapping[str, torch.Tensor]
 ) -> float:
     """Compare the trimmed tower with the whole one: pieces of all sentences, hidden states of some up to rounding."""
-    small = spec.model_copy(update={"model": str(out.resolve()), "revision": None})
+    small = _at(spec, out)
     tokenizer = load_tokenizer(small)
     alike = [sentences[i] for i in choice.alike]
     pairs = zip(alike, _encode(choice.tokenizer, alike), _encode(tokenizer, alike), strict=True)

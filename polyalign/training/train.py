@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from polyalign.config.schema import Recipe
-from polyalign.data.load import load_split, load_table, without_trained
+from polyalign.data.load import load_split, load_table, refuse_equal_captions, without_trained
 from polyalign.data.pairs import PairTable
 from polyalign.data.trained_images import TRAINED_IMAGES, save_trained_images
 from polyalign.evaluation.results import Retention, Retrieval, Run
@@ -94,16 +94,27 @@ def set_up(recipe: Recipe) -> Start:
     """
     processes()
     accelerator = Accelerator(mixed_precision="no")
+    _warn_of_drawn_towers(recipe)
     aligner = build_aligner(recipe).to(accelerator.device)
     inherit(aligner, recipe)
     rehearse(aligner)
     check_blocks(aligner, recipe.train)
-    for lang in recipe.transfer:  # read in full after training
-        load_table(recipe, "test", lang)
+    if recipe.transfer:  # read in full after training
+        refuse_equal_captions(load_table(recipe, "test", lang) for lang in (*recipe.langs, *recipe.transfer))
     inputs = of_teacher(recipe, aligner) if recipe.distils else of_pairs(recipe, aligner, accelerator.num_processes)
     untrained = [one.without_ranks() for one in _tests(aligner, inputs, recipe)]
     loop = Loop(recipe, aligner, inputs.train, inputs.dev, accelerator, inputs.sentences)
     return Start(inputs, loop, untrained)
+
+
+def _warn_of_drawn_towers(recipe: Recipe) -> None:
+    """Say that the starter towers are not for photos."""
+    drawn = [name for name in ("vision", "text") if getattr(recipe, name).model == "starter"]
+    if drawn and recipe.source["name"] != "starter":
+        logger.warning(
+            f"warning: the starter tower knows only drawn scenes ({', '.join(f'{name}.model' for name in drawn)}): for "
+            "photos choose pretrained towers, such as --recipe xlmr-dinov2"
+        )
 
 
 def _tests(aligner: Aligner, inputs: Inputs, recipe: Recipe) -> list[Retrieval]:

@@ -8,8 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from polyalign.utils.text import clean
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+_WIDE = 110  # columns that a terminal needs for the whole display
 
 Display = Callable[[str, int, int, str], object]
 """Shows progress; it is called with the arguments of ``progress``."""
@@ -54,13 +61,7 @@ def progress_bars(*, enabled: bool = True) -> Iterator[None]:
     from rich.console import Console
     from rich.markup import escape
 
-    columns = (rich.BarColumn(), rich.MofNCompleteColumn(), rich.TimeElapsedColumn(), rich.TimeRemainingColumn())
-    # The runs of a comparison take minutes: estimate the remaining time from the speed of a day, not of 30 seconds.
-    with rich.Progress(
-        *("{task.description}", *columns, "{task.fields[note]}"),
-        console=Console(stderr=True),
-        speed_estimate_period=86_400,
-    ) as bars:
+    with _bars(Console(stderr=True)) as bars:
         tasks: dict[str, rich.TaskID] = {}
 
         def show(task: str, done: int, total: int, note: str) -> None:
@@ -70,6 +71,24 @@ def progress_bars(*, enabled: bool = True) -> Iterator[None]:
 
         with shown_by(show):
             yield
+
+
+def _bars(console: Console) -> Progress:
+    """Return an empty display of bars; on a narrow terminal, long descriptions are cut, never numbers."""
+    from rich import progress as rich
+    from rich.table import Column
+
+    narrow = console.width < _WIDE
+    columns = (
+        rich.TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
+        rich.BarColumn(bar_width=10 if narrow else 40),
+        rich.MofNCompleteColumn(table_column=Column(no_wrap=True)),
+        *(() if narrow else (rich.TimeElapsedColumn(),)),
+        rich.TimeRemainingColumn(),
+        rich.TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True)),
+    )
+    # The runs of a comparison take minutes: estimate the remaining time from the speed of a day, not of 30 seconds.
+    return rich.Progress(*columns, console=console, speed_estimate_period=86_400, expand=narrow)
 
 
 class _Lines:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import io
 import itertools
 
 import pytest
+from rich.console import Console
 
 from polyalign.utils import progress as module
 from polyalign.utils.progress import progress, progress_bars
@@ -36,3 +38,16 @@ def test_what_goes_fast_is_told_at_its_beginning_and_its_end(told):
 
 def test_a_task_of_one_step_is_one_line(told):
     assert told(1, 5) == ["training: 1 of 1"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 110, 120])
+def test_bars_show_every_number_at_the_width_of_the_terminal(width):
+    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    bars = module._bars(console)
+    bars.add_task("computing features of the text tower", total=12_000, completed=4_321, note="loss 3.456, dev 23.4 %")
+    console.print(bars.get_renderable())
+    [line] = [line for line in console.file.getvalue().splitlines() if line.strip()]
+    assert len(line) <= width
+    assert line.startswith("comp")
+    for part in ("4321/12000", "loss 3.456, dev 23.4 %", "-:--:--"):
+        assert part in line

@@ -312,3 +312,28 @@ def test_the_order_of_overrides_does_not_matter(order):
     values = {"model": "some/encoder", "pooling": "cls"}
     overrides = recipe.parse_set([f"text.{key}={values[key]}" for key in order])
     assert overrides == {"text": values}
+
+
+def test_a_relative_path_in_a_recipe_is_looked_for_beside_it(tmp_path, monkeypatch):
+    shared = tmp_path / "shared"
+    (shared / "recipes").mkdir(parents=True)
+    (shared / "tower").mkdir()
+    lines = ['extends = "starter"', "[text]", 'model = "../tower"', "[source]", 'name = "folder"', 'root = "./absent"']
+    (shared / "recipes" / "mine.toml").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    made = recipe.resolve("shared/recipes/mine.toml", "sw", "lit")
+    assert made.text.model == "shared/tower"
+    assert made.source["root"] == "absent", "what is not beside the recipe is relative to the working folder"
+
+
+def test_an_inherited_key_is_unset(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text('extends = "lilt-bert"\nunset = ["vision.args.img_size", "optim.warmup_steps"]\n', encoding="utf-8")
+    made = recipe.resolve(str(path), "en", "lilt")
+    assert (made.vision.args, made.optim.warmup_steps) == ({}, 50)
+    path.write_text('extends = "lilt-bert"\nunset = ["optim.warm"]\n', encoding="utf-8")
+    with pytest.raises(UserError, match=r"optim\.warm is not in the recipe that it extends"):
+        recipe.resolve(str(path), "en", "lilt")
+    path.write_text('unset = ["optim.lr"]\n', encoding="utf-8")
+    with pytest.raises(UserError, match="it extends no recipe"):
+        recipe.resolve(str(path), "en", "lilt")

@@ -339,13 +339,6 @@ def test_what_cannot_be_evaluated_is_an_error_of_one_line(langs, split, override
     assert "\n" not in str(caught.value)
 
 
-def test_what_to_try_next_is_another_strategy(trained):
-    run = Run.load_json(trained / train.RESULT)
-    commands = runs.next_commands(trained, run)
-    assert commands[0].startswith(f"polyalign eval {trained}")
-    assert "--strategy lilt" in commands[1]
-
-
 # The data
 
 

@@ -51,7 +51,7 @@ def test_retrieval_table_fits_and_says_all() -> None:
     text = show(tables.retrieval_table(wide(a_retrieval()), a_retrieval(noise=50)))
     assert text.count("100.0 [100.0, 100.0]") == 7
     assert "…" not in text
-    for word in ("chance", "untrained projection", "trained", "text to image", "image to text", "mean recall"):
+    for word in ("chance", "untrained", "trained", "text to image", "image to text", "mean recall"):
         assert word in text
     flat = " ".join(text.split())
     assert "40 images, 120 captions, 3 an image; ties rank ahead (0 tied queries)" in flat
@@ -68,6 +68,19 @@ def test_overview_of_languages_fits() -> None:
     text = show(retrieval.render([wide(a_retrieval())] * 3))
     assert "…" not in text
     assert text.count("100.0 ±0.0") == 21
+
+
+@pytest.mark.parametrize("width", [50, 80, 120])
+def test_no_table_cuts_a_number_or_a_language(width: int) -> None:
+    results = [wide(a_retrieval()).model_copy(update={"lang": lang}) for lang in ("qu", "gn", "zh-Hant")]
+    one = show(tables.retrieval_table(results[0], a_retrieval(noise=50)), width)
+    overview = show(retrieval.render(results), width)
+    for text in (one, overview):
+        assert "…" not in text
+        assert max(map(len, text.splitlines())) <= width
+    assert one.count("100.0 [100.0, 100.0]") == 7
+    assert overview.count("100.0 ±0.0") == 21
+    assert all(lang in overview for lang in ("qu", "gn", "zh-Hant"))
 
 
 def test_run_facts() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from polyalign.config.language import Lang
-from polyalign.config.values import Seed, Share
+from polyalign.config.values import Code, Seed, Share
 from polyalign.data.pairs import Origin, Split, stable_hash
 from polyalign.data.readers.sheet import Sheet
 from polyalign.utils.errors import UserError, did_you_mean
@@ -38,7 +38,8 @@ class Columns(BaseModel, frozen=True, extra="forbid"):
     Columns that are not given are looked up under common names. Multiple captions per image can be separate rows, a
     list in one column, or several caption columns. In column names ``{lang}`` is replaced by the language code;
     ``caption_{lang}`` is one of the common names. If there is a language column, only rows of the requested language
-    are read.
+    are read. ``lang`` is the language of all captions where no column states it. ``origin`` says who wrote them
+    (``human``, ``machine``).
 
     If there is a split column (``train``, ``dev`` or ``val``, ``test``), it defines the splits. Otherwise an image is
     assigned to a split by a hash of its id and ``split_seed``, so that its captions in all languages stay together and
@@ -53,7 +54,8 @@ class Columns(BaseModel, frozen=True, extra="forbid"):
     dev_share: Share = 0.1
     test_share: Share = 0.1
     split_seed: Seed = 0
-    origin: Origin = "human"
+    lang: Code | None = None
+    origin: Origin = "unknown"
 
 
 def find(sheet: Sheet, setting: str, wanted: str | None, usual: Sequence[str]) -> str | None:
@@ -164,6 +166,8 @@ def _captions(value: Any, *, optional: bool, where: str) -> list[str]:
 def _in_lang(sheet: Sheet, config: Columns, lang: Lang) -> list[int]:
     name = find(sheet, "lang_column", config.lang_column, _LANG_NAMES)
     if name is None:
+        if config.lang not in (None, lang.code):
+            raise UserError(f"{sheet.where} has captions in {config.lang} (source.lang), not in {lang.code}")
         return list(range(sheet.rows))
     codes = [str(value) for value in sheet.column(name)]
     accepted = {_fold(code) for code in (lang.code, lang.flores) if code}

@@ -26,7 +26,7 @@ from polyalign.config.resolve import validate
 from polyalign.config.schema import Recipe, merge
 from polyalign.config.values import Whole
 from polyalign.data.labelled import Labelled, starter_objects
-from polyalign.data.load import load_table
+from polyalign.data.load import load_table, refuse_equal_captions
 from polyalign.data.pairs import PairTable
 from polyalign.evaluation import ranking, tables
 from polyalign.evaluation.encoders import Encoder, aligner_of
@@ -91,10 +91,12 @@ def probes(recipe: Recipe) -> Probes:
         UserError: a tower or the data cannot be loaded.
     """
     alone = {"parallel": None, "parent": None, "teacher": None, "optim": {"loss": "infonce"}}
+    parallel = tuple(load_table(recipe, "test", lang) for lang in (recipe.lang, *recipe.transfer))
+    refuse_equal_captions(parallel)
     untouched = validate(merge(recipe.table(), {"strategy": {"name": "projection"}, **alone}), recipe.name)
     return Probes(
         before=build_aligner(untouched),
-        parallel=tuple(load_table(recipe, "test", lang) for lang in (recipe.lang, *recipe.transfer)),
+        parallel=parallel,
         labelled=starter_objects(load_language(recipe.lang)) if recipe.source["name"] == "starter" else None,
     )
 

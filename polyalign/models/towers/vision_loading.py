@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from functools import partial
 from inspect import signature
@@ -24,6 +25,8 @@ from polyalign.models.towers.vision import VisionTower
 from polyalign.utils.errors import UserError, did_you_mean, first_line
 from polyalign.utils.hub import check_hub
 from polyalign.utils.text import clean
+
+logger = logging.getLogger(__name__)
 
 # Of weights on the hub only the safetensors file; without it, timm would fall back to pickles and to other servers.
 _SAFE_WEIGHTS = {"hf_hub_filename": "model.safetensors", "custom_load": False, "url": None, "file": None}
@@ -60,7 +63,20 @@ def build_vision(
     tower = VisionTower(model.eval(), preprocessing or _preprocessing(model, stated, args), spec.pooling, fresh)
     if pretrained:
         tower.fingerprint = fingerprint(model)
+    if pretrained and weights is not None and preprocessing is None:
+        _warn_if_assumed(stated, args, tower.preprocessing)
     return tower
+
+
+def _warn_if_assumed(stated: VisionSpec, args: dict[str, Any], used: Preprocessing) -> None:
+    """Say which preprocessing is assumed for a file of weights, which does not state its own."""
+    values = {"image_px": stated.image_px or args.get("img_size"), "mean": stated.mean, "std": stated.std}
+    if assumed := [key for key, value in values.items() if value is None]:
+        shown = ", ".join(f"vision.{key} = {getattr(used, key)}" for key in assumed)
+        logger.warning(
+            f"warning: {stated.weights or stated.model} does not state its preprocessing: assuming {shown}, timm's for "
+            f"{stated.model}; set what the weights were trained with"
+        )
 
 
 def _locate(spec: VisionSpec) -> tuple[str, dict[str, Any], Path | None, VisionSpec]:
