@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -83,6 +83,10 @@ Out = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the existing run and start over.")]
+Track = Annotated[
+    Literal["tensorboard", "wandb", "trackio", "mlflow"] | None,
+    typer.Option(help="Also send the metrics of the training, which are in metrics.jsonl, to this tracker."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Offline = Annotated[bool, typer.Option(help="Use only local folders and files downloaded before.")]
 

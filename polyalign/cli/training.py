@@ -38,6 +38,7 @@ def train(
     out: options.Out = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
+    track: options.Track = None,
     offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
@@ -55,7 +56,14 @@ def train(
         raise UserError("name the language with --lang, or the run to go on from with --from")
     else:
         resolved = options.resolve(recipe, lang, strategy, set_, **changes)
-    _train(out or default_folder(resolved, recipe), resolved, resume=resume, overwrite=overwrite, as_json=as_json)
+    _train(
+        out or default_folder(resolved, recipe),
+        resolved,
+        resume=resume,
+        overwrite=overwrite,
+        track=track,
+        as_json=as_json,
+    )
 
 
 @app.command(
@@ -73,6 +81,7 @@ def distill(
     out: options.Out = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
+    track: options.Track = None,
     offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
@@ -87,7 +96,12 @@ def distill(
     changes = options.overrides(set_, parallel=parallel, layers=layers, seed=seed)
     resolved = distillation(teacher, lang, strategy, changes)
     _train(
-        out or default_folder(resolved, resolved.name), resolved, resume=resume, overwrite=overwrite, as_json=as_json
+        out or default_folder(resolved, resolved.name),
+        resolved,
+        resume=resume,
+        overwrite=overwrite,
+        track=track,
+        as_json=as_json,
     )
 
 
@@ -100,6 +114,7 @@ def repeat(
     out: Annotated[Path, typer.Option(help="Folder of the new run.")],
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
+    track: options.Track = None,
     offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
@@ -107,7 +122,7 @@ def repeat(
     options.go_offline(offline)
     from polyalign.config.resolve import read_recipe
 
-    _train(out, read_recipe(recipe), resume=resume, overwrite=overwrite, as_json=as_json)
+    _train(out, read_recipe(recipe), resume=resume, overwrite=overwrite, track=track, as_json=as_json)
 
 
 @app.command(rich_help_panel=TRAIN, epilog="Example: polyalign strategies --recipe lilt-bert")
@@ -127,12 +142,12 @@ def strategies(
         options.console().print(render(rows, recipe))
 
 
-def _train(folder: Path, recipe: Any, *, resume: bool, overwrite: bool, as_json: bool) -> None:
+def _train(folder: Path, recipe: Any, *, resume: bool, overwrite: bool, track: Any, as_json: bool) -> None:
     from polyalign.evaluation import tables
     from polyalign.experiments.run_folders import next_commands, train_into
 
     with options.interruptible(f"continue with the same command and --resume (the state is in {folder})"):
-        run = train_into(folder, recipe, resume=resume, overwrite=overwrite)
+        run = train_into(folder, recipe, resume=resume, overwrite=overwrite, track=track)
     if run is None:  # not the main process of several
         return
     if as_json:

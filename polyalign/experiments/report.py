@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyalign.config.schema import complete
-from polyalign.evaluation.ranking import RECALL_AT
+from polyalign.evaluation.ranking import COLUMNS
 from polyalign.evaluation.results import LeftOut, Retrieval, Run, Score, recall_scores
 from polyalign.experiments import figures, pages, quotes
 from polyalign.experiments.significance import Comparison, Method, comparisons, flatten
@@ -27,7 +27,6 @@ INDEX = "README.md"
 _NOT_IN_ROWS = {
     *("recipe", "versions", "tuned", "trained_on", "untrained", "untrained_in", "test", "dev_evaluations", "retention"),
 }
-_COLUMNS = [f"{way}_r{k}" for way in ("text_to_image", "image_to_text") for k in RECALL_AT] + ["mean_recall"]
 
 
 def load(folder: Path) -> list[Comparison]:
@@ -113,7 +112,7 @@ def _by_column(scores: Sequence[Score]) -> dict[str, float]:
     """Return the six recalls and the mean recall, with their limits, by column of CSV files and data frames."""
     return {
         f"{name}{end}": value
-        for name, score in zip(_COLUMNS, scores, strict=True)
+        for name, score in zip(COLUMNS, scores, strict=True)
         for end, value in (("", score.value), ("_low", score.low), ("_high", score.high))
     }
 

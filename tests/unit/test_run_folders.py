@@ -131,7 +131,7 @@ OWN = {*train.FILES, runs.MANIFEST, *LOCK_FILES}
 @pytest.mark.parametrize("seed", range(6))
 def test_overwriting_keeps_all_that_the_run_did_not_write(seed, finished, tmp_path, monkeypatch):
     assert {path.name for path in finished.iterdir()} <= OWN, "a run writes what is not listed"
-    monkeypatch.setattr(train, "train", lambda recipe, out, resume: None)
+    monkeypatch.setattr(train, "train", lambda recipe, out, resume, track: None)
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious.txt").write_text("precious")
