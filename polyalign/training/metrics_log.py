@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import sys
-from collections.abc import Mapping
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -62,14 +63,16 @@ class MetricsLog:
             "trackio": {"name": folder.name},
             "mlflow": {"run_name": folder.name},
         }
+        # TensorBoard would show settings as a run of their own.
+        config = None if name == "tensorboard" else _settings(recipe)
         try:
-            (folder / TRACKING).mkdir(parents=True, exist_ok=True)
-            with redirect_stdout(sys.stderr):  # where they greet the user
-                # TensorBoard would show settings as a run of their own.
-                config = None if name == "tensorboard" else _settings(recipe)
+            if name == "wandb":
+                (folder / TRACKING).mkdir(parents=True, exist_ok=True)
+            with redirect_stdout(sys.stderr):  # standard output is for results
                 self._accelerator.init_trackers("polyalign", config, kwargs)
         except Exception as error:
             raise UserError(f"--track {name} cannot be started: {first_line(error)}") from error
+        atexit.register(_end_output)  # runs before what trackers have registered until now
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append the metrics of a step.
@@ -87,13 +90,34 @@ class MetricsLog:
                 file.write(line.encode())
         except OSError as error:
             raise storage.cannot_write(self._path, error) from error
-        try:
-            with redirect_stdout(sys.stderr):
-                self._accelerator.log(dict(metrics), step=step)
-        except Exception as error:  # noqa: BLE001 - of a library of others, whose server may be away for a while
-            name = self._accelerator.trackers[0].name
-            logger.warning(f"warning: {name} failed ({first_line(error)}); training goes on, without it")
-            self._accelerator.trackers.clear()
+        with _tracking(self._accelerator):
+            self._accelerator.log(dict(metrics), step=step)
+
+
+def end_training(accelerator: Accelerator) -> None:
+    """End the run of the tracker, and of the process among several."""
+    with _tracking(accelerator):
+        accelerator.end_training()
+
+
+@contextmanager
+def _tracking(accelerator: Accelerator) -> Iterator[None]:
+    """Send what a tracker prints to standard error; if it fails, say so and go on without it."""
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    except Exception as error:
+        if not accelerator.trackers:
+            raise
+        name = accelerator.trackers[0].name
+        logger.warning(f"warning: {name} failed ({first_line(error)}); the run goes on without it")
+        accelerator.trackers.clear()
+
+
+def _end_output() -> None:
+    """Send to standard error what a tracker prints while Python exits."""
+    sys.stdout.flush()
+    sys.stdout = sys.stderr
 
 
 def learning_rates(optimiser: torch.optim.Optimizer) -> dict[str, float]:

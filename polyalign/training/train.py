@@ -23,7 +23,7 @@ from polyalign.training.guards import rehearse
 from polyalign.training.inherit import inherit
 from polyalign.training.inputs import Inputs, of_pairs, of_teacher
 from polyalign.training.loop import Loop, rows_at_a_time
-from polyalign.training.metrics_log import METRICS, Tracker, tracking_accelerator
+from polyalign.training.metrics_log import METRICS, Tracker, end_training, tracking_accelerator
 from polyalign.training.recompute import check_blocks
 from polyalign.training.state import State
 from polyalign.utils.process import peak_memory, processes
@@ -67,7 +67,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool, track: Tracker | None = No
             save_trained_images(out, start.inputs.images)
         run.save_json(out / RESULT)
         (out / STATE).unlink(missing_ok=True)
-    loop.accelerator.end_training()
+    end_training(loop.accelerator)
     return run
 
 

@@ -196,7 +196,7 @@ def test_a_tracker_that_fails_does_not_end_the_run(tmp_path, caplog, capsys):
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3, 4]
     assert tracker.got == [(1, {"loss": 1.0}), (2, {"loss": 0.5})]
     assert tracker.settings["strategy"] == "lilt"
-    assert caplog.messages == ["warning: fragile failed (the server is away); training goes on, without it"]
+    assert caplog.messages == ["warning: fragile failed (the server is away); the run goes on without it"]
     assert capsys.readouterr().out == "", "standard output is for results"
 
 

@@ -212,7 +212,7 @@ def test_an_interrupt_while_overwriting_loses_nothing_foreign_and_can_be_repeate
 
 
 def test_an_interrupted_run_is_overwritten_but_not_what_has_come_since(tmp_path, monkeypatch):
-    def interrupted(recipe: object, out: Path, resume: bool) -> None:
+    def interrupted(recipe: object, out: Path, resume: bool, track: None) -> None:
         (out / train.STATE).write_bytes(b"half")
         raise KeyboardInterrupt
 
