@@ -143,6 +143,7 @@ def _finished(folder: Path, recipe: Recipe) -> Run:
 def _refuse_foreign(folder: Path) -> None:
     """Check that a folder is new, is empty, or holds a run, so that the files of a run are not mixed with others."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    names = {name for name in names if not name.endswith(storage.PARTIAL)}  # which a killed process may have left
     if names - {RECIPE, LOG, RESTARTS, RUNNING, *LOCK_FILES} and not names & {train.RESULT, train.STATE, MANIFEST}:
         raise UserError(f"{folder} contains other files and no run: use a new folder for --out")
     for name in set(train.FILES) - {checkpoint.TOKENIZER}:

@@ -16,6 +16,7 @@ from polyalign.evaluation.evaluate import evaluate
 from polyalign.evaluation.results import Run
 from polyalign.experiments import run_folders as runs
 from polyalign.training import train
+from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 from polyalign.utils.lock import LOCK_FILES, locked
 from tests import tiny
@@ -111,6 +112,11 @@ def test_a_run_that_was_finished_before_a_setting_came_is_given_back(finished):
 def test_a_finished_run_of_other_settings_is_not_given_back(finished):
     with pytest.raises(UserError, match="holds a run with other settings: use another --out, or --overwrite"):
         train_into(finished, train={"seed": 1})
+
+
+def test_a_folder_in_which_a_run_was_killed_while_it_wrote_its_first_file_is_no_folder_of_others(tmp_path):
+    (tmp_path / f".{runs.MANIFEST}.x1{storage.PARTIAL}").touch()
+    assert train_into(tmp_path).steps
 
 
 # Overwriting

@@ -107,6 +107,7 @@ def test_the_folder_holds_the_result_and_the_checkpoint_and_no_state(whole):
         "tokenizer",
         "result.json",
         "train_images.safetensors",
+        "metrics.jsonl",
     }
     assert Run.load_json(whole.folder / train.RESULT) == whole.run
 
@@ -598,7 +599,7 @@ def test_a_batch_that_processes_cannot_share_evenly_is_refused(monkeypatch):
 def test_a_batch_that_cannot_be_divided_is_refused_before_features_are_computed(monkeypatch):
     monkeypatch.setattr(inputs, "prepare", lambda *_: pytest.fail("features were computed"))
     several = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
-    monkeypatch.setattr(train, "Accelerator", lambda **_: several)
+    monkeypatch.setattr(train, "tracking_accelerator", lambda *_: several)
     with pytest.raises(UserError, match=r"5 pairs cannot be divided among 2 processes: .*optim\.batch_size=4"):
         train.set_up(tiny.resolved(data={"budget": "5-pairs"}))
 
