@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from polyalign.experiments.significance import Comparison
 from polyalign.utils.text import safe_stem
 
 NAME = "report.html"
+
+_INTERVAL = re.compile(r"\[[\d.]+, [\d.]+\]")
 
 
 def page(found: Sequence[Comparison], drawn: Sequence[Path]) -> str:
@@ -43,6 +46,7 @@ def _from_markdown(text: str, level: int, pictures: dict[str, str]) -> Markup:
             if inner.type == "link_open":
                 inner.attrs["href"] = f"#{_file(inner, 'href').stem}"
     rendered: str = parser.renderer.render(tokens, parser.options, {})
+    rendered = _INTERVAL.sub(r'<span class="range">\g<0></span>', rendered)  # stays on one line
     # A table that is wider than the window is scrolled by itself.
     return Markup(rendered.replace("<table>", '<div class="wide"><table>').replace("</table>", "</table></div>"))
 

@@ -122,7 +122,7 @@ def _setting(run: Run, section: str, key: str) -> str:
     """Return a setting; of a path only the last part, since the page is for others."""
     table = run.recipe.get(section)
     value = str(table.get(key, "unknown")) if isinstance(table, dict) else "unknown"
-    return Path(value).name if Path(value).is_absolute() else value
+    return Path(value).name if value.startswith(("/", ".", "~")) else value
 
 
 def _pictures(run: Run) -> str:
@@ -308,9 +308,8 @@ def _others(run: Run) -> list[dict[str, Any]]:
             "change": f"{100 * (change.after - change.before):+.1f}",
         }
 
-    translations = [
-        row(f"translations found, {pair.replace('-', ' and ')}", one) for pair, one in kept.sentences.items()
-    ]
+    languages = {" and ".join(map(_name, pair.split("-"))): one for pair, one in kept.sentences.items()}
+    translations = [row(f"translations found, {names}", one) for names, one in languages.items()]
     return translations + [row(f"objects recognised in images, {name}", one) for name, one in kept.probe.items()]
 
 

@@ -128,7 +128,7 @@ def test_retention_and_transfer_are_shown(moved):
     other = a_retrieval(3.0).model_copy(update={"lang": "yo"})
     page = checked(show.page(edited(moved, retention=kept, test=(*run.test, other))))
     lost = re.sub("<[^>]*>", " ", section(page, "What other languages lost"))
-    assert "translations found, en and sw 80.0 60.0 -20.0" in " ".join(lost.split())
+    assert "translations found, English and Swahili 80.0 60.0 -20.0" in " ".join(lost.split())
     assert "objects recognised in images, knn 50.0 75.0 +25.0" in " ".join(lost.split())
     assert f"Yoruba {100 * other.mean_recall.value:.1f}" in " ".join(lost.split())
 
