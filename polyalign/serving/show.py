@@ -75,7 +75,7 @@ def page(folder: Path) -> str:
         curve=_curve(run),
         absent=found.absent,
         tokens=[_tokens(report) for report in found.reports.values() if report.tokens],
-        warnings=[warning for lang, own in by_lang.items() for warning in _warnings(lang, own, found)],
+        warnings=list(dict.fromkeys(one for lang, own in by_lang.items() for one in _warnings(lang, own, found))),
         others=_others(run)[:_MOST_ROWS],
         transfer=[_transfer(one) for one in by_lang[run.lang].test[1:]][:_MOST_ROWS],
         versions=", ".join(f"{name} {version}" for name, version in sorted(run.versions.items())),
@@ -131,10 +131,10 @@ def _pictures(run: Run) -> str:
 
 def _lead(run: Run, names: str) -> str:
     test, what = run.test[0], _pictures(run)
-    return (
-        f"A model that finds {what} by sentences in {names}. It was trained on {run.pairs:,} captions of "
-        f"{run.images:,} {what}, and tested on {test.images:,} others."
-    )
+    trained = f"{run.pairs:,} captions of {run.images:,} {what}, and tested on {test.images:,} others"
+    if not run.pairs:
+        trained = f"sentences and their translations, without {what}, and tested on {test.images:,} {what}"
+    return f"A model that finds {what} by sentences in {names}. It was trained on {trained}."
 
 
 def _verdict(lang: str, run: Run) -> Iterator[str]:

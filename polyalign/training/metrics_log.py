@@ -8,12 +8,12 @@ import logging
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 
 from polyalign.config.schema import Recipe
 from polyalign.utils import storage
@@ -34,7 +34,7 @@ def tracking_accelerator(track: Tracker | None, out: Path | None) -> Accelerator
     Raises:
         UserError: the library of the tracker is not installed.
     """
-    if track is not None and find_spec(track) is None:
+    if track is not None and track not in get_available_trackers():
         raise UserError(f"--track {track} needs a library that is not installed: pip install {track}")
     return Accelerator(mixed_precision="no", log_with=track, project_dir=None if out is None else out / TRACKING)
 

@@ -133,6 +133,19 @@ def test_retention_and_transfer_are_shown(moved):
     assert f"Yoruba {100 * other.mean_recall.value:.1f}" in " ".join(lost.split())
 
 
+def test_a_run_in_two_languages_shows_both_and_one_without_pairs_says_so(moved, tmp_path):
+    source = {"name": "folder", "root": str(tiny.bilingual())}
+    recipe = tiny.resolved("projection", source=source, data={"also_langs": ["de"]})
+    train_into(tmp_path / "run", recipe, resume=False, overwrite=False)
+    page = checked(show.page(tmp_path / "run"))
+    assert "Finding photos in English and German" in page.text
+    for title in ("how well photos", "what a search finds", "the worst failures", "short and long"):
+        assert page.text.count(f"English: {title}") == page.text.count(f"German: {title}") == 1
+    assert {"en", "de"} <= set(page.all("lang"))
+    page = checked(show.page(edited(moved, pairs=0, images=0, parallel_rows=70)))
+    assert "trained on sentences and their translations, without photos, and tested on 24 photos" in page.text
+
+
 # What is not there
 
 
