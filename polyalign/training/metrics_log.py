@@ -34,7 +34,7 @@ def tracking_accelerator(track: Tracker | None, out: Path | None) -> Accelerator
     Raises:
         UserError: the library of the tracker is not installed.
     """
-    if track is not None and track not in get_available_trackers():
+    if track is not None and track not in map(str, get_available_trackers()):
         raise UserError(f"--track {track} needs a library that is not installed: pip install {track}")
     return Accelerator(mixed_precision="no", log_with=track, project_dir=None if out is None else out / TRACKING)
 

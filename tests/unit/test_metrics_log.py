@@ -9,6 +9,7 @@ import signal
 import sys
 from collections import Counter
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import accelerate
 import pytest
@@ -161,6 +162,22 @@ def test_a_tracker_that_is_not_installed_is_said_before_anything_is_loaded(tmp_p
         "error: --track wandb needs a library that is not installed: pip install wandb",
     )
     assert not (tmp_path / "run" / METRICS).exists()
+
+
+@pytest.mark.parametrize("name", ["wandb", "mlflow"])
+def test_trackers_that_are_not_installed_here_are_called_with_what_they_take(name, tmp_path, monkeypatch):
+    library = MagicMock()
+    library.utils.validation.MAX_PARAM_VAL_LENGTH = library.utils.validation.MAX_PARAMS_TAGS_PER_BATCH = 100
+    monkeypatch.setitem(sys.modules, name, library)
+    accelerator = accelerate.Accelerator()
+    accelerator.log_with = [accelerate.utils.LoggerType(name)]
+    log = metrics_log.MetricsLog(tmp_path / "my-run" / METRICS, tiny.resolved(), accelerator, None)
+    log.write(3, {"loss": 0.5})
+    metrics_log.end_training(accelerator)
+    begun = library.init if name == "wandb" else library.start_run
+    assert "my-run" in begun.call_args.kwargs.values()
+    sent = library.init.return_value.log if name == "wandb" else library.log_metrics
+    sent.assert_called_once_with({"loss": 0.5}, step=3)
 
 
 class Tracker(accelerate.tracking.GeneralTracker):
