@@ -29,10 +29,12 @@ def show(
 
     from polyalign.evaluation import html
     from polyalign.serving.show import page
+    from polyalign.utils import storage
     from polyalign.utils.progress import progress_bars
 
     path = out or Path(f"{safe_stem(run.resolve().name)}.html")
     html.refuse_foreign(path)
+    storage.check_writable(path.parent)
     with progress_bars():
         html.save(path, page(run))
     print(clean(path))
