@@ -61,7 +61,7 @@ def resumed(resolved: Recipe, path: Path) -> dict[str, list[int]]:
 
         loop._step = take  # type: ignore[method-assign]
         if not process.is_main_process:
-            loop._dev_mean_recall = lambda: 0.0  # type: ignore[method-assign]
+            loop._dev_recalls = lambda: 0.0  # type: ignore[method-assign]
         try:
             state = loop.run(path, resume=number == 1)
         except KeyboardInterrupt:

@@ -90,8 +90,13 @@ def compare(
     print(*map(clean, written), sep="\n")
 
 
-@app.command(rich_help_panel=EVALUATE, epilog="Example: polyalign report --out eval")
-def report(out: Annotated[Path, typer.Option(help="Folder of the results, with runs/*.json.")] = Path("eval")) -> None:
+@app.command(rich_help_panel=EVALUATE, epilog="Example: polyalign report --out eval --html")
+def report(
+    out: Annotated[Path, typer.Option(help="Folder of the results, with runs/*.json.")] = Path("eval"),
+    as_html: Annotated[
+        bool, typer.Option("--html", help="Also write everything into one self-contained file, report.html.")
+    ] = False,
+) -> None:
     """Write tables and figures again from the JSON files of the runs, without training.
 
     Other Markdown files in the folder may quote results in tables whose first columns are language, recipe, budget and
@@ -101,5 +106,5 @@ def report(out: Annotated[Path, typer.Option(help="Folder of the results, with r
     from polyalign.utils.lock import locked
 
     with locked(out) if (out / RUNS).is_dir() else nullcontext():
-        written = write(out)
+        written = write(out, as_html=as_html)
     print(*map(clean, written), sep="\n")

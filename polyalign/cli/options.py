@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import typer
 
@@ -118,6 +118,10 @@ Out = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue an interrupted run.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Delete the existing run and start over.")]
+Track = Annotated[
+    Literal["tensorboard", "wandb", "trackio", "mlflow"] | None,
+    typer.Option(help="Also send the metrics of the training, which are in metrics.jsonl, to this tracker."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 Offline = Annotated[bool, typer.Option("--offline", help="Use only local folders and files downloaded before.")]
 

@@ -38,6 +38,7 @@ def train(
     out: options.Out = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
+    track: options.Track = None,
     offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
@@ -59,7 +60,7 @@ def train(
         options.say(f"{recipe} is the recipe of a run: training starts anew (to go on from it: --from {run.parent})")
     file = recipe if from_ is None else None
     folder = out or default_folder(resolved, recipe)
-    _train(folder, resolved, file, resume=resume, overwrite=overwrite, as_json=as_json)
+    _train(folder, resolved, file, resume=resume, overwrite=overwrite, track=track, as_json=as_json)
 
 
 @app.command(
@@ -79,6 +80,7 @@ def distill(
     out: options.Out = None,
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
+    track: options.Track = None,
     offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
@@ -93,7 +95,7 @@ def distill(
     changes = options.overrides(set_, parallel=parallel, layers=layers, seed=seed)
     resolved = distillation(teacher, lang, strategy, changes)
     folder = out or default_folder(resolved, resolved.name)
-    _train(folder, resolved, None, resume=resume, overwrite=overwrite, as_json=as_json)
+    _train(folder, resolved, None, resume=resume, overwrite=overwrite, track=track, as_json=as_json)
 
 
 @app.command(
@@ -105,6 +107,7 @@ def repeat(
     out: Annotated[Path, typer.Option(help="Folder of the new run.")],
     resume: options.Resume = False,
     overwrite: options.Overwrite = False,
+    track: options.Track = None,
     offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
@@ -112,7 +115,7 @@ def repeat(
     options.go_offline(offline)
     from polyalign.config.resolve import read_recipe
 
-    _train(out, read_recipe(recipe), None, resume=resume, overwrite=overwrite, as_json=as_json)
+    _train(out, read_recipe(recipe), None, resume=resume, overwrite=overwrite, track=track, as_json=as_json)
 
 
 @app.command(rich_help_panel=TRAIN, epilog="Example: polyalign strategies --recipe lilt-bert")
@@ -132,14 +135,17 @@ def strategies(
         options.console().print(render(rows, recipe))
 
 
-def _train(folder: Path, recipe: Any, recipe_file: str | None, *, resume: bool, overwrite: bool, as_json: bool) -> None:
+def _train(
+    folder: Path, recipe: Any, file: str | None, *, resume: bool, overwrite: bool, track: Any, as_json: bool
+) -> None:
+    """Train and show the result; ``file`` is the recipe file that ``recipe`` was resolved from, if it was."""
     from polyalign.evaluation import tables
     from polyalign.evaluation.verdict import verdict
     from polyalign.experiments.next_steps import next_commands
     from polyalign.experiments.run_folders import train_into
 
     with options.interruptible(f"continue with the same command and --resume (the state is in {folder})"):
-        run = train_into(folder, recipe, resume=resume, overwrite=overwrite)
+        run = train_into(folder, recipe, resume=resume, overwrite=overwrite, track=track)
     if run is None:  # not the main process of several
         return
     if as_json:
@@ -154,5 +160,5 @@ def _train(folder: Path, recipe: Any, recipe_file: str | None, *, resume: bool, 
     for line in verdict(run):
         print(clean(line))
     print(f"\ncheckpoint: {clean(folder)}\nnext:")
-    for line in next_commands(folder, recipe, recipe_file):
+    for line in next_commands(folder, recipe, file):
         print(f"  {clean(line)}")

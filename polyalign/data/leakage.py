@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Literal
 
@@ -26,6 +26,7 @@ _NAMESAKE_RMS = 40.0
 _BLOCK = 1 << 17
 
 Floats = npt.NDArray[np.float32]
+Ints = npt.NDArray[np.int64]
 
 
 class Leak(BaseModel, frozen=True):
@@ -114,6 +115,26 @@ def find_leaks(train: PairTable, test: PairTable, *, pixels: bool = True) -> Lea
         unopened=unopened,
         leaks=tuple(leaks),
     )
+
+
+def near_duplicates(images: Sequence[ImageRef]) -> Ints:
+    """Return a number for each image (N,), the same for images that look the same, directly or through others."""
+    keys = [image_prints.key(image) for image in images]
+    first_of = {key: i for i, key in reversed([*enumerate(keys)]) if key is not None}
+    group_of = [i if key is None else first_of[key] for i, key in enumerate(keys)]
+    distinct = sorted(set(group_of))
+    prints = image_prints.prints([images[i] for i in distinct])
+    seen = {distinct[i]: one for i, one in prints.items() if one.problem is None}
+
+    def top(i: int) -> int:
+        while group_of[i] != i:
+            i = group_of[i]
+        return i
+
+    for i, j in _by_pixels(seen, seen):
+        low, high = sorted((top(i), top(j)))
+        group_of[high] = low
+    return np.array([top(i) for i in range(len(images))], dtype=np.int64)
 
 
 def refuse(report: LeakageReport) -> None:

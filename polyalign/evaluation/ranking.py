@@ -20,6 +20,9 @@ Ints = npt.NDArray[np.int64]
 RECALL_AT = (1, 5, 10)
 """The K of recall@K."""
 
+COLUMNS = (*(f"{way}_r{k}" for way in ("text_to_image", "image_to_text") for k in RECALL_AT), "mean_recall")
+"""Names of the six recalls and of their mean, in files."""
+
 _SCORES_PER_BLOCK = 2**23
 _GRID_BITS = 25
 _MAX_SCORE = 8.0

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyalign.config.schema import complete
-from polyalign.evaluation.ranking import RECALL_AT
+from polyalign.evaluation import html
+from polyalign.evaluation.ranking import COLUMNS
 from polyalign.evaluation.results import LeftOut, Retrieval, Run, Score, recall_scores
-from polyalign.experiments import figures, pages, quotes
+from polyalign.experiments import figures, html_report, pages, quotes
 from polyalign.experiments.significance import Comparison, Method, comparisons, flatten
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
@@ -27,7 +28,6 @@ INDEX = "README.md"
 _NOT_IN_ROWS = {
     *("recipe", "versions", "tuned", "trained_on", "untrained", "untrained_in", "test", "dev_evaluations", "retention"),
 }
-_COLUMNS = [f"{way}_r{k}" for way in ("text_to_image", "image_to_text") for k in RECALL_AT] + ["mean_recall"]
 
 
 def load(folder: Path) -> list[Comparison]:
@@ -56,10 +56,11 @@ def load_runs(folder: Path) -> list[Run]:
     return [run.model_copy(update={"recipe": complete(run.recipe)}) for run in runs]
 
 
-def write(folder: Path) -> list[Path]:
+def write(folder: Path, *, as_html: bool = False) -> list[Path]:
     """Write all tables and figures of ``folder`` from its runs, and return the paths.
 
-    In other Markdown pages of the folder only the quoted results are updated (see ``quotes``).
+    In other Markdown pages of the folder only the quoted results are updated (see ``quotes``). With ``as_html`` all of
+    it is also written into one HTML file.
 
     Raises:
         UserError: there are no runs, a file cannot be read, or a page quotes a result that does not exist.
@@ -68,6 +69,8 @@ def write(folder: Path) -> list[Path]:
     made = {folder / name: text for name, text in texts(found).items()}
     for path in made:
         _refuse_foreign(path)
+    if as_html:
+        html.refuse_foreign(folder / html_report.NAME)
     if any((folder / FIGURES).glob("[!.]*")) and not (folder / INDEX).exists():
         raise UserError(f"{folder / FIGURES} was not made by polyalign report: move it away, or use another --out")
     for name in (RUNS, LEFT_OUT, FIGURES):
@@ -78,7 +81,9 @@ def write(folder: Path) -> list[Path]:
     own = sorted(path for path in set(folder.glob("*.md")) - made.keys() if path.is_file())
     for page in own:
         quotes.renew(page, found)
-    return [*made, *own, *drawn]
+    if as_html:
+        html.save(folder / html_report.NAME, html_report.page(found, drawn))
+    return [*made, *own, *drawn, *([folder / html_report.NAME] if as_html else [])]
 
 
 def _refuse_foreign(path: Path) -> None:
@@ -113,7 +118,7 @@ def _by_column(scores: Sequence[Score]) -> dict[str, float]:
     """Return the six recalls and the mean recall, with their limits, by column of CSV files and data frames."""
     return {
         f"{name}{end}": value
-        for name, score in zip(_COLUMNS, scores, strict=True)
+        for name, score in zip(COLUMNS, scores, strict=True)
         for end, value in (("", score.value), ("_low", score.low), ("_high", score.high))
     }
 

@@ -20,6 +20,7 @@ from polyalign.experiments.workers import LOG, RECIPE, RESTARTS, RUNNING
 from polyalign.models import checkpoint
 from polyalign.training import train
 from polyalign.training.inherit import weights_digest
+from polyalign.training.metrics_log import Tracker
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError, first_line
 from polyalign.utils.lock import LOCK_FILES, locked
@@ -90,11 +91,13 @@ def versioned_digest(recipe: Recipe) -> str:
     return hashlib.sha256(f"{polyalign.__version__}\n{recipe.to_toml()}".encode()).hexdigest()[:8]
 
 
-def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -> Run | None:
+def train_into(
+    folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool, track: Tracker | None = None
+) -> Run | None:
     """Train into a folder and return the run, or the finished run of the same recipe that the folder holds.
 
-    With ``overwrite`` an existing run is deleted first; other files in the folder are kept. In all but the main process
-    the result is None.
+    With ``overwrite`` an existing run is deleted first; other files in the folder are kept. ``track`` names a tracker
+    that the metrics of the training are sent to. In all but the main process the result is None.
 
     Raises:
         UserError: the folder holds a run with other settings, an unfinished run (without ``resume`` and ``overwrite``),
@@ -125,7 +128,7 @@ def train_into(folder: Path, recipe: Recipe, *, resume: bool, overwrite: bool) -
         if main and not begun:
             _refuse_changed(folder)
         with progress_bars(enabled=main), _listed(folder) if main else nullcontext():
-            return train.train(recipe, folder, resume=resume)
+            return train.train(recipe, folder, resume=resume, track=track)
 
 
 def _finished(folder: Path, recipe: Recipe) -> Run:
@@ -140,6 +143,7 @@ def _finished(folder: Path, recipe: Recipe) -> Run:
 def _refuse_foreign(folder: Path) -> None:
     """Check that a folder is new, is empty, or holds a run, so that the files of a run are not mixed with others."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    names = {name for name in names if not name.endswith(storage.PARTIAL)}  # which a killed process may have left
     if names - {RECIPE, LOG, RESTARTS, RUNNING, *LOCK_FILES} and not names & {train.RESULT, train.STATE, MANIFEST}:
         raise UserError(f"{folder} contains other files and no run: use a new folder for --out")
     for name in set(train.FILES) - {checkpoint.TOKENIZER}:

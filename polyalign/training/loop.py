@@ -18,7 +18,7 @@ from torch import nn
 
 from polyalign.config.schema import Recipe
 from polyalign.evaluation import ranking
-from polyalign.evaluation.intervals import recall_intervals
+from polyalign.evaluation.intervals import Intervals, recall_intervals
 from polyalign.evaluation.results import DevEvaluation
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
@@ -26,6 +26,7 @@ from polyalign.models.embed import PairFeatures, SentenceFeatures, embed_feature
 from polyalign.training import grad_cache
 from polyalign.training.guards import check_gradients
 from polyalign.training.loss import gather, info_nce, positives, sigmoid, squared_distance
+from polyalign.training.metrics_log import METRICS, MetricsLog, learning_rates
 from polyalign.training.not_finite import REASONS, all_finite, reason
 from polyalign.training.optim import adamw, learning_rate, warmup_steps
 from polyalign.training.plan import Plan, check_divisible, collapse_alarm
@@ -109,9 +110,10 @@ class Loop:
             )
         settings = self.recipe.to_toml()
         state = self._resumed(path, settings) if resume else State()
+        self._log = MetricsLog(path.with_name(METRICS), self.recipe, self.accelerator, state.step or None)
         began = Spent.until_now() - state.spent
         if self.recipe.parent is not None and not state.dev_evaluations:
-            self._evaluate_dev(state)  # the weights of the parent are kept if none are better
+            self._write(state, self._evaluate_dev(state))  # the weights of the parent are kept if none are better
         self.aligner.train()
         with ctrl_c_held_back() as pressed:
             while (before := self.place(state)) < self.plan.steps and not state.finished:
@@ -123,9 +125,8 @@ class Loop:
                 place = self.place(state)
                 due = any(before < step <= place for step in self.plan.dev_evaluations)
                 if due or stop or len(self._unread) == _LOSSES_READ_EVERY:
-                    self._read_losses(state)
-                if due:
-                    self._evaluate_dev(state)
+                    metrics = self._read_losses(state) | (self._evaluate_dev(state) if due else {})
+                    self._write(state, metrics)
                 self._check_memory()
                 if due or stop:
                     self._save(path, state, settings)
@@ -134,6 +135,11 @@ class Loop:
                     raise KeyboardInterrupt
         state.spent, _ = self._agree(0, Spent.until_now() - began, stop=False)
         return state
+
+    def _write(self, state: State, metrics: dict[str, float]) -> None:
+        epoch, seconds = round(state.step / self.plan.steps_per_epoch, 4), round(state.spent.seconds, 3)
+        place = {"epoch": epoch, "pairs_seen": self.pairs_seen(state), "seconds": seconds}
+        self._log.write(state.step, {**place, **learning_rates(self.optimiser), **metrics})
 
     def _resumed(self, path: Path, settings: str) -> State:
         """Load the state to continue from; the main process decides whether there is one.
@@ -156,6 +162,10 @@ class Loop:
         if self.seconds is None:
             return state.step
         return max(state.step, min(self.plan.steps, int(self.plan.steps * state.spent.seconds / self.seconds)))
+
+    def pairs_seen(self, state: State) -> int:
+        """Return the number of pairs of all steps so far, with repeats."""
+        return state.step * min(self.recipe.optim.batch_size, len(self.features.captions))
 
     def batch(self, step: int) -> npt.NDArray[np.int64]:
         """Return this process's pairs of a step: its share of the batch, from the epoch's seeded permutation."""
@@ -248,8 +258,10 @@ class Loop:
         self.optimiser.step()
         return loss
 
-    def _read_losses(self, state: State) -> None:
-        """Move the losses of the last steps into the state. They stay on the GPU until then: reading waits for it.
+    def _read_losses(self, state: State) -> dict[str, float]:
+        """Move the losses of the last steps into the state, and return their mean.
+
+        They stay on the GPU until then: reading waits for it.
 
         Raises:
             UserError: one of them is not finite.
@@ -260,6 +272,7 @@ class Loop:
                 raise UserError(f"the loss is {loss} at step {step}: {self._reason(step)}")
         state.losses += losses
         self._unread = []
+        return {"loss": float(np.mean(losses))}
 
     def _reason(self, step: int) -> str:
         """Say why the loss of a step is not finite; all processes together, since each has a part of the batch."""
@@ -271,13 +284,13 @@ class Loop:
         found = reason(self.recipe, self.features, encode)
         return REASONS[int(self._over_processes([found]).max())]
 
-    def _evaluate_dev(self, state: State) -> None:
+    def _evaluate_dev(self, state: State) -> dict[str, float]:
         """Evaluate on dev, keep the best state, and stop after ``patience`` evaluations without improvement.
 
-        The main process measures; the others take its result, so that all stop at the same step.
+        The main process measures; the others take its result, so that all stop at the same step. Return the recalls.
         """
-        measured, high = self._dev_mean_recall() if self.accelerator.is_main_process else (0.0, 1.0)
-        mean_recall = from_main_process(measured)
+        recalls, high = self._dev_recalls() if self.accelerator.is_main_process else (np.zeros(7), 1.0)
+        mean_recall = from_main_process(float(recalls[-1]))
         self.aligner.train()
         loss = float(np.mean(state.losses)) if state.losses else None
         seconds = state.spent.seconds
@@ -293,17 +306,18 @@ class Loop:
             logger.warning(alarm)
         since_best = len(state.dev_evaluations) - 1 - state.best_dev_evaluation
         state.finished = since_best >= self.recipe.train.patience
+        return {f"dev_{name}": value for name, value in zip(ranking.COLUMNS, recalls.tolist(), strict=True)}
 
-    def _dev_mean_recall(self) -> tuple[float, float]:
-        """Return the mean recall on dev and the upper limit of its confidence interval, averaged over the dev splits.
+    def _dev_recalls(self) -> tuple[npt.NDArray[np.float64], float]:
+        """Return the seven recalls on dev, and the upper limit of the interval of the last, averaged over dev splits.
 
         Raises:
             UserError: an embedding is not finite.
         """
-        measured = np.array([self._recall_on(one) for one in self.dev])
-        return float(measured[:, 0].mean()), float(measured[:, 1].mean())
+        measured = [self._recalls_on(one) for one in self.dev]
+        return np.mean([one.value for one in measured], axis=0), float(np.mean([one.high[-1] for one in measured]))
 
-    def _recall_on(self, dev: PairFeatures) -> tuple[float, float]:
+    def _recalls_on(self, dev: PairFeatures) -> Intervals:
         def encode(aligner: Aligner) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
             made = embed_features(aligner.to(self.accelerator.device), dev, rows_at_a_time(self.recipe))
             return made.images, made.captions
@@ -314,8 +328,7 @@ class Loop:
             raise UserError(f"the embeddings of the dev split are not finite: {why}")
         ranked = ranking.both_directions(images, captions, dev.image_of)
         hits = ranking.gather_hits(ranked[0].rank, ranked[1].rank, dev.image_of)
-        recall = recall_intervals([hits.hits], hits.queries)
-        return float(recall.value[-1]), float(recall.high[-1])
+        return recall_intervals([hits.hits], hits.queries)
 
     def _agree(self, step: int, spent: Spent, *, stop: bool) -> tuple[Spent, bool]:
         """Return the slowest process's seconds, the processor time of all, and whether any process was interrupted.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 
 from polyalign.config.schema import Recipe
 from polyalign.data.load import load_split, load_table, refuse_equal_captions, without_trained
@@ -24,29 +23,31 @@ from polyalign.training.guards import rehearse
 from polyalign.training.inherit import inherit
 from polyalign.training.inputs import Inputs, of_pairs, of_teacher
 from polyalign.training.loop import Loop, rows_at_a_time
+from polyalign.training.metrics_log import METRICS, Tracker, end_training, tracking_accelerator
 from polyalign.training.recompute import check_blocks
 from polyalign.training.state import State
 from polyalign.utils.process import peak_memory, processes
 from polyalign.utils.versions import versions
 
 RESULT, STATE = "result.json", "state.safetensors"
-FILES = (*checkpoint.FILES, TRAINED_IMAGES, RESULT, STATE)
+FILES = (*checkpoint.FILES, TRAINED_IMAGES, RESULT, STATE, METRICS)
 """All that a run writes into its folder; ``--overwrite`` deletes these and nothing else."""
 
 logger = logging.getLogger(__name__)
 
 
-def train(recipe: Recipe, out: Path, *, resume: bool) -> Run | None:
+def train(recipe: Recipe, out: Path, *, resume: bool, track: Tracker | None = None) -> Run | None:
     """Train a recipe, test the state with the best dev recall, and save checkpoint and result into ``out``.
 
     During training ``out`` holds the training state. With ``resume`` training continues from it to the same result as
     an uninterrupted run. Ctrl-C saves the state before it interrupts. With several processes only the main one tests
-    and returns the result; the others return None.
+    and returns the result; the others return None. ``track`` sends the metrics of the training to a tracker too.
 
     Raises:
-        UserError: bad data, leakage, a tower that does not support the strategy, or a loss that is not finite.
+        UserError: bad data, leakage, a tower that does not support the strategy, a loss that is not finite, or a
+            tracker that is not installed.
     """
-    start = set_up(recipe)
+    start = set_up(recipe, track, out)
     loop, aligner = start.loop, start.loop.aligner
     state = loop.run(out / STATE, resume=resume)
     run = None
@@ -66,7 +67,7 @@ def train(recipe: Recipe, out: Path, *, resume: bool) -> Run | None:
             save_trained_images(out, start.inputs.images)
         run.save_json(out / RESULT)
         (out / STATE).unlink(missing_ok=True)
-    loop.accelerator.end_training()
+    end_training(loop.accelerator)
     return run
 
 
@@ -83,7 +84,7 @@ class Start:
         return _tests(self.loop.aligner, self.inputs, self.loop.recipe)
 
 
-def set_up(recipe: Recipe) -> Start:
+def set_up(recipe: Recipe, track: Tracker | None = None, out: Path | None = None) -> Start:
     """Build the towers, load the data, compute the frozen features and test the untrained projections.
 
     Whatever can be refused is refused before the step that takes longer: settings before data, data before features.
@@ -93,7 +94,7 @@ def set_up(recipe: Recipe) -> Start:
             among the processes.
     """
     processes()
-    accelerator = Accelerator(mixed_precision="no")
+    accelerator = tracking_accelerator(track, out)
     _warn_of_drawn_towers(recipe)
     aligner = build_aligner(recipe).to(accelerator.device)
     inherit(aligner, recipe)
@@ -159,7 +160,7 @@ def _facts(loop: Loop, state: State, inputs: Inputs) -> dict[str, Any]:
         "trained_on": amounts if len(amounts) > 1 else {},
         "parallel_rows": 0 if inputs.parallel is None else len(inputs.parallel),
         "parallel_langs": () if inputs.parallel is None else inputs.parallel.langs,
-        "pairs_seen": state.step * min(recipe.optim.batch_size, len(loop.features.captions)),
+        "pairs_seen": loop.pairs_seen(state),
         "steps": state.step,
         "epochs": round(state.step / loop.plan.steps_per_epoch, 2),
         "stopped_early": state.finished and loop.place(state) < loop.plan.steps,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import zip_longest
 from typing import Any
 
 from rich.cells import cell_len
@@ -43,7 +44,7 @@ class PlainTable(Table):
 
     def _least_width(self) -> int:
         widths = []
-        for column, cells in zip(self.columns, zip(*self._texts, strict=True), strict=False):
+        for column, cells in zip(self.columns, zip_longest(*self._texts, fillvalue=""), strict=False):
             lines = [line for cell in (str(column.header), *cells) for line in cell.splitlines()]
             longest = max(map(cell_len, lines), default=0)
             widths.append(longest if column.no_wrap else min(longest, column.min_width or _LEAST))

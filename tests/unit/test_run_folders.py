@@ -16,6 +16,7 @@ from polyalign.evaluation.evaluate import evaluate
 from polyalign.evaluation.results import Run
 from polyalign.experiments import run_folders as runs
 from polyalign.training import train
+from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 from polyalign.utils.lock import LOCK_FILES, locked
 from tests import tiny
@@ -113,6 +114,11 @@ def test_a_finished_run_of_other_settings_is_not_given_back(finished):
         train_into(finished, train={"seed": 1})
 
 
+def test_a_folder_in_which_a_run_was_killed_while_it_wrote_its_first_file_is_no_folder_of_others(tmp_path):
+    (tmp_path / f".{runs.MANIFEST}.x1{storage.PARTIAL}").touch()
+    assert train_into(tmp_path).steps
+
+
 # Overwriting
 
 
@@ -131,7 +137,7 @@ OWN = {*train.FILES, runs.MANIFEST, *LOCK_FILES}
 @pytest.mark.parametrize("seed", range(6))
 def test_overwriting_keeps_all_that_the_run_did_not_write(seed, finished, tmp_path, monkeypatch):
     assert {path.name for path in finished.iterdir()} <= OWN, "a run writes what is not listed"
-    monkeypatch.setattr(train, "train", lambda recipe, out, resume: None)
+    monkeypatch.setattr(train, "train", lambda recipe, out, resume, track: None)
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "precious.txt").write_text("precious")
@@ -212,7 +218,7 @@ def test_an_interrupt_while_overwriting_loses_nothing_foreign_and_can_be_repeate
 
 
 def test_an_interrupted_run_is_overwritten_but_not_what_has_come_since(tmp_path, monkeypatch):
-    def interrupted(recipe: object, out: Path, resume: bool) -> None:
+    def interrupted(recipe: object, out: Path, resume: bool, track: None) -> None:
         (out / train.STATE).write_bytes(b"half")
         raise KeyboardInterrupt
 

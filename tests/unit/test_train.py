@@ -107,6 +107,7 @@ def test_the_folder_holds_the_result_and_the_checkpoint_and_no_state(whole):
         "tokenizer",
         "result.json",
         "train_images.safetensors",
+        "metrics.jsonl",
     }
     assert Run.load_json(whole.folder / train.RESULT) == whole.run
 
@@ -165,7 +166,7 @@ def stopped(tmp_path_factory) -> dict[str, Stopped]:
 def test_a_stopped_run_goes_on_to_the_same_result_to_the_bit(name, code, step, stopped, deep, tmp_path, caplog):
     run = stopped[name]
     assert run.code == code, run.said
-    assert {path.name for path in run.folder.iterdir()} - {*LOCK_FILES} == {train.STATE, runs.MANIFEST}
+    assert {path.name for path in run.folder.iterdir()} - {*LOCK_FILES} == {train.STATE, train.METRICS, runs.MANIFEST}
     folder = shutil.copytree(run.folder, tmp_path / "run")
     found = runs.train_into(folder, tiny.resolved("lilt-deep"), resume=True, overwrite=False)
     assert f"continuing after step {step} of {STEPS}" in caplog.messages
@@ -286,7 +287,7 @@ def test_what_is_kept_is_the_best_look_not_the_last(tmp_path, monkeypatch):
         return whole(aligner)
 
     loop = loop_for(tiny.resolved("projection", train={"evals": 4, "patience": 2}))
-    monkeypatch.setattr(loop, "_dev_mean_recall", lambda: (next(recalls), 1.0))
+    monkeypatch.setattr(loop, "_dev_recalls", lambda: (np.full(7, next(recalls)), 1.0))
     monkeypatch.setattr(train.checkpoint, "trained_state", noted)
     state = loop.run(tmp_path / "state", resume=False)
     assert state.best_dev_evaluation == 1
@@ -333,7 +334,7 @@ def test_a_tower_that_gives_nan_is_not_a_learning_rate_that_is_too_high(method, 
         loop.run(tmp_path / "state", resume=False)
     assert "learning rate" not in str(caught.value)
     with pytest.raises(UserError, match=f"the embeddings of the dev split are not finite: {said}"):
-        loop._dev_mean_recall()
+        loop._dev_recalls()
 
 
 def test_cached_features_that_are_damaged_are_said_to_be(tmp_path):
@@ -350,7 +351,7 @@ def test_weights_that_training_made_infinite_are_said_to_be_due_to_the_learning_
     with torch.no_grad():
         loop.aligner.text_projection.weight.fill_(torch.inf)
     with pytest.raises(UserError, match="the embeddings of the dev split are not finite: lower the learning rate"):
-        loop._dev_mean_recall()
+        loop._dev_recalls()
 
 
 def look(step: int, recall: float) -> DevEvaluation:
@@ -598,7 +599,7 @@ def test_a_batch_that_processes_cannot_share_evenly_is_refused(monkeypatch):
 def test_a_batch_that_cannot_be_divided_is_refused_before_features_are_computed(monkeypatch):
     monkeypatch.setattr(inputs, "prepare", lambda *_: pytest.fail("features were computed"))
     several = SimpleNamespace(num_processes=2, device=torch.device("cpu"))
-    monkeypatch.setattr(train, "Accelerator", lambda **_: several)
+    monkeypatch.setattr(train, "tracking_accelerator", lambda *_: several)
     with pytest.raises(UserError, match=r"5 pairs cannot be divided among 2 processes: .*optim\.batch_size=4"):
         train.set_up(tiny.resolved(data={"budget": "5-pairs"}))
 
@@ -681,7 +682,7 @@ def test_one_process_measures_dev_and_all_decide_alike(monkeypatch, tmp_path):
     """A process that is not the main one takes the main one's result, and never measures."""
     loop = loop_for(tiny.resolved(train={"evals": 2, "patience": 1}))
     monkeypatch.setattr(type(loop.accelerator), "is_main_process", property(lambda _: False))
-    monkeypatch.setattr(loop, "_dev_mean_recall", lambda: pytest.fail("measured by itself"))
+    monkeypatch.setattr(loop, "_dev_recalls", lambda: pytest.fail("measured by itself"))
     results = iter([0.5, 0.25])
     monkeypatch.setattr(loop_module, "from_main_process", lambda value: next(results))
     state = loop.run(tmp_path / "state", resume=False)
