@@ -23,7 +23,13 @@ class Shelf(Index):
     """Photos with random vectors."""
 
     def __init__(self, folder: Path, captions: Mapping[str, str]) -> None:
-        self.folder, self.root, self.model, self.dim, self.columns = folder / "index", folder, "a run", DIM, ("caption",)
+        self.folder, self.root, self.model, self.dim, self.columns = (
+            folder / "index",
+            folder,
+            "a run",
+            DIM,
+            ("caption",),
+        )
         self.photos = [
             Photo(i, path, {"caption": text} if text else {}) for i, (path, text) in enumerate(captions.items())
         ]

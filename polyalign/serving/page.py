@@ -38,10 +38,9 @@ _KEPT_QUERIES = 1024  # vectors, 2 MiB at 512 dimensions
 _CAPTION = 300  # characters
 _ID = re.compile("[0-9]{1,15}")
 
-# What browsers show as an image, never as a document. MPO is the JPEG of some cameras.
+# What browsers show as an image, never as a document.
 _TYPES = {
     "JPEG": "image/jpeg",
-    "MPO": "image/jpeg",
     "PNG": "image/png",
     "GIF": "image/gif",
     "WEBP": "image/webp",
@@ -223,7 +222,7 @@ def _type_of(path: Path) -> str | None:
     """Return the type of an image that browsers show, from its content."""
     try:
         with Image.open(path, formats=tuple(_TYPES)) as image:
-            return _TYPES[image.format or ""]
+            return _TYPES.get(image.format or "", "image/jpeg")  # also MPO, the JPEG files of some cameras
     except (OSError, ValueError, Image.DecompressionBombWarning, Image.DecompressionBombError):
         return None
 
