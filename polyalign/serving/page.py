@@ -25,6 +25,7 @@ from polyalign.data.pairs import CorruptImageError
 from polyalign.serving.index import Hit, Index, Photo, Vector
 from polyalign.serving.page_limits import Guarded, Workers
 from polyalign.serving.thumbnails import Thumbnails, thumbnail
+from polyalign.utils.errors import UserError
 from polyalign.utils.text import clean
 
 PER_PAGE = 24
@@ -142,7 +143,10 @@ class Page:
         return self._render_hits(query, hits, number, {"q": query}, query=query)
 
     def _search_similar(self, photo: Photo, number: int) -> str:
-        vector = self._index.vector(photo.id)
+        try:
+            vector = self._index.vector(photo.id)
+        except UserError as error:  # it was added after the index was opened
+            raise HTTPException(404) from error
         hits = self._index.search(vector, top=PER_PAGE + 1, skip=(number - 1) * PER_PAGE, without=photo.id)
         return self._render_hits(self._texts.similar, hits, number, {}, source=self._card(photo))
 
@@ -186,9 +190,9 @@ class Page:
         return self._shown.page
 
     def _card(self, photo: Photo, score: float | None = None) -> Card:
-        names = ("caption", f"caption_{self._spoken}", *(key for key in photo.metadata if key.startswith("caption")))
-        caption = next((text for name in names if (text := clean(photo.metadata.get(name, ""), _CAPTION))), "")
-        return Card(photo.id, caption or clean(Path(photo.path).name, _CAPTION), score)
+        names = ("caption", f"caption_{self._spoken}", *(name for name in photo.metadata if name.startswith("caption")))
+        lines = (clean(line, _CAPTION) for name in names for line in photo.metadata.get(name, "").splitlines())
+        return Card(photo.id, next(filter(None, lines), clean(Path(photo.path).name, _CAPTION)), score)
 
     def _render_hits(self, title: str, hits: list[Hit], number: int, parameters: dict[str, Any], **facts: Any) -> str:
         if number > 1 and not hits:
