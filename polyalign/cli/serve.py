@@ -35,17 +35,16 @@ def serve(
         from polyalign.serving.page_limits import LOOPBACK
     except ImportError as error:
         raise UserError(f"the page needs {error.name}: pip install 'polyalign[serve]'") from error
-    from polyalign.evaluation.model import load
     from polyalign.serving.index import Index
+    from polyalign.serving.search import text_model
     from polyalign.utils.progress import progress_bars
 
     photos = Index.open(index)
     with page_server.bind(host, port) as opened:
         with progress_bars():
-            model = load(photos.model)
-            shown = page_language(lang or model.lang)
-            page = Page(photos, lambda query: model.encode_text([query])[0], model.lang, shown)
-            page.warm_up()
+            model = text_model(photos)
+        page = Page(photos, model.encode_text, model.lang, page_language(lang or model.lang))
+        page.warm_up()
         is_local = page_server.is_loopback(host)
         if not is_local:
             say(f"anybody who reaches {host} at this port can see all {len(photos):,} indexed photos")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +20,10 @@ from starlette.types import ASGIApp
 
 from polyalign.config.language import Lang, load_language
 from polyalign.data.pairs import CorruptImageError
-from polyalign.serving.index import Hit, Index, Photo, Vector
+from polyalign.evaluation.encoders import Vectors
+from polyalign.serving.index import Hit, Index, Photo
 from polyalign.serving.page_limits import Guarded, Workers
+from polyalign.serving.page_queries import Queries
 from polyalign.serving.thumbnails import Thumbnails, thumbnail
 from polyalign.utils.errors import UserError
 from polyalign.utils.text import clean
@@ -35,7 +35,6 @@ LONGEST_QUERY = 500  # characters
 _TEMPLATES = Path(__file__).parent / "templates"
 _THUMBNAIL_PX = 480
 _LARGEST_PX = 4096  # of photos in a format that browsers do not show
-_KEPT_QUERIES = 1024  # vectors, 2 MiB at 512 dimensions
 _CAPTION = 300  # characters
 _ID = re.compile("[0-9]{1,15}")
 
@@ -57,7 +56,7 @@ class Card:
 
     id: int
     caption: str
-    score: float | None = None
+    score: str
 
 
 def page_language(code: str | None) -> Lang:
@@ -69,21 +68,22 @@ def page_language(code: str | None) -> Lang:
 class Page:
     """The pages and images of an index."""
 
-    def __init__(self, index: Index, encode: Callable[[str], Vector], spoken: str | None, shown: Lang) -> None:
+    def __init__(
+        self, index: Index, encode: Callable[[Sequence[str]], Vectors], spoken: str | None, shown: Lang
+    ) -> None:
         """Show an index.
 
         Args:
             index: what to search.
-            encode: the vector of a sentence; it is not called by two threads at once.
+            encode: the vectors of sentences; it is not called by two threads at once.
             spoken: code of the language of sentences and captions, None if it is not known.
             shown: the language of the page's own texts.
         """
         self._index, self._spoken, self._shown = index, spoken, shown
         self._root = index.root.resolve()
-        self._encode, self._encoding = lru_cache(_KEPT_QUERIES)(encode), threading.Lock()
-        self._thumbnails = Thumbnails(index.folder / "thumbnails", _THUMBNAIL_PX)
-        cores = os.cpu_count() or 1
-        self._searches, self._images = Workers(cores, waiting=64), Workers(cores, waiting=256)
+        self._queries = Queries(encode)
+        self._thumbnails = Thumbnails(index.folder / ".thumbnails", _THUMBNAIL_PX)
+        self._searches, self._images = Workers(threads=8, waiting=64), Workers(threads=os.cpu_count() or 1, waiting=256)
         environment = Environment(
             loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
             lstrip_blocks=True,
@@ -137,9 +137,7 @@ class Page:
         return self._render_error(500)
 
     def _search(self, query: str, number: int) -> str:
-        with self._encoding:
-            vector = self._encode(query)
-        hits = self._index.search(vector, top=PER_PAGE + 1, skip=(number - 1) * PER_PAGE)
+        hits = self._index.search(self._queries.vector(query), top=PER_PAGE + 1, skip=(number - 1) * PER_PAGE)
         return self._render_hits(query, hits, number, {"q": query}, query=query)
 
     def _search_similar(self, photo: Photo, number: int) -> str:
@@ -176,12 +174,17 @@ class Page:
         return photo
 
     def _path(self, photo: Photo) -> Path:
-        """Return the file of a photo, which a link set after indexing may not lead out of the photo folder."""
+        """Return the file of a photo. One that a link leads to must be that of the time of indexing."""
         try:
             path = self._index.file(photo).resolve(strict=True)
+            facts = path.stat()
         except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
             raise HTTPException(404) from error
-        if not (path.is_relative_to(self._root) and path.is_file()):
+        is_as_indexed = any(
+            (entry.size, entry.mtime) == (facts.st_size, facts.st_mtime_ns)
+            for entry in self._index.store.entries("id = ?", (photo.id,))
+        )
+        if not (path.is_file() and (is_as_indexed or path.is_relative_to(self._root))):
             raise HTTPException(404)
         return path
 
@@ -189,10 +192,10 @@ class Page:
     def _texts(self) -> Any:
         return self._shown.page
 
-    def _card(self, photo: Photo, score: float | None = None) -> Card:
+    def _card(self, photo: Photo, score: float = 1.0) -> Card:
         names = ("caption", f"caption_{self._spoken}", *(name for name in photo.metadata if name.startswith("caption")))
         lines = (clean(line, _CAPTION) for name in names for line in photo.metadata.get(name, "").splitlines())
-        return Card(photo.id, next(filter(None, lines), clean(Path(photo.path).name, _CAPTION)), score)
+        return Card(photo.id, next(filter(None, lines), clean(Path(photo.path).name, _CAPTION)), f"{score:z.2f}")
 
     def _render_hits(self, title: str, hits: list[Hit], number: int, parameters: dict[str, Any], **facts: Any) -> str:
         if number > 1 and not hits:
