@@ -43,7 +43,7 @@ class Index:
 
     ``root`` is the photo folder, ``model`` the folder of the run or the name of an external model, ``dim`` the length
     of a vector, and ``columns`` are those of the captions table, ``ids`` those of all photos. Later changes of
-    the files are not seen.
+    the files are not seen, but photos deleted meanwhile are not found any more.
     """
 
     def __init__(self, store: Store) -> None:
@@ -51,6 +51,7 @@ class Index:
         self.store, self.folder, self.dim = store, store.folder, store.dim
         self.root, self.model = Path(store.facts["root"]), store.facts["model"]
         self.columns: tuple[str, ...] = tuple(store.columns())
+        self._digest = store.digest()
         self._vectors, living = store.snapshot()
         self.ids: npt.NDArray[np.int64] = living["id"].copy()
         self._row_of = living["row"].copy()
@@ -69,6 +70,11 @@ class Index:
     def __len__(self) -> int:
         """Return the number of photos."""
         return len(self._ids)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the photos are those of when the index was opened; if not, open it again."""
+        return self._digest == self.store.digest()
 
     def search(
         self,

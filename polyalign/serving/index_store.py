@@ -111,13 +111,14 @@ class Store:
             (folder / VECTORS).write_bytes(b"")
         except OSError as error:
             raise storage.cannot_write(folder, error) from error
-        values = {"format": _FORMAT, "digest": str(_digest(np.empty(0, _LIVING))), **facts}
+        values = {"format": _FORMAT, **facts}
 
         def fill(partial: Path) -> None:
             with _converted(folder), closing(_connect(partial)) as database:
                 database.execute("PRAGMA journal_mode = MEMORY")  # the file is moved into place when it is whole
                 database.executescript(f"BEGIN; {_SCHEMA}")
                 database.executemany("INSERT INTO facts VALUES (?, ?)", values.items())
+                _seal(database)
                 database.execute("COMMIT")
 
         storage.write(folder / PHOTOS, fill)
@@ -175,11 +176,11 @@ class Store:
             self._database.execute("BEGIN")
             try:
                 blocks = self._database.execute("SELECT start, count, checksum FROM blocks ORDER BY start").fetchall()
-                digest = self._fact("digest")
-                living = _living(self._database)
+                digest = self.digest()
+                living, expected = _living(self._database)
             finally:
                 self._database.execute("ROLLBACK")
-        if str(_digest(living)) != digest or not all(isinstance(one, int) for block in blocks for one in block):
+        if expected != digest or not all(isinstance(one, int) for block in blocks for one in block):
             raise self.damaged("the list of photos")
         vectors = self._mapped(sum(count for _, count, _ in blocks))
         end = 0
@@ -203,9 +204,10 @@ class Store:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
 
-    def _fact(self, name: str) -> str | None:
-        found = self._database.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return None if found is None else str(found[0])
+    def digest(self) -> str:
+        """Return the checksum of the list of photos and the facts."""
+        found = self.read("SELECT value FROM facts WHERE name = 'digest'")
+        return str(found[0][0]) if found else ""
 
     def append(
         self, vectors: npt.NDArray[np.floating[Any]], contents: Sequence[bytes], entries: Sequence[Entry]
@@ -257,8 +259,7 @@ class Store:
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield self._database
-                digest = str(_digest(_living(self._database)))
-                self._database.execute("INSERT OR REPLACE INTO facts VALUES ('digest', ?)", (digest,))
+                _seal(self._database)
                 self._database.execute("COMMIT")
             except BaseException:
                 if self._database.in_transaction:
@@ -322,15 +323,16 @@ def _put(database: sqlite3.Connection, entry: Entry) -> None:
 _LIVING = np.dtype([("id", np.int64), ("row", np.int64), ("mark", np.int64)])
 
 
-def _living(database: sqlite3.Connection) -> npt.NDArray[Any]:
-    """Return id, row and checksum of the photos that can be read."""
-    found = database.execute("SELECT id, row, mark FROM photos WHERE row IS NOT NULL ORDER BY id")
-    return np.fromiter(found, _LIVING)
+def _living(database: sqlite3.Connection) -> tuple[npt.NDArray[Any], str]:
+    """Return id, row and checksum of the photos that can be read, and a checksum of these and the facts."""
+    found = np.fromiter(database.execute("SELECT id, row, mark FROM photos WHERE row IS NOT NULL ORDER BY id"), _LIVING)
+    facts = database.execute("SELECT name, value FROM facts WHERE name != 'digest' ORDER BY name").fetchall()
+    return found, xxhash.xxh3_128_hexdigest(found.tobytes() + repr(facts).encode())
 
 
-def _digest(living: npt.NDArray[Any]) -> int:
-    """Return a checksum of the list of photos."""
-    return xxhash.xxh3_64_intdigest(living.tobytes())
+def _seal(database: sqlite3.Connection) -> None:
+    """Write the checksum of the list of photos and the facts."""
+    database.execute("INSERT OR REPLACE INTO facts VALUES ('digest', ?)", _living(database)[1:])
 
 
 def _sum(vectors: Vectors) -> int:
