@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from polyalign.serving.index_store import Store, size
+from polyalign.utils.errors import UserError, did_you_mean
+
 Vector = npt.NDArray[np.float32]
+
+_BLOCK = 2048  # rows that are converted to float32 at once, which then lie in the processor's cache
+_RESCORED = 100
+_ROUNDING = 1e-5  # more than float32 sums of products of unit vectors are wrong by
 
 
 @dataclass(frozen=True)
@@ -32,14 +41,22 @@ class Hit:
 class Index:
     """The photos of a folder as vectors of a run, opened for searching; several threads can use it at once.
 
-    ``root`` is the photo folder, ``model`` the folder of the run, ``dim`` the length of a vector.
+    ``root`` is the photo folder, ``model`` the folder of the run or the name of an external model, ``dim`` the length
+    of a vector, and ``columns`` are those of the captions table, ``ids`` those of all photos. Later changes of
+    the files are not seen, but photos deleted meanwhile are not found any more.
     """
 
-    folder: Path
-    root: Path
-    model: str
-    dim: int
-    columns: tuple[str, ...]
+    def __init__(self, store: Store) -> None:
+        """Read the vectors and the list of photos; see ``open``."""
+        self.store, self.folder, self.dim = store, store.folder, store.dim
+        self.root, self.model = Path(store.facts["root"]), store.facts["model"]
+        self.columns: tuple[str, ...] = tuple(store.columns())
+        self._digest = store.digest()
+        self._vectors, living = store.snapshot()
+        self.ids: npt.NDArray[np.int64] = living["id"].copy()
+        self._row_of = living["row"].copy()
+        order = np.argsort(self._row_of, kind="stable")
+        self._ids, self._rows = self.ids[order], self._row_of[order]  # sorted by row
 
     @classmethod
     def open(cls, folder: str | Path) -> Index:
@@ -48,11 +65,16 @@ class Index:
         Raises:
             UserError: there is no index in the folder, or it is damaged.
         """
-        raise NotImplementedError
+        return cls(Store(Path(folder)))
 
     def __len__(self) -> int:
         """Return the number of photos."""
-        raise NotImplementedError
+        return len(self._ids)
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the photos are those of when the index was opened; if not, open it again."""
+        return self._digest == self.store.digest()
 
     def search(
         self,
@@ -62,7 +84,9 @@ class Index:
         where: Mapping[str, str] | None = None,
         without: int | None = None,
     ) -> list[Hit]:
-        """Return the photos most similar to a vector ``(D,)``, best first.
+        """Return the photos most similar to a vector ``(D,)``, best first; photos of equal scores by path.
+
+        All vectors are compared in float32, and the best again in float64.
 
         Args:
             vector: of any length above zero, such as a row of ``Model.encode_text`` or ``Index.vector``.
@@ -72,18 +96,122 @@ class Index:
             without: id of a photo to leave out.
 
         Raises:
-            UserError: the vector has another length, there is no such column, or the index is damaged.
+            UserError: the vector does not fit, there is no such column, or the index is damaged.
         """
-        raise NotImplementedError
+        query = self._query(vector)
+        ids, rows = self._ids, self._rows
+        if where or without is not None:
+            kept = ids != without
+            if where:
+                kept &= np.isin(ids, self._ids_where(where))
+            ids, rows = ids[kept], rows[kept]
+        if top < 1 or skip >= len(ids):
+            return []
+        near = self._nearest(query, rows, max(top + skip, _RESCORED))
+        parts = np.array_split(near, len(near) // _BLOCK + 1)
+        double = query.astype(np.float64)
+        exact = np.concatenate([self._vectors[part].astype(np.float64) @ double for part in parts]).astype(np.float32)
+        begins, ends = np.searchsorted(rows, near), np.searchsorted(rows, near, side="right")
+        scores = np.repeat(exact, ends - begins)
+        found = np.concatenate([ids[begin:end] for begin, end in zip(begins, ends, strict=True)])
+        # The best photos, and those with the same score as the last of them.
+        last = np.sort(scores)[::-1][min(top + skip, len(scores)) - 1]
+        hits = [
+            Hit(photo, float(scores[place]))
+            for place in np.flatnonzero(scores >= last)
+            if (photo := self.photo(int(found[place]))) is not None
+        ]
+        return sorted(hits, key=lambda hit: (-hit.score, os.fsencode(hit.photo.path)))[skip : skip + top]
 
     def photo(self, photo_id: int) -> Photo | None:
         """Return the photo with this id, None if there is none."""
-        raise NotImplementedError
+        for entry in self.store.entries("id = ? AND row IS NOT NULL", (photo_id,)):
+            return Photo(entry.id, os.fsdecode(entry.path), self.store.metadata(entry))
+        return None
+
+    def ids_of(self, row: int) -> list[int]:
+        """Return the ids of the photos with a row of the matrix: those of one content."""
+        found: list[int] = self._ids[self._rows == row].tolist()
+        return found
 
     def file(self, photo: Photo) -> Path:
         """Return the absolute path of a photo."""
-        raise NotImplementedError
+        return self.root / photo.path
 
     def vector(self, photo_id: int) -> Vector:
-        """Return the vector ``(D,)`` of a photo, of unit length up to the precision of float16."""
-        raise NotImplementedError
+        """Return the vector ``(D,)`` of a photo, of unit length up to the precision of float16.
+
+        Raises:
+            UserError: there is no such photo.
+        """
+        found: Vector = self.vectors([photo_id])[0]
+        return found
+
+    def vectors(self, ids: Sequence[int]) -> Vector:
+        """Return the vectors ``(N, D)`` of photos, see ``vector``.
+
+        Raises:
+            UserError: there is no such photo.
+        """
+        places = np.searchsorted(self.ids, ids)
+        for place, photo_id in zip(places, ids, strict=True):
+            if place == len(self.ids) or self.ids[place] != photo_id:
+                raise UserError(f"{self.folder} has no photo {photo_id}")
+        found: Vector = self._vectors[self._row_of[places]].astype(np.float32)
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is in the index, and the files that could not be read."""
+        unreadable = sorted(self.store.entries("row IS NULL"), key=lambda entry: entry.path)
+        return {
+            "photos": len(self),
+            "vectors": len(self._vectors),
+            "dim": self.dim,
+            "bytes": size(self.folder),
+            "root": str(self.root),
+            "model": self.model,
+            "identity": self.store.facts["identity"],
+            "captions": self.store.facts["captions"],
+            "columns": list(self.columns),
+            "unreadable": [{"path": os.fsdecode(one.path), "reason": one.reason} for one in unreadable],
+        }
+
+    def _query(self, vector: Vector) -> Vector:
+        """Return the vector with unit length."""
+        query = np.asarray(vector, np.float32)
+        length = float(np.linalg.norm(query))
+        if query.shape != (self.dim,) or not 0 < length < np.inf:
+            raise UserError(f"{self.folder} has vectors of {self.dim} numbers: search with one, not {query.shape}")
+        unit: Vector = query / np.float32(length)
+        return unit
+
+    def _ids_where(self, where: Mapping[str, str]) -> npt.NDArray[np.int64]:
+        """Return the ids of the photos that have these values; a photo can have several in a column, one a line."""
+        for name in where:
+            if name not in self.columns:
+                known = did_you_mean(name, self.columns)
+                raise UserError(f'{self.folder} has no column "{name}": {known}; columns come from --captions')
+        line = "char(10) || value || char(10)"
+        one = f"EXISTS (SELECT 1 FROM json_each(metadata) WHERE key = ? AND instr({line}, char(10) || ? || char(10)))"
+        condition = " AND ".join([one] * len(where))
+        values = [value for pair in where.items() for value in pair]
+        found = self.store.read(f"SELECT id FROM photos WHERE row IS NOT NULL AND {condition}", values)
+        return np.array([photo_id for (photo_id,) in found], np.int64)
+
+    def _nearest(self, query: Vector, rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+        """Return the best ``count`` of sorted rows, and all others that rounding may have put below them."""
+        import torch
+
+        matrix, unit = torch.from_numpy(self._vectors), torch.from_numpy(query)
+        scores = torch.empty(len(matrix))
+        block = torch.empty(_BLOCK, self.dim)
+        for start in range(0, len(matrix), _BLOCK):
+            part = matrix[start : start + _BLOCK]
+            torch.mv(block[: len(part)].copy_(part), unit, out=scores[start : start + len(part)])
+        distinct = rows[np.append(True, rows[1:] != rows[:-1])]
+        if len(distinct) < len(matrix):
+            scores = scores[torch.from_numpy(distinct)]
+        lowest = torch.topk(scores, min(count, len(scores))).values[-1]
+        near = torch.nonzero(scores >= lowest - _ROUNDING)[:, 0]
+        found: npt.NDArray[np.int64] = distinct[near.numpy()]
+        return found
