@@ -1,9 +1,11 @@
-"""An index of a few drawn photos in memory, for tests of the search page."""
+"""Indexes of a few drawn photos with random vectors, for tests of the search page."""
 
 from __future__ import annotations
 
+import json
+import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,60 +13,35 @@ import numpy as np
 import uvicorn
 from PIL import Image, ImageDraw
 
+from polyalign.evaluation.encoders import Vectors
 from polyalign.serving import page_server
-from polyalign.serving.index import Hit, Index, Photo, Vector
+from polyalign.serving.index import Index
+from polyalign.serving.index_store import Entry, Store
 from polyalign.serving.page import Page, page_language
 from polyalign.serving.page_limits import LOOPBACK
 
 DIM = 8
 
 
-class Shelf(Index):
-    """Photos with random vectors."""
-
-    def __init__(self, folder: Path, captions: Mapping[str, str]) -> None:
-        self.folder, self.root, self.model, self.dim, self.columns = (
-            folder / "index",
-            folder,
-            "a run",
-            DIM,
-            ("caption",),
-        )
-        self.photos = [
-            Photo(i, path, {"caption": text} if text else {}) for i, (path, text) in enumerate(captions.items())
-        ]
-        vectors = np.random.default_rng(0).standard_normal((len(captions), DIM)).astype(np.float32)
-        self.vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-
-    def __len__(self) -> int:
-        return len(self.photos)
-
-    def search(
-        self,
-        vector: Vector,
-        top: int = 10,
-        skip: int = 0,
-        where: Mapping[str, str] | None = None,
-        without: int | None = None,
-    ) -> list[Hit]:
-        scores = self.vectors @ vector
-        best = [i for i in np.argsort(-scores, kind="stable") if i != without]
-        return [Hit(self.photos[i], float(scores[i])) for i in best[skip : skip + top]]
-
-    def photo(self, photo_id: int) -> Photo | None:
-        return self.photos[photo_id] if photo_id < len(self.photos) else None
-
-    def file(self, photo: Photo) -> Path:
-        return self.root / photo.path
-
-    def vector(self, photo_id: int) -> Vector:
-        return self.vectors[photo_id]
+def indexed(root: Path, photos: Mapping[str, str | dict[str, str]]) -> Index:
+    """Index photos by their paths, which may be of no files; each has a caption or several columns."""
+    facts = {"model": "a run", "identity": "ab", "root": str(root), "dim": str(DIM), "columns": "[]", "captions": ""}
+    store = Store.create(root / "index", facts)
+    entries = []
+    for number, (path, said) in enumerate(photos.items()):
+        found = (root / path if (root / path).exists() else root).stat()
+        metadata = json.dumps(said if isinstance(said, dict) else {"caption": said} if said else {})
+        entries.append(Entry(0, os.fsencode(path), found.st_size, found.st_mtime_ns, -1 - number, None, metadata))
+    vectors = np.random.default_rng(0).standard_normal((len(photos), DIM))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    store.append(vectors, [b"%d" % number for number in range(len(photos))], entries)
+    return Index.open(root / "index")
 
 
-def encode(query: str) -> Vector:
+def encode(queries: Sequence[str]) -> Vectors:
     """Stand for a text tower."""
-    seed = np.frombuffer(query.encode(), np.uint8).sum()
-    return np.random.default_rng(seed).standard_normal(DIM).astype(np.float32)
+    seeds = [sum(query.encode()) for query in queries]
+    return np.stack([np.random.default_rng(seed).standard_normal(DIM) for seed in seeds]).astype(np.float32)
 
 
 def draw(path: Path, number: int = 0, size: tuple[int, int] = (640, 480)) -> None:
@@ -79,13 +56,13 @@ def draw(path: Path, number: int = 0, size: tuple[int, int] = (640, 480)) -> Non
     image.save(path)
 
 
-def shelf(folder: Path, captions: list[str]) -> Shelf:
-    """Draw a photo for each caption, of several shapes."""
+def shelf(root: Path, captions: Sequence[str]) -> Index:
+    """Draw a photo for each caption, of several shapes, and index them."""
     shapes = [(640, 480), (480, 640), (800, 300), (500, 500)]
-    names = {f"p/photo-{i}.jpg": text for i, text in enumerate(captions)}
-    for i, name in enumerate(names):
-        draw(folder / name, i, shapes[i % 4])
-    return Shelf(folder, names)
+    names = {f"p/photo-{number}.jpg": text for number, text in enumerate(captions)}
+    for number, name in enumerate(names):
+        draw(root / name, number, shapes[number % 4])
+    return indexed(root, names)
 
 
 @contextmanager

@@ -30,20 +30,24 @@ def serve(
     """
     go_offline(offline)
     try:
-        from polyalign.serving import page_server
-        from polyalign.serving.page import Page, page_language
-        from polyalign.serving.page_limits import LOOPBACK
+        import jinja2  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
     except ImportError as error:
         raise UserError(f"the page needs {error.name}: pip install 'polyalign[serve]'") from error
+    from polyalign.serving import page_server
     from polyalign.serving.index import Index
+    from polyalign.serving.page import Page, page_language
+    from polyalign.serving.page_limits import LOOPBACK
     from polyalign.serving.search import text_model
     from polyalign.utils.progress import progress_bars
 
     photos = Index.open(index)
+    page_language(None, lang)  # reports a mistake before a large model is loaded
     with page_server.bind(host, port) as opened:
         with progress_bars():
             model = text_model(photos)
-        page = Page(photos, model.encode_text, model.lang, page_language(lang or model.lang))
+        page = Page(photos, model.encode_text, model.lang, page_language(model.lang, lang))
         page.warm_up()
         is_local = page_server.is_loopback(host)
         if not is_local:
@@ -53,7 +57,7 @@ def serve(
         print(f"{address} (Ctrl-C to stop)", flush=True)
         if show:
             _open_browser(address)
-        page_server.run(page.application(LOOPBACK if is_local else None), opened)
+        page_server.run(page.application((*LOOPBACK, host) if is_local else None), opened)
 
 
 def _open_browser(address: str) -> None:

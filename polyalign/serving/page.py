@@ -59,9 +59,15 @@ class Card:
     score: str
 
 
-def page_language(code: str | None) -> Lang:
-    """Return the language of the page's own texts: this one, or English if its file has no ``[page]``."""
-    lang = load_language(code or "en")
+def page_language(spoken: str | None, chosen: str | None = None) -> Lang:
+    """Return the language of the page's own texts: the chosen one, or that of the run, or English if it has none.
+
+    Raises:
+        UserError: there are no texts in the chosen language.
+    """
+    lang = load_language(chosen or spoken or "en")
+    if chosen and not lang.page:
+        raise UserError(f"there are no texts of the page in {lang.english_name}: add [page] to langs/{lang.code}.toml")
     return lang if lang.page else load_language("en")
 
 

@@ -8,6 +8,8 @@ import itertools
 import os
 import re
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
@@ -21,10 +23,12 @@ from starlette.testclient import TestClient
 
 from polyalign.config.language import load_language
 from polyalign.serving import page as module
+from polyalign.serving.index import Index
 from polyalign.serving.page import LAST_PAGE, LONGEST_QUERY, PER_PAGE, Page, page_language
 from polyalign.serving.page_limits import LOOPBACK, Workers
+from polyalign.serving.page_queries import Queries
 from polyalign.utils.errors import UserError
-from tests.shelf import Shelf, draw, encode, shelf
+from tests.shelf import draw, encode, indexed, shelf
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -32,13 +36,13 @@ HOSTILE = [
     "'><img src=x onerror=alert(1)>",
     "</p></li></ul>{{ 7 * 7 }}{% raw %}",
     "photo \u202egnp.exe\u2066 \u061c",
-    "two\nlines\x00\x1b[31m\ud800",
+    "two\nlines\x00\x1b[31m\udc80",
     "&lt;b&gt; &amp;",
     "javascript:alert(1)",
 ]
 
 
-def client_of(index: Shelf, spoken: str | None = "en", hosts: tuple[str, ...] | None = LOOPBACK) -> TestClient:
+def client_of(index: Index, spoken: str | None = "en", hosts: tuple[str, ...] | None = LOOPBACK) -> TestClient:
     page = Page(index, encode, spoken, page_language(spoken))
     return TestClient(page.application(hosts), base_url="http://127.0.0.1:8000", raise_server_exceptions=False)
 
@@ -64,7 +68,7 @@ def test_the_pages_of_a_query_have_every_photo_once_best_first(client: TestClien
     pages = [client.get("/", params={"q": "a hill", "page": n}) for n in (1, 2, 3)]
     found = [ids(page.text) for page in pages]
     assert [len(one) for one in found] == [PER_PAGE, PER_PAGE, 60 - 2 * PER_PAGE]
-    assert sorted(itertools.chain(*found)) == list(range(60))
+    assert sorted(itertools.chain(*found)) == list(range(1, 61))
     scores = [float(x) for page in pages for x in re.findall(r"Score <bdi>(-?[\d.]+)</bdi>", page.text)]
     assert scores == sorted(scores, reverse=True)
     assert [("Previous page" in page.text, "Next page" in page.text) for page in pages] == [
@@ -94,16 +98,16 @@ def test_similar_photos_leave_out_the_photo_itself(client: TestClient) -> None:
 
 
 def test_an_empty_index_says_so(tmp_path: Path) -> None:
-    html = client_of(Shelf(tmp_path, {})).get("/?q=a").text
+    html = client_of(indexed(tmp_path, {})).get("/?q=a").text
     assert "No photos found" in html
 
 
 @pytest.mark.parametrize("caption", HOSTILE)
 def test_hostile_captions_names_and_queries_are_text(tmp_path: Path, caption: str) -> None:
     name = caption.replace("/", "").replace("\0", "")
-    index = Shelf(tmp_path, {"a.png": caption, f"{name}.png": ""})
+    index = indexed(tmp_path, {"a.png": caption, f"{name}.png": ""})
     client = client_of(index)
-    for html in (client.get("/?q=a").text, client.get("/similar/0").text, client.get("/?q=" + _quoted(caption)).text):
+    for html in (client.get("/?q=a").text, client.get("/similar/1").text, client.get("/?q=" + _quoted(caption)).text):
         assert "49" not in html
         assert "<img src=x" not in html
         assert "<script" not in html
@@ -112,17 +116,16 @@ def test_hostile_captions_names_and_queries_are_text(tmp_path: Path, caption: st
 
 
 def _quoted(text: str) -> str:
-    return quote(text.encode("utf-8", "surrogatepass"))
+    return quote(text.encode("utf-8", "surrogateescape"))
 
 
 def test_a_photo_without_caption_is_shown_by_its_name(tmp_path: Path) -> None:
-    html = client_of(Shelf(tmp_path, {"deep/down/a b.png": ""})).get("/?q=a").text
+    html = client_of(indexed(tmp_path, {"deep/down/a b.png": ""})).get("/?q=a").text
     assert 'alt="a b.png"' in html
 
 
 def test_the_caption_in_the_language_of_the_run_is_preferred(tmp_path: Path) -> None:
-    index = Shelf(tmp_path, {"a.png": ""})
-    index.photos[0].metadata.update({"caption_gn": "jagua", "caption_sw": "mbwa", "place": "x"})
+    index = indexed(tmp_path, {"a.png": {"place": "x", "caption_gn": "jagua\nanother", "caption_sw": "mbwa"}})
     assert 'alt="mbwa"' in client_of(index, "sw").get("/?q=a").text
     assert 'alt="jagua"' in client_of(index, "gn").get("/?q=a").text
 
@@ -137,7 +140,24 @@ def test_the_page_is_in_the_language_of_the_run_or_english(tmp_path: Path, spoke
     assert ('dir="auto" lang="' in html) == (spoken is not None)
 
 
-WRONG = ["-1", "60", "99999999", "9" * 15, "9" * 5000, "٣", "1.0", "0x1", "1e1", "+1", "", " ", "%00", "1%00", "nan"]
+WRONG = [
+    "-1",
+    "0",
+    "61",
+    "99999999",
+    "9" * 15,
+    "9" * 5000,
+    "٣",
+    "1.0",
+    "0x1",
+    "1e1",
+    "+1",
+    "",
+    " ",
+    "%00",
+    "1%00",
+    "nan",
+]
 CLIMBING = ["%2e%2e%2f%2e%2e%2fetc%2fpasswd", "..%5c..%5c", "0%2f..%2f..", "%252e%252e", "a.jpg", "p%2fphoto-1.jpg"]
 
 
@@ -149,7 +169,7 @@ def test_what_is_no_id_of_the_index_is_not_found(client: TestClient, text: str) 
         assert "Page not found" in answer.text
 
 
-@pytest.mark.parametrize("text", [*WRONG, "0", str(LAST_PAGE + 1)])
+@pytest.mark.parametrize("text", [*WRONG, str(LAST_PAGE + 1)])
 def test_what_is_no_page_number_is_not_found(client: TestClient, text: str) -> None:
     for path in (f"/?q=a&page={text}", f"/similar/1?page={text}"):
         assert client.get(path.replace("+", "%2B")).status_code == 404
@@ -217,7 +237,7 @@ def test_another_host_is_refused_on_loopback_only(client: TestClient, tmp_path: 
 )  # fmt: skip
 def test_the_type_of_a_photo_is_that_of_its_content(tmp_path: Path, kind: str, name: str, expected: str) -> None:
     Image.new("RGB", (30, 20)).save(tmp_path / name, kind)
-    answer = client_of(Shelf(tmp_path, {name: ""})).get("/photo/0")
+    answer = client_of(indexed(tmp_path, {name: ""})).get("/photo/1")
     assert answer.headers["Content-Type"] == expected
     assert Image.MIME[Image.open(io.BytesIO(answer.content)).format] == expected
 
@@ -225,7 +245,7 @@ def test_the_type_of_a_photo_is_that_of_its_content(tmp_path: Path, kind: str, n
 def test_the_photo_of_a_camera_with_two_lenses_is_a_jpeg(tmp_path: Path) -> None:
     pictures = [Image.new("RGB", (30, 20), color) for color in ("red", "blue")]
     pictures[0].save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=pictures[1:])
-    answer = client_of(Shelf(tmp_path, {"a.jpg": ""})).get("/photo/0")
+    answer = client_of(indexed(tmp_path, {"a.jpg": ""})).get("/photo/1")
     assert (answer.status_code, answer.headers["Content-Type"]) == (200, "image/jpeg")
 
 
@@ -233,8 +253,8 @@ def test_the_photo_of_a_camera_with_two_lenses_is_a_jpeg(tmp_path: Path) -> None
     b"%PDF-1.4", b"\xff\xd8\xff\xe0 not a photo"])  # fmt: skip
 def test_what_is_no_photo_is_never_sent(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.jpg").write_bytes(content)
-    client = client_of(Shelf(tmp_path, {"a.jpg": ""}))
-    assert [client.get(f"/{route}/0").status_code for route in ("photo", "thumbnail")] == [404, 404]
+    client = client_of(indexed(tmp_path, {"a.jpg": ""}))
+    assert [client.get(f"/{route}/1").status_code for route in ("photo", "thumbnail")] == [404, 404]
 
 
 def _removed(photo: Path, _: Path) -> None:
@@ -253,6 +273,13 @@ def _folder_linked_outside(photo: Path, outside: Path) -> None:
     photo.parent.symlink_to(outside)
 
 
+def _linked_to_another(photo: Path, outside: Path) -> None:
+    copied = outside / "secret.png"
+    photo.replace(copied)
+    os.utime(copied, ns=(1, 1))
+    photo.symlink_to(copied)
+
+
 def _in_a_circle(photo: Path, _: Path) -> None:
     photo.unlink()
     photo.symlink_to(photo)
@@ -269,31 +296,48 @@ def _now_a_pipe(photo: Path, _: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [_removed, _linked_outside, _folder_linked_outside, _in_a_circle, _now_a_folder, _now_a_pipe]
+    "change",
+    [
+        _removed,
+        _linked_outside,
+        _linked_to_another,
+        _folder_linked_outside,
+        _in_a_circle,
+        _now_a_folder,
+        _now_a_pipe,
+    ],
 )
 def test_a_photo_that_is_no_longer_there_is_not_found(tmp_path: Path, change) -> None:
     draw(tmp_path / "outside" / "secret.png")
     draw(tmp_path / "photos" / "p" / "a.png")
-    client = client_of(Shelf(tmp_path / "photos", {"p/a.png": "a"}))
-    assert client.get("/photo/0").status_code == client.get("/thumbnail/0").status_code == 200
+    client = client_of(indexed(tmp_path / "photos", {"p/a.png": "a"}))
+    assert client.get("/photo/1").status_code == client.get("/thumbnail/1").status_code == 200
     change(tmp_path / "photos" / "p" / "a.png", tmp_path / "outside")
-    assert [client.get(f"/{route}/0").status_code for route in ("photo", "thumbnail")] == [404, 404]
+    assert [client.get(f"/{route}/1").status_code for route in ("photo", "thumbnail")] == [404, 404]
     assert client.get("/?q=a").status_code == 200
+
+
+def test_photos_behind_links_at_the_time_of_indexing_are_shown(tmp_path: Path) -> None:
+    draw(tmp_path / "disk" / "a.png")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "disk")
+    client = client_of(indexed(tmp_path / "photos", {"linked/a.png": "a"}))
+    assert [client.get(f"/{route}/1").status_code for route in ("photo", "thumbnail")] == [200, 200]
 
 
 def test_thumbnails_are_made_once_and_again_when_the_photo_changes(tmp_path: Path, monkeypatch) -> None:
     index = shelf(tmp_path, ["a"])
-    first = client_of(index).get("/thumbnail/0")
+    first = client_of(index).get("/thumbnail/1")
     assert first.headers["Content-Type"] == "image/jpeg"
     with monkeypatch.context() as patch:
         patch.setattr("polyalign.serving.thumbnails.thumbnail", None)
-        assert client_of(index).get("/thumbnail/0").content == first.content
-    draw(tmp_path / index.photos[0].path, number=5, size=(300, 301))
-    assert client_of(index).get("/thumbnail/0").content != first.content
+        assert client_of(index).get("/thumbnail/1").content == first.content
+    draw(tmp_path / "p/photo-0.jpg", number=5, size=(300, 301))
+    assert client_of(index).get("/thumbnail/1").content != first.content
 
 
 def test_a_failure_inside_is_a_page_without_details(tmp_path: Path) -> None:
-    def fail(query: str):
+    def fail(queries):
         raise RuntimeError("the secret")
 
     page = Page(shelf(tmp_path, ["a"]), fail, "sw", page_language("sw"))
@@ -308,15 +352,56 @@ def test_a_failure_inside_is_a_page_without_details(tmp_path: Path) -> None:
 def test_a_query_is_encoded_once(tmp_path: Path) -> None:
     asked: list[str] = []
 
-    def count(query: str):
-        asked.append(query)
-        return encode(query)
+    def count(queries):
+        asked.extend(queries)
+        return encode(queries)
 
     page = Page(shelf(tmp_path, ["a"]), count, "en", page_language("en"))
     client = TestClient(page.application())
     for query in ("a", "b", "a", "%20a%20"):
         client.get(f"/?q={query}")
     assert asked == ["a", "b"]
+
+
+def test_queries_that_arrive_together_are_one_batch(monkeypatch) -> None:
+    batches: list[list[str]] = []
+    first, go = threading.Event(), threading.Event()
+
+    def wait(batch):
+        batches.append(batch)
+        first.set()
+        assert go.wait(10)
+        return encode(batch)
+
+    queries = Queries(wait)
+    with ThreadPoolExecutor(6) as pool:
+        found = [pool.submit(queries.vector, "a")]
+        assert first.wait(10)
+        found += [pool.submit(queries.vector, text) for text in "bcdb"]
+        while len(queries._waiting) < 3 or pool._work_queue.qsize():
+            time.sleep(0.001)
+        go.set()
+        vectors = [future.result(10) for future in found]
+    assert [sorted(batch) for batch in batches] == [["a"], ["b", "c", "d"]]
+    assert [vector.tolist() for vector in vectors] == encode(list("abcdb")).tolist()
+
+
+def test_a_query_that_failed_is_tried_again_and_old_ones_are_forgotten(monkeypatch) -> None:
+    monkeypatch.setattr("polyalign.serving.page_queries._KEPT", 2)
+    asked: list[str] = []
+
+    def fail_first(batch):
+        asked.extend(batch)
+        if len(asked) == 1:
+            raise RuntimeError("once")
+        return encode(batch)
+
+    queries = Queries(fail_first)
+    with pytest.raises(RuntimeError, match="once"):
+        queries.vector("a")
+    for text in "aabbca":
+        queries.vector(text)
+    assert "".join(asked) == "aabca"
 
 
 def test_work_beyond_what_may_wait_is_refused_and_later_accepted() -> None:
