@@ -297,7 +297,7 @@ def _converted(folder: Path) -> Iterator[None]:
     """Convert errors of SQLite to a UserError."""
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter on messages that quote what is damaged
         name, problem = getattr(error, "sqlite_errorname", ""), first_line(error)
         if name.startswith("SQLITE_BUSY"):
             raise UserError(f"the index {folder} is in use: wait until the other process ends") from error

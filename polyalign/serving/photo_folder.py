@@ -14,6 +14,7 @@ from polyalign.data.pairs import IMAGE_SUFFIXES
 from polyalign.data.readers import sheet
 from polyalign.data.readers.columns import IMAGE_NAMES, need
 from polyalign.utils.errors import UserError
+from polyalign.utils.text import clean
 
 _SUFFIXES = tuple(map(str.encode, IMAGE_SUFFIXES))
 
@@ -103,12 +104,12 @@ def read_captions(path: Path, root: Path, photos: Iterable[bytes]) -> Captions:
     image_column = need(table, "the column of image names", None, IMAGE_NAMES)
     columns = {name: table.column(name) for name in table.names if name != image_column}
     on_disk = {_normal(os.fsdecode(photo)): photo for photo in photos}
-    beside = os.path.relpath(path.parent.resolve(), root.resolve())
+    base, beside = root.resolve(), path.parent.resolve()
     values: dict[bytes, dict[str, dict[str, None]]] = {}
     absent: dict[str, None] = {}
     for row, given in enumerate(table.column(image_column)):
         name = str(given).strip().replace("\\", "/")
-        forms = (_normal(name), _normal(os.path.normpath(os.path.join(beside, name))))  # noqa: PTH118
+        forms = (_normal(name), _normal(os.path.relpath(beside / name, base)))
         photo = next((on_disk[form] for form in forms if form in on_disk), None)
         if photo is None:
             absent[name] = None
@@ -118,9 +119,8 @@ def read_captions(path: Path, root: Path, photos: Iterable[bytes]) -> Captions:
             if text := _text(content[row]):
                 kept.setdefault(column, {})[text] = None
     if not values:
-        raise UserError(
-            f"{path}: no photo under {root} has a name of its column {image_column}, such as {next(iter(absent))}"
-        )
+        some = clean(next(iter(absent)), 80)
+        raise UserError(f'{path}: column "{image_column}" names no photo under {root}, but files such as {some}')
     by_path = {
         photo: json.dumps({column: "\n".join(texts) for column, texts in kept.items()}, ensure_ascii=False)
         for photo, kept in values.items()

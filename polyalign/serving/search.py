@@ -72,6 +72,8 @@ def search(
     """
     if not queries or any(not str(query).strip() for query in queries):
         raise UserError("the query is empty: describe what the photo should show")
+    if where and images is not None:
+        raise UserError("photos have columns in an index alone: make one with `polyalign index build --captions`")
     index, base = _open(model, images)
     sentences = [query for query in queries if isinstance(query, str)]
     vectors = dict(zip(sentences, text_model(index).encode_text(sentences), strict=True)) if sentences else {}

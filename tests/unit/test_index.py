@@ -172,7 +172,8 @@ def results(folder) -> object:
         index = Index.open(folder)
         photos = [index.photo(one) for one in index.ids.tolist()]
         rows = [index.store.row_of(str(number).encode()) for number in range(100)]
-        return photos, paths(index.search(unit(1)[0], 100)), rows, index.root, index.model, index.columns
+        assert all(row in (None, place) for place, row in enumerate(rows))
+        return photos, paths(index.search(unit(1)[0], 100)), index.root, index.model, index.columns
     except StaleIndexError:
         return StaleIndexError
 
