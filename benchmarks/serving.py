@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,10 +18,11 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import numpy as np
-from polyalign.serving.index_store import Entry, Store
+import psutil
 
 from polyalign.evaluation.model import load
 from polyalign.serving import index_build
+from polyalign.serving.index_store import Entry, Store
 
 _QUERY = "mbwa wawili weusi na nyumba kubwa kwenye nyasi"
 
@@ -35,14 +37,16 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         make_index(options.run, options.photos, Path(folder) / "index")
-        with served(Path(folder) / "index") as address, ThreadPoolExecutor(options.clients) as pool:
+        with served(Path(folder) / "index") as (address, server), ThreadPoolExecutor(options.clients) as pool:
             shares = [range(first, options.requests, options.clients) for first in range(options.clients)]
-            begun = time.perf_counter()
+            begun, before = time.perf_counter(), sum(server.cpu_times()[:2])
             seconds = np.concatenate(list(pool.map(lambda share: ask(address, share), shares)))
             rate = len(seconds) / (time.perf_counter() - begun)
+            cpu = (sum(server.cpu_times()[:2]) - before) / len(seconds)
     half, most = 1000 * np.quantile(seconds, [0.5, 0.95])
     print(f"{options.photos:,} photos, {len(seconds):,} distinct queries, {options.clients} clients: ", end="")
-    print(f"{rate:.0f} requests a second, median {half:.0f} ms, 95 % below {most:.0f} ms")
+    print(f"{rate:.0f} requests a second, median {half:.0f} ms, 95 % below {most:.0f} ms; ", end="")
+    print(f"the server takes {1000 * cpu:.1f} ms of a processor a request; load {os.getloadavg()[0]:.1f}")
 
 
 def make_index(run: str, photos: int, folder: Path) -> None:
@@ -60,13 +64,13 @@ def make_index(run: str, photos: int, folder: Path) -> None:
 
 
 @contextmanager
-def served(index: Path) -> Iterator[str]:
-    """Run ``polyalign serve``, and give its address."""
+def served(index: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """Run ``polyalign serve``, and give its address and process."""
     command = [sys.executable, "-m", "polyalign", "serve", str(index), "--port", "0", "--offline"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         try:
-            yield process.stdout.readline().split()[0]
+            yield process.stdout.readline().split()[0], psutil.Process(process.pid)
         finally:
             process.send_signal(signal.SIGINT)
 

@@ -54,7 +54,7 @@ class Thumbnails:
         kept = self._folder / name[:2] / f"{name}.jpg"
         try:
             return kept.read_bytes()
-        except FileNotFoundError:
+        except OSError:  # not made yet, or the folder cannot be used, which writing to it tells
             made = thumbnail(path, self._px)
         if self._is_kept:
             try:
@@ -68,6 +68,14 @@ class Thumbnails:
 
 def _make_room(folder: Path) -> None:
     """Delete the oldest half of a folder of thumbnails that is full."""
-    kept = sorted(folder.glob("*.jpg"), key=lambda path: path.stat().st_mtime_ns)
+    kept = sorted(folder.glob("*.jpg"), key=_time)
     for path in kept[: _PER_FOLDER // 2] if len(kept) >= _PER_FOLDER else ():
         path.unlink(missing_ok=True)
+
+
+def _time(path: Path) -> int:
+    """Return the modification time of a file, 0 if another thread has deleted it."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
