@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -28,6 +29,8 @@ from polyalign.serving.thumbnails import Thumbnails, thumbnail
 from polyalign.utils.errors import UserError
 from polyalign.utils.text import clean
 
+logger = logging.getLogger(__name__)
+
 PER_PAGE = 24
 LAST_PAGE = 100
 LONGEST_QUERY = 500  # characters
@@ -36,7 +39,7 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _THUMBNAIL_PX = 480
 _LARGEST_PX = 4096  # of photos in a format that browsers do not show
 _CAPTION = 300  # characters
-_ID = re.compile("[0-9]{1,15}")
+_NUMBER = re.compile("[0-9]{1,15}")
 
 # What browsers show as an image, never as a document.
 _TYPES = {
@@ -105,7 +108,9 @@ class Page:
             Route("/photo/{id}", self._photo),
             *(_file_route(name, kind) for name, kind in (("page.css", "text/css"), ("icon.svg", "image/svg+xml"))),
         ]
-        app = Starlette(routes=routes, exception_handlers={HTTPException: self._error, Exception: self._error})
+        app = Starlette(
+            routes=routes, exception_handlers=dict.fromkeys((HTTPException, UserError, Exception), self._error)
+        )
         app.router.redirect_slashes = False  # the address would be made of the request's Host
         return Guarded(app, self._render_error(400), hosts)
 
@@ -127,26 +132,28 @@ class Page:
         return HTMLResponse(await self._searches.run(self._search, query, number))
 
     async def _similar(self, request: Request) -> Response:
-        photo, number = self._known(request), _page_number(request)
-        return HTMLResponse(await self._searches.run(self._search_similar, photo, number))
+        return HTMLResponse(await self._searches.run(self._search_similar, _id(request), _page_number(request)))
 
     async def _thumbnail(self, request: Request) -> Response:
-        content = await self._images.run(self._make_thumbnail, self._known(request))
+        content = await self._images.run(self._make_thumbnail, _id(request))
         return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
 
     async def _photo(self, request: Request) -> Response:
-        return await self._images.run(self._open_photo, self._known(request))
+        return await self._images.run(self._open_photo, _id(request))
 
     def _error(self, _: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
             return self._render_error(error.status_code, dict(error.headers or {}))
+        if isinstance(error, UserError):
+            logger.warning(str(error))
         return self._render_error(500)
 
     def _search(self, query: str, number: int) -> str:
         hits = self._index.search(self._queries.vector(query), top=PER_PAGE + 1, skip=(number - 1) * PER_PAGE)
         return self._render_hits(query, hits, number, {"q": query}, query=query)
 
-    def _search_similar(self, photo: Photo, number: int) -> str:
+    def _search_similar(self, photo_id: int, number: int) -> str:
+        photo = self._known(photo_id)
         try:
             vector = self._index.vector(photo.id)
         except UserError as error:  # it was added after the index was opened
@@ -154,14 +161,15 @@ class Page:
         hits = self._index.search(vector, top=PER_PAGE + 1, skip=(number - 1) * PER_PAGE, without=photo.id)
         return self._render_hits(self._texts.similar, hits, number, {}, source=self._card(photo))
 
-    def _make_thumbnail(self, photo: Photo) -> bytes:
+    def _make_thumbnail(self, photo_id: int) -> bytes:
         try:
-            return self._thumbnails.get(self._path(photo))
+            return self._thumbnails.get(self._path(self._known(photo_id)))
         except (OSError, CorruptImageError) as error:
             raise HTTPException(404) from error
 
-    def _open_photo(self, photo: Photo) -> Response:
+    def _open_photo(self, photo_id: int) -> Response:
         """Answer with the file of a photo, its type taken from its content; other formats are converted to JPEG."""
+        photo = self._known(photo_id)
         path = self._path(photo)
         try:
             if kind := _type_of(path):
@@ -171,10 +179,8 @@ class Page:
         except (OSError, CorruptImageError) as error:
             raise HTTPException(404) from error
 
-    def _known(self, request: Request) -> Photo:
-        """Return the photo whose id is in the path of the request."""
-        text = request.path_params["id"]
-        photo = self._index.photo(int(text)) if _ID.fullmatch(text) else None
+    def _known(self, photo_id: int) -> Photo:
+        photo = self._index.photo(photo_id)
         if photo is None:
             raise HTTPException(404)
         return photo
@@ -223,9 +229,16 @@ class Page:
         )
 
 
+def _id(request: Request) -> int:
+    text = request.path_params["id"]
+    if not _NUMBER.fullmatch(text):
+        raise HTTPException(404)
+    return int(text)
+
+
 def _page_number(request: Request) -> int:
     text = request.query_params.get("page", "1")
-    number = int(text) if _ID.fullmatch(text) else 0
+    number = int(text) if _NUMBER.fullmatch(text) else 0
     if not 1 <= number <= LAST_PAGE:
         raise HTTPException(404)
     return number

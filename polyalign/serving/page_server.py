@@ -12,6 +12,7 @@ from starlette.types import ASGIApp
 from polyalign.utils.errors import UserError
 
 _GRACE_SECONDS = 3
+_CONNECTIONS = 500
 
 
 def is_loopback(host: str) -> bool:
@@ -61,6 +62,7 @@ def configure(app: ASGIApp) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,
+        limit_concurrency=_CONNECTIONS,
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
 

@@ -336,17 +336,20 @@ def test_thumbnails_are_made_once_and_again_when_the_photo_changes(tmp_path: Pat
     assert client_of(index).get("/thumbnail/1").content != first.content
 
 
-def test_a_failure_inside_is_a_page_without_details(tmp_path: Path) -> None:
-    def fail(queries):
-        raise RuntimeError("the secret")
+@pytest.mark.parametrize(
+    ("error", "told"), [(RuntimeError("the secret"), []), (UserError("the secret"), ["the secret"])]
+)
+def test_a_failure_inside_is_a_page_without_details(tmp_path: Path, caplog, error: Exception, told: list[str]) -> None:
+    def fail(_: object):
+        raise error
 
     page = Page(shelf(tmp_path, ["a"]), fail, "sw", page_language("sw"))
-    client = TestClient(page.application(), raise_server_exceptions=False)
-    answer = client.get("/?q=a")
+    answer = TestClient(page.application(), raise_server_exceptions=False).get("/?q=a")
     assert answer.status_code == 500
     assert "Hitilafu imetokea" in answer.text
     assert "secret" not in answer.text
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert caplog.messages == told
 
 
 def test_a_query_is_encoded_once(tmp_path: Path) -> None:
