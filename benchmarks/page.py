@@ -130,9 +130,10 @@ def search(found: dict[str, Any]) -> str:
             rows.append([*size, f"needs {_mib(row['needed'])} MiB, more than was free", "", "", ""])
     head = ["photos", "dimensions", "ms a query", "numpy", "ms to open", "same photos"]
     text = (
-        f"The best {found['top']} photos for a vector, on one core, medians. polyalign reads float16 vectors from a "
-        'file and looks up paths and columns; numpy has float32 vectors in memory and gives numbers of rows. "Same photos" '
-        "are those that both find. Opening checks all vectors; the operating system had the file in memory."
+        f"The best {found['top']} photos for a vector, on one core; the shortest of several queries. polyalign reads "
+        "float16 vectors from a file and looks up paths and columns; numpy has float32 vectors in memory and gives "
+        'numbers of rows. "Same photos" are those that both find. Opening checks all vectors; the operating system had '
+        "the file in memory."
     )
     return "\n".join(["## Searching an index\n", text + "\n", f"{_machine(found)}.\n", _table(head, rows), ""])
 
