@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ Vector = npt.NDArray[np.float32]
 
 _BLOCK = 2048  # rows that are converted to float32 at once, which then lie in the processor's cache
 _RESCORED = 100
+_PHOTOS_AT_ONCE = 500
 _ROUNDING = 1e-5  # more than float32 sums of products of unit vectors are wrong by
 
 
@@ -57,6 +58,7 @@ class Index:
         self._row_of = living["row"].copy()
         order = np.argsort(self._row_of, kind="stable")
         self._ids, self._rows = self.ids[order], self._row_of[order]  # sorted by row
+        self._distinct = _distinct(self._rows)
 
     @classmethod
     def open(cls, folder: str | Path) -> Index:
@@ -99,15 +101,16 @@ class Index:
             UserError: the vector does not fit, there is no such column, or the index is damaged.
         """
         query = self._query(vector)
-        ids, rows = self._ids, self._rows
+        ids, rows, distinct = self._ids, self._rows, self._distinct
         if where or without is not None:
             kept = ids != without
             if where:
                 kept &= np.isin(ids, self._ids_where(where))
             ids, rows = ids[kept], rows[kept]
+            distinct = _distinct(rows)
         if top < 1 or skip >= len(ids):
             return []
-        near = self._nearest(query, rows, max(top + skip, _RESCORED))
+        near = self._nearest(query, distinct, max(top + skip, _RESCORED))
         parts = np.array_split(near, len(near) // _BLOCK + 1)
         double = query.astype(np.float64)
         exact = np.concatenate([self._vectors[part].astype(np.float64) @ double for part in parts]).astype(np.float32)
@@ -116,18 +119,21 @@ class Index:
         found = np.concatenate([ids[begin:end] for begin, end in zip(begins, ends, strict=True)])
         # The best photos, and those with the same score as the last of them.
         last = np.sort(scores)[::-1][min(top + skip, len(scores)) - 1]
-        hits = [
-            Hit(photo, float(scores[place]))
-            for place in np.flatnonzero(scores >= last)
-            if (photo := self.photo(int(found[place]))) is not None
-        ]
+        best = scores >= last
+        score_of = dict(zip(found[best].tolist(), scores[best].tolist(), strict=True))
+        hits = [Hit(photo, score_of[photo.id]) for photo in self._photos(list(score_of))]
         return sorted(hits, key=lambda hit: (-hit.score, os.fsencode(hit.photo.path)))[skip : skip + top]
 
     def photo(self, photo_id: int) -> Photo | None:
         """Return the photo with this id, None if there is none."""
-        for entry in self.store.entries("id = ? AND row IS NOT NULL", (photo_id,)):
-            return Photo(entry.id, os.fsdecode(entry.path), self.store.metadata(entry))
-        return None
+        return next(self._photos([photo_id]), None)
+
+    def _photos(self, ids: Sequence[int]) -> Iterator[Photo]:
+        """Yield the photos with these ids that are still there."""
+        for start in range(0, len(ids), _PHOTOS_AT_ONCE):
+            part = ids[start : start + _PHOTOS_AT_ONCE]
+            for entry in self.store.entries(f"row IS NOT NULL AND id IN ({', '.join('?' * len(part))})", part):
+                yield Photo(entry.id, os.fsdecode(entry.path), self.store.metadata(entry))
 
     def ids_of(self, row: int) -> list[int]:
         """Return the ids of the photos with a row of the matrix: those of one content."""
@@ -199,7 +205,7 @@ class Index:
         return np.array([photo_id for (photo_id,) in found], np.int64)
 
     def _nearest(self, query: Vector, rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-        """Return the best ``count`` of sorted rows, and all others that rounding may have put below them."""
+        """Return the best ``count`` of these rows, and all others that rounding may have put below them."""
         import torch
 
         matrix, unit = torch.from_numpy(self._vectors), torch.from_numpy(query)
@@ -208,10 +214,14 @@ class Index:
         for start in range(0, len(matrix), _BLOCK):
             part = matrix[start : start + _BLOCK]
             torch.mv(block[: len(part)].copy_(part), unit, out=scores[start : start + len(part)])
-        distinct = rows[np.append(True, rows[1:] != rows[:-1])]
-        if len(distinct) < len(matrix):
-            scores = scores[torch.from_numpy(distinct)]
+        if len(rows) < len(matrix):
+            scores = scores[torch.from_numpy(rows)]
         lowest = torch.topk(scores, min(count, len(scores))).values[-1]
         near = torch.nonzero(scores >= lowest - _ROUNDING)[:, 0]
-        found: npt.NDArray[np.int64] = distinct[near.numpy()]
+        found: npt.NDArray[np.int64] = rows[near.numpy()]
         return found
+
+
+def _distinct(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return sorted numbers without repetitions."""
+    return rows[np.append(True, rows[1:] != rows[:-1])] if len(rows) else rows

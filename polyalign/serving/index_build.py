@@ -61,6 +61,8 @@ def build(model: str, images: Path, folder: Path, captions: Path | None = None) 
     """
     facts = {"model": place(model), "identity": identity(model), "root": str(images.absolute())}
     found = scan(images)
+    if captions is not None:
+        read_captions(captions, images, found)  # reports mistakes before a model is loaded
     with locked(folder):
         if is_store(folder):
             store = Store(folder)
@@ -181,7 +183,6 @@ class _Update:
 
     def run(self) -> Changes:
         """Embed new contents, a batch at a time, then delete what is gone."""
-        self.store.snapshot()  # damage is found before the checksums are written anew
         self.captions = self._read_captions()
         storage.check_room(self.store.folder, len(self.todo) * self.store.dim * 2, "the index")
         with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -93,6 +93,7 @@ class Store:
             raise StaleIndexError(f"{folder} is an index of another version of polyalign: build it again")
         self.facts: dict[str, str] = facts
         self.dim = int(facts.get("dim", "")) if facts.get("dim", "").isdecimal() else 0
+        self._is_checked = False
         if not self.dim or not facts.keys() >= FACTS:
             raise self.damaged("its facts")
 
@@ -216,6 +217,7 @@ class Store:
 
         Rows of ``entries`` below zero count from the new rows: -1 is the first.
         """
+        self._check()
         new = np.ascontiguousarray(vectors, np.float16)
         start = self.read("SELECT COALESCE(MAX(start + count), 0) FROM blocks")[0][0]
         if len(new):
@@ -231,6 +233,7 @@ class Store:
 
     def change(self, facts: Mapping[str, str], entries: Iterable[Entry] = (), deleted: Iterable[int] = ()) -> None:
         """Set facts, replace files, and delete those with some ids, in one step."""
+        self._check()
         with self._writing() as database:
             database.executemany("DELETE FROM photos WHERE id = ?", [(one,) for one in deleted])
             for entry in entries:
@@ -251,6 +254,12 @@ class Store:
                 os.fsync(file.fileno())
         except OSError as error:
             raise storage.cannot_write(path, error) from error
+
+    def _check(self) -> None:
+        """Find damage before the first change, which writes new checksums."""
+        if not self._is_checked:
+            self.snapshot()
+            self._is_checked = True
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
