@@ -16,7 +16,9 @@ from urllib.parse import quote
 import pytest
 
 pytest.importorskip("starlette")
+pytest.importorskip("uvicorn")
 pytest.importorskip("httpx")
+import numpy as np
 from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
@@ -24,11 +26,12 @@ from starlette.testclient import TestClient
 from polyalign.config.language import load_language
 from polyalign.serving import page as module
 from polyalign.serving.index import Index
+from polyalign.serving.index_store import Entry, Store
 from polyalign.serving.page import LAST_PAGE, LONGEST_QUERY, PER_PAGE, Page, page_language
 from polyalign.serving.page_limits import LOOPBACK, Workers
 from polyalign.serving.page_queries import Queries
 from polyalign.utils.errors import UserError
-from tests.shelf import draw, encode, indexed, shelf
+from tests.shelf import DIM, draw, encode, indexed, shelf
 
 HOSTILE = [
     "<script>alert(1)</script>",
@@ -315,6 +318,18 @@ def test_a_photo_that_is_no_longer_there_is_not_found(tmp_path: Path, change) ->
     change(tmp_path / "photos" / "p" / "a.png", tmp_path / "outside")
     assert [client.get(f"/{route}/1").status_code for route in ("photo", "thumbnail")] == [404, 404]
     assert client.get("/?q=a").status_code == 200
+
+
+def test_an_index_that_is_updated_meanwhile(tmp_path: Path) -> None:
+    index = shelf(tmp_path, ["a", "b", "c"])
+    client = client_of(index)
+    other = Store(index.folder)
+    other.change({}, deleted=[1])
+    other.append(np.ones((1, DIM)), [b"new"], [Entry(0, b"p/photo-0.jpg", 1, 1, -1)])
+    assert sorted(ids(client.get("/?q=a").text)) == [2, 3]
+    assert [client.get(f"/{route}/1").status_code for route in ("photo", "thumbnail", "similar")] == [404] * 3
+    assert client.get("/photo/4").status_code == 200
+    assert client.get("/similar/4").status_code == 404  # its vector is known after a restart
 
 
 def test_photos_behind_links_at_the_time_of_indexing_are_shown(tmp_path: Path) -> None:
