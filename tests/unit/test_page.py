@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import itertools
 import os
 import re
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import quote
 
@@ -24,12 +20,10 @@ from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 
 from polyalign.config.language import load_language
-from polyalign.serving import page as module
 from polyalign.serving.index import Index
 from polyalign.serving.index_store import Entry, Store
 from polyalign.serving.page import LAST_PAGE, LONGEST_QUERY, PER_PAGE, Page, page_language
 from polyalign.serving.page_limits import LOOPBACK, Workers
-from polyalign.serving.page_queries import Queries
 from polyalign.utils.errors import UserError
 from tests.shelf import DIM, draw, encode, indexed, shelf
 
@@ -381,63 +375,6 @@ def test_a_query_is_encoded_once(tmp_path: Path) -> None:
     assert asked == ["a", "b"]
 
 
-def test_queries_that_arrive_together_are_one_batch(monkeypatch) -> None:
-    batches: list[list[str]] = []
-    first, go = threading.Event(), threading.Event()
-
-    def wait(batch):
-        batches.append(batch)
-        first.set()
-        assert go.wait(10)
-        return encode(batch)
-
-    queries = Queries(wait)
-    with ThreadPoolExecutor(6) as pool:
-        found = [pool.submit(queries.vector, "a")]
-        assert first.wait(10)
-        found += [pool.submit(queries.vector, text) for text in "bcdb"]
-        while len(queries._waiting) < 3 or pool._work_queue.qsize():
-            time.sleep(0.001)
-        go.set()
-        vectors = [future.result(10) for future in found]
-    assert [sorted(batch) for batch in batches] == [["a"], ["b", "c", "d"]]
-    assert [vector.tolist() for vector in vectors] == encode(list("abcdb")).tolist()
-
-
-def test_a_query_that_failed_is_tried_again_and_old_ones_are_forgotten(monkeypatch) -> None:
-    monkeypatch.setattr("polyalign.serving.page_queries._KEPT", 2)
-    asked: list[str] = []
-
-    def fail_first(batch):
-        asked.extend(batch)
-        if len(asked) == 1:
-            raise RuntimeError("once")
-        return encode(batch)
-
-    queries = Queries(fail_first)
-    with pytest.raises(RuntimeError, match="once"):
-        queries.vector("a")
-    for text in "aabbca":
-        queries.vector(text)
-    assert "".join(asked) == "aabca"
-
-
-def test_work_beyond_what_may_wait_is_refused_and_later_accepted() -> None:
-    async def check() -> None:
-        workers, go = Workers(threads=1, waiting=2), threading.Event()
-        begun = [asyncio.ensure_future(workers.run(go.wait, 10)) for _ in range(3)]
-        await asyncio.sleep(0)
-        with pytest.raises(HTTPException) as refused:
-            await workers.run(go.wait, 10)
-        assert refused.value.status_code == 503
-        assert refused.value.headers == {"Retry-After": "2"}
-        go.set()
-        assert await asyncio.gather(*begun) == [True] * 3
-        assert await workers.run(len, "four") == 4
-
-    asyncio.run(check())
-
-
 def test_a_busy_page_says_so(client: TestClient, monkeypatch) -> None:
     monkeypatch.setattr(Workers, "run", _refuse)
     answer = client.get("/?q=a")
@@ -459,7 +396,3 @@ def test_the_page_of_an_index_of_another_model_does_not_start(tmp_path: Path, mo
     monkeypatch.setattr(index, "search", refuse)
     with pytest.raises(UserError, match="another length"):
         Page(index, encode, "en", page_language("en")).warm_up()
-
-
-def test_every_type_that_is_sent_is_of_images() -> None:
-    assert all(re.fullmatch("image/[a-z]+", kind) for kind in module._TYPES.values())
