@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks import evaluation, inference, page, recall, startup, training
+from benchmarks import evaluation, inference, page, recall, searching, startup, training
 from benchmarks.material import SIZES
 from benchmarks.steps import CASES
 
-PARTS = ("startup", "inference", "evaluation", "recall", "training")
+PARTS = ("startup", "inference", "evaluation", "search", "recall", "training")
 
 
 def main() -> None:
@@ -39,6 +39,8 @@ def main() -> None:
             results[part] = recall.run(options.images, options.recall_steps)
         elif part == "inference":
             results[part] = inference.run(options.size)
+        elif part == "search":
+            results[part] = searching.run()
         else:
             results[part] = evaluation.run() if part == "evaluation" else startup.run()
         options.out.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,10 @@ def page(results: dict[str, Any]) -> str:
     parts = [_HEAD, _targets(results)] if targets(results) else [_HEAD]
     if sizes := results.get("training"):
         parts += [_TRAINING.format(epochs=EPOCHS), *(training(one) for one in sizes.values())]
-    sections = (("recall", recall), ("inference", inference), ("evaluation", evaluation), ("startup", startup))
+    sections = (
+        *(("recall", recall), ("inference", inference), ("evaluation", evaluation)),
+        *(("search", search), ("startup", startup)),
+    )
     for key, section in sections:
         if key in results:
             parts.append(section(results[key]))
@@ -113,6 +116,26 @@ def evaluation(found: dict[str, Any]) -> str:
         "rank depends on the machine, and holds one block of scores at a time."
     )
     return "\n".join(["## Scoring a gallery\n", text + "\n", f"{_machine(found)}.\n", _table(head, rows), ""])
+
+
+def search(found: dict[str, Any]) -> str:
+    """Show the time of a query."""
+    rows = []
+    for row in found["rows"]:
+        size = [f"{row['photos']:,}", str(row["dim"])]
+        if "seconds" in row:
+            times = [f"{1000 * row[key]:.2f}" for key in ("seconds", "plain_seconds", "open_seconds")]
+            rows.append([*size, *times, f"{100 * row['agree']:.1f} %"])
+        else:
+            rows.append([*size, f"needs {_mib(row['needed'])} MiB, more than was free", "", "", ""])
+    head = ["photos", "dimensions", "ms a query", "numpy", "ms to open", "same photos"]
+    text = (
+        f"The best {found['top']} photos for a vector, on one core; the shortest of several queries. polyalign reads "
+        "float16 vectors from a file and looks up paths and columns; numpy has float32 vectors in memory and gives "
+        'numbers of rows. "Same photos" are those that both find. Opening checks all vectors; the operating system had '
+        "the file in memory."
+    )
+    return "\n".join(["## Searching an index\n", text + "\n", f"{_machine(found)}.\n", _table(head, rows), ""])
 
 
 def inference(found: dict[str, Any]) -> str:

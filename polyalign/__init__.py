@@ -6,6 +6,8 @@
 >>> polyalign.evaluate(model, langs=["sw", "de"])
 >>> polyalign.compare(langs=["sw"], budgets=["1k-pairs"], seeds=3)
 >>> polyalign.results("eval")  # a pandas.DataFrame, one row per run
+>>> index = polyalign.Index.open("my.index")  # of `polyalign index build`
+>>> index.search(model.encode_text(["mbwa mweusi"])[0], top=10)
 """
 
 from __future__ import annotations
@@ -18,11 +20,17 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from polyalign.api import TrainedRun, compare, distill, evaluate, results, train
     from polyalign.evaluation.model import Model, load
+    from polyalign.serving.index import Index
     from polyalign.utils.errors import UserError
 
-__all__ = ["Model", "TrainedRun", "UserError", "compare", "distill", "evaluate", "load", "results", "train"]
+__all__ = ["Index", "Model", "TrainedRun", "UserError", "compare", "distill", "evaluate", "load", "results", "train"]
 
-_OTHER_HOMES = {"Model": "evaluation.model", "load": "evaluation.model", "UserError": "utils.errors"}
+_OTHER_HOMES = {
+    "Index": "serving.index",
+    "Model": "evaluation.model",
+    "load": "evaluation.model",
+    "UserError": "utils.errors",
+}
 
 
 def __getattr__(name: str) -> Any:

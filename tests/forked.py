@@ -5,16 +5,19 @@ For tests that stop or kill a process. The import of PyTorch and transformers, s
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["polyalign.api", "polyalign.training.pretrain", "tests.stopped"])
+_SERVER.set_forkserver_preload(
+    ["polyalign.api", "polyalign.training.pretrain", "polyalign.serving.search", "tests.stopped"]
+)
 
 
 def start(*arguments: object, said: Path, stop: tuple[str, int] | None = None) -> BaseProcess:
@@ -30,6 +33,30 @@ def start(*arguments: object, said: Path, stop: tuple[str, int] | None = None) -
     )
     process.start()
     return process
+
+
+def killed_at(write: int, function: Callable[..., object], *arguments: object) -> BaseProcess:
+    """Start a function of the package; the process is killed before its n-th call that can write to a disk."""
+    process = _SERVER.Process(target=_until, args=(write, dict(os.environ), function, arguments))
+    process.start()
+    return process
+
+
+_WRITES = {"execute", "executemany", "executescript", "truncate", "write", "flush", "fsync", "replace", "close"}
+
+
+def _until(
+    write: int, environment: Mapping[str, str], function: Callable[..., object], arguments: tuple[object, ...]
+) -> None:
+    left = itertools.count(write, -1)
+
+    def watch(_: object, event: str, called: object) -> None:
+        if event == "c_call" and getattr(called, "__name__", "") in _WRITES and next(left) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.environ.update(environment)
+    sys.setprofile(watch)
+    function(*arguments)
 
 
 def _run(

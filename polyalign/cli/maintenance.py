@@ -32,10 +32,11 @@ def cache_list(as_json: Json = False) -> None:
 
 @cache_app.command("clear", epilog="Example: polyalign cache clear")
 def cache_clear() -> None:
-    """Delete all cached features; they are computed again when needed."""
+    """Delete all cached features and the vectors kept for `polyalign search`; they are computed again when needed."""
     from polyalign.models.feature_cache import clear, folder
+    from polyalign.serving.search import clear_kept
 
-    print(f"{binary_size(clear())} freed in {folder()}")
+    print(f"{binary_size(clear() + clear_kept())} freed in {folder().parent}")
 
 
 @app.command(rich_help_panel=MAINTAIN, epilog="Example: polyalign memory runs/starter-sw-lilt-10k-pairs-s0/recipe.toml")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -11,6 +11,7 @@ from polyalign.config.values import Code
 from polyalign.utils.errors import UserError, did_you_mean
 from polyalign.utils.text import clean
 
+_RIGHT_TO_LEFT = ("Adlm", "Arab", "Hebr", "Nkoo", "Rohg", "Syrc", "Thaa")
 _WITHOUT_SPACES = ("Hani", "Hans", "Hant", "Jpan", "Khmr", "Laoo", "Mymr", "Thai", "Tibt")
 
 Name = Annotated[str, Field(min_length=1, max_length=100)]
@@ -18,12 +19,32 @@ Name = Annotated[str, Field(min_length=1, max_length=100)]
 _SHOWN = 5  # errors in one message
 
 
+class PageTexts(BaseModel):
+    """The texts of the search page in a language; see ``langs/en.toml``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    search_photos: Name
+    describe: Name
+    search: Name
+    score: Name
+    similar: Name
+    full_size: Name
+    next: Name
+    previous: Name
+    none: Name
+    not_found: Name
+    too_long: Name
+    busy: Name
+    failed: Name
+
+
 class Lang(BaseModel):
     """A language.
 
     ``recipe`` overrides keys of any recipe used with the language, such as ``text.max_tokens``. ``starter`` has the
     lexicon and the rules with which ``polyalign.data.starter.grammar`` describes a scene; a language without it has no
-    captions in the starter world.
+    captions in the starter world. A language without ``page`` has the search page in English.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -36,12 +57,18 @@ class Lang(BaseModel):
     flores: str | None = Field(None, pattern=r"^[a-z]{3}_[A-Z][a-z]{3}$")
     recipe: dict[str, Any] = {}
     prompts: tuple[str, ...] = ()
+    page: PageTexts | None = None
     starter: dict[str, Any] = {}
 
     @property
     def has_spaces(self) -> bool:
         """Whether the script separates words with spaces."""
         return self.script not in _WITHOUT_SPACES
+
+    @property
+    def direction(self) -> Literal["ltr", "rtl"]:
+        """Direction of writing, as the attribute ``dir`` of HTML has it."""
+        return "rtl" if self.script in _RIGHT_TO_LEFT else "ltr"
 
 
 def language_codes() -> list[str]:

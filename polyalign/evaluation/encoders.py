@@ -100,11 +100,12 @@ def aligner_of(encoder: Encoder) -> Aligner:
 
 @torch.no_grad()
 def in_batches(items: Sequence[T], encode: Callable[[Sequence[T]], torch.Tensor], task: str) -> Vectors:
-    """Return the vectors ``(N, D)`` of N items, encoded in batches; ``task`` names the progress bar."""
+    """Return the vectors ``(N, D)`` of N items, encoded in batches; ``task`` names the progress bar of several."""
     parts = []
     for start in range(0, len(items), _BATCH):
         parts.append(encode(items[start : start + _BATCH]).float().cpu().numpy())
-        progress(task, min(start + _BATCH, len(items)), len(items))
+        if len(items) > _BATCH:
+            progress(task, min(start + _BATCH, len(items)), len(items))
     return np.concatenate(parts)
 
 

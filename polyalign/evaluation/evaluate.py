@@ -165,10 +165,13 @@ def _check_training_images(encoder: Encoder, gallery: Any) -> None:
         warn_if_trained_on(encoder.folder, gallery)
 
 
-def open_model(model: str | Path | Encoder, cache: Mapping[str, Any] | None = None) -> Encoder:
+def open_model(
+    model: str | Path | Encoder, cache: Mapping[str, Any] | None = None, *, text_only: bool = False
+) -> Encoder:
     """Load a finished run, or an external model by name, onto the accelerator if there is one.
 
-    ``cache`` changes keys of the section ``cache`` of the recipe for this evaluation.
+    ``cache`` changes keys of the section ``cache`` of the recipe for this evaluation. With ``text_only`` the vision
+    tower of a run is not loaded, and the text tower stays on the processor, which is quick for single sentences.
 
     Raises:
         UserError: there is no finished run, external model or key of this name.
@@ -178,9 +181,9 @@ def open_model(model: str | Path | Encoder, cache: Mapping[str, Any] | None = No
     if external_models.is_external(str(model)):
         return external_models.load(str(model))
     folder = Path(model)
-    aligner, recipe = checkpoint.load(folder)
+    aligner, recipe = checkpoint.load(folder, text_only=text_only)
     changed = validate(merge(recipe.table(), {"cache": dict(cache or {})}), f"{model} with --set")
-    return Aligned(str(model), aligner.to(device()), recipe, changed.cache, folder)
+    return Aligned(str(model), aligner if text_only else aligner.to(device()), recipe, changed.cache, folder)
 
 
 def configure(module: ModuleType, task: str, options: Mapping[str, Any]) -> Any:

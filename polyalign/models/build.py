@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,7 +11,9 @@ from polyalign.config.plugins import load_plugin
 from polyalign.config.schema import Recipe, Teacher
 from polyalign.config.tower import Preprocessing
 from polyalign.models.aligner import Aligner
+from polyalign.models.towers.base import ValuesNeededError
 from polyalign.models.towers.text_loading import build_text
+from polyalign.models.towers.vision import VisionTower
 from polyalign.models.towers.vision_loading import build_vision
 
 
@@ -20,16 +23,21 @@ def build_aligner(
     pretrained: bool = True,
     preprocessing: Preprocessing | None = None,
     tokenizer: Path | None = None,
+    text_only: bool = False,
 ) -> Aligner:
     """Build both towers and the projections and apply the strategy; seeded by ``train.seed``.
 
     ``pretrained=False`` initialises at random, which takes no memory under ``torch.device("meta")``.
-    ``preprocessing`` and ``tokenizer`` (a folder) come from a checkpoint and replace those of the towers.
+    ``preprocessing`` and ``tokenizer`` (a folder) come from a checkpoint and replace those of the towers. With
+    ``text_only`` the vision tower is on the meta device, without its weights.
 
     Raises:
         UserError: a tower cannot be loaded or does not support the strategy.
     """
-    vision = build_vision(recipe.vision, pretrained=pretrained, preprocessing=preprocessing)
+    if text_only:
+        vision = _without_weights(recipe, preprocessing)
+    else:
+        vision = build_vision(recipe.vision, pretrained=pretrained, preprocessing=preprocessing)
     text = build_text(recipe.text, pretrained=pretrained, tokenizer=tokenizer)
     text.lang = recipe.lang
     torch.manual_seed(recipe.train.seed)
@@ -45,6 +53,16 @@ def build_aligner(
     aligner.record_trainable(inserted_beside=before)
     aligner.inherited = inherited
     return aligner.eval()
+
+
+def _without_weights(recipe: Recipe, preprocessing: Preprocessing | None) -> VisionTower:
+    """Build the vision tower on the meta device, or with random weights if its network looks at values."""
+    build = partial(build_vision, recipe.vision, pretrained=False, preprocessing=preprocessing)
+    try:
+        with torch.device("meta"):
+            return build()
+    except ValuesNeededError:
+        return build()
 
 
 def _apply_teacher(aligner: Aligner, teacher: Teacher) -> frozenset[str]:

@@ -134,10 +134,25 @@ def check_finished(folder: Path) -> None:
         raise UserError(f"{folder} holds no finished checkpoint (no {WEIGHTS}): train first, or finish with --resume")
 
 
-def load(folder: Path) -> tuple[Aligner, Recipe]:
+def identity(folder: Path) -> str:
+    """Return a hash of the weights of a checkpoint, in which its other files are recorded.
+
+    Raises:
+        UserError: there is no checkpoint, or it cannot be read.
+    """
+    check_finished(folder)
+    try:
+        with (folder / WEIGHTS).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"cannot read {folder / WEIGHTS}: {error.strerror}") from error
+
+
+def load(folder: Path, *, text_only: bool = False) -> tuple[Aligner, Recipe]:
     """Load a checkpoint: towers from their own source, the trained part from here.
 
-    Preprocessing and tokenizer are the saved ones, whatever the hub says today.
+    Preprocessing and tokenizer are the saved ones, whatever the hub says today. With ``text_only`` the vision tower is
+    not loaded: it is on the meta device, and only sentences can be embedded.
 
     Raises:
         UserError: there is no checkpoint, a file of it was changed, the towers' weights are not those it was trained
@@ -149,14 +164,16 @@ def load(folder: Path) -> tuple[Aligner, Recipe]:
     recipe = read_recipe(folder / RECIPE)
     towers = read_towers(folder)
     try:
-        aligner = build_aligner(recipe, preprocessing=towers.preprocessing, tokenizer=folder / TOKENIZER)
+        aligner = build_aligner(
+            recipe, preprocessing=towers.preprocessing, tokenizer=folder / TOKENIZER, text_only=text_only
+        )
     except UserError as error:
         raise UserError(f"{folder / RECIPE}: {error}") from error
     for name, found, wanted in (
         ("vision", aligner.vision.fingerprint, towers.vision),
         ("text", aligner.text.fingerprint, towers.text),
     ):
-        if found != wanted:
+        if found != wanted and not (text_only and name == "vision"):
             raise UserError(
                 f"the {name} tower's weights are not those this checkpoint was trained on ({found}, not {wanted}): "
                 "get the same revision of the tower, or train again"

@@ -1,53 +1,184 @@
-"""Image search: the photos of a folder that best match a sentence."""
+"""Image search: the photos of a folder that best match a sentence, or are most similar to a photo."""
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-
-from polyalign.data.image_check import check_images
-from polyalign.data.pairs import IMAGE_SUFFIXES, FileImage, PairTable
+from polyalign.evaluation import external_models
 from polyalign.evaluation.evaluate import open_model
 from polyalign.evaluation.model import Model
+from polyalign.serving import index_build
+from polyalign.serving.index import Hit, Index, Vector
+from polyalign.serving.index_store import StaleIndexError, delete, is_store, size
+from polyalign.utils import storage
 from polyalign.utils.errors import UserError
+from polyalign.utils.lock import locked
+
+logger = logging.getLogger(__name__)
+
+_KEPT = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
 class Found:
-    """A photo and its cosine similarity to the query."""
+    """A photo, its cosine similarity to the query, and the columns of a captions table."""
 
     path: str
     score: float
+    metadata: dict[str, str]
 
 
-def search(model: str | Path, folder: Path, query: str, top: int = 10) -> list[Found]:
-    """Return the ``top`` photos under ``folder`` for a query, best first; unreadable files are skipped.
+@dataclass(frozen=True)
+class Answer:
+    """The photos found for a query, best first."""
 
-    The outputs of the frozen layers are cached, so that later queries are fast.
+    query: str
+    found: list[Found]
+
+    def as_rows(self) -> list[dict[str, Any]]:
+        """Return the photos as JSON, with metadata where there is any."""
+        return [{key: value for key, value in vars(one).items() if value != {}} for one in self.found]
+
+
+def search(
+    model: str | Path,
+    queries: Sequence[str | Path],
+    images: Path | None = None,
+    *,
+    top: int = 10,
+    where: Mapping[str, str] | None = None,
+) -> list[Answer]:
+    """Return the best photos for each query; unreadable files are skipped.
+
+    Args:
+        model: an index; or a run or an external model, for which an index of ``images`` is kept in the cache folder
+            and brought up to date first.
+        queries: sentences; the path of a photo finds similar ones.
+        images: the photo folder.
+        top: number of photos for each query.
+        where: columns and the values that photos must have there.
 
     Raises:
-        UserError: the model does not exist, there are no photos, or the query is empty.
+        UserError: there is no such model, index or photo, there are no photos, or a query is empty.
     """
-    if not query.strip():
+    if not queries or any(not str(query).strip() for query in queries):
         raise UserError("the query is empty: describe what the photo should show")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    if not paths:
-        raise UserError(f"there are no images under {folder}" if folder.is_dir() else f"no such folder: {folder}")
-    encoder = open_model(model)
-    photos = PairTable(
-        name=str(folder),
-        lang="",
-        origin="human",
-        image_ids=tuple(str(path.relative_to(folder)) for path in paths),
-        images=tuple(map(FileImage, paths)),
-        captions=("",) * len(paths),
-        image_of=np.arange(len(paths), dtype=np.int64),
-    )
-    photos, _ = check_images(photos, max_corrupt=1.0)
-    if not len(photos):
-        raise UserError(f"none of the {len(paths)} images under {folder} can be read")
-    scores = encoder.encode_image(photos.images) @ Model(encoder).encode_text([query])[0]
-    best = np.argsort(-scores, kind="stable")[:top]
-    return [Found(str(folder / photos.image_ids[index]), float(scores[index])) for index in best]
+    if where and images is not None:
+        raise UserError("photos have columns in an index alone: make one with `polyalign index build --captions`")
+    index, base = _open(model, images)
+    sentences = [query for query in queries if isinstance(query, str)]
+    vectors = dict(zip(sentences, text_model(index).encode_text(sentences), strict=True)) if sentences else {}
+    answers = []
+    for query in queries:
+        if isinstance(query, Path):
+            hits = similar(index, query, top, where)
+        else:
+            hits = index.search(vectors[query], top, where=where)
+        found = [Found(str(base / hit.photo.path), hit.score, hit.photo.metadata) for hit in hits]
+        answers.append(Answer(str(query), found))
+    return answers
+
+
+def _open(model: str | Path, images: Path | None) -> tuple[Index, Path]:
+    """Return the index to search, and the folder that its paths are shown in."""
+    if not external_models.is_external(str(model)) and is_store(Path(model)):
+        if images is not None:
+            raise UserError(f"{model} is an index, which has its photos: leave out --images")
+        index = Index.open(model)
+        return index, index.root
+    if images is None:
+        raise UserError(f"name the folder of photos to search with {model}: --images FOLDER")
+    return kept_index(str(model), images), images
+
+
+def text_model(index: Index) -> Model:
+    """Load what embeds sentences for an index, without the vision tower.
+
+    Raises:
+        UserError: the run is not where it was, or was trained again.
+    """
+    if not external_models.is_external(index.model) and not Path(index.model).is_dir():
+        moved = f"say where it is now with `polyalign index update {index.folder} --run RUN`"
+        raise UserError(f"there is no run {index.model}, with which {index.folder} was made: {moved}")
+    index_build.check_model(index.store, index_build.identity(index.model), index.model)
+    return Model(open_model(index.model, text_only=True))
+
+
+def similar(index: Index, photo: Path, top: int, where: Mapping[str, str] | None = None) -> list[Hit]:
+    """Return the photos of an index most similar to a photo, without those of the same content.
+
+    The model is loaded only if the photo is not in the index.
+
+    Raises:
+        UserError: the photo cannot be read.
+    """
+    try:
+        content = photo.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read the image {photo}: {error.strerror}") from error
+    row = index.store.row_of(index_build.content_hash(content))
+    same = set(index.ids_of(row)) if row is not None else set()
+    vector: Vector
+    if same:
+        vector = index.vector(next(iter(same)))
+    else:
+        index_build.check_model(index.store, index_build.identity(index.model), index.model)
+        vector = Model(open_model(index.model)).encode_image([photo])[0]
+    hits = index.search(vector, top + len(same), where=where)
+    return [hit for hit in hits if hit.photo.id not in same][:top]
+
+
+def kept_index(model: str, images: Path) -> Index:
+    """Return the index of a photo folder for a model that is kept in the cache folder, brought up to date.
+
+    One that is damaged, or of an earlier training of the run, is made anew.
+
+    Raises:
+        UserError: there is no such model or photo folder, or the cache folder cannot be written to.
+    """
+    place = hashlib.sha256(os.fsencode("\0".join([index_build.place(model), str(images.resolve())])))
+    folder = _kept_folder() / place.hexdigest()[:32]
+    try:
+        storage.check_writable(folder)
+    except UserError as error:
+        logger.info(f"{error}; this time the photos are embedded for this search alone")
+        with tempfile.TemporaryDirectory() as made:
+            index_build.build(model, images, Path(made) / folder.name)
+            return Index.open(Path(made) / folder.name)  # stays readable when the files are deleted
+    if is_store(folder):
+        try:
+            index_build.update(folder)
+            return Index.open(folder)
+        except StaleIndexError:
+            logger.info(
+                f"the vectors kept for {images} are damaged, or of an earlier training: they are computed again"
+            )
+            with locked(folder):
+                delete(folder)
+    index_build.build(model, images, folder)
+    return Index.open(folder)
+
+
+def clear_kept() -> int:
+    """Delete the indexes in the cache folder, and return the number of bytes freed."""
+    freed = 0
+    for folder in _kept_folder().glob("*"):
+        if _KEPT.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
+            with locked(folder):
+                freed += size(folder)
+                delete(folder)
+            shutil.rmtree(folder)
+    return freed
+
+
+def _kept_folder() -> Path:
+    return storage.cache_folder() / "indexes"

@@ -13,10 +13,13 @@ import pytest
 import regex
 
 from polyalign.config import language as langs
+from polyalign.data.scripts import letters_of
 from polyalign.data.starter import world
 from polyalign.data.starter.grammar import Part, Plan, choose, word
+from polyalign.utils.text import clean
 
 ALL = langs.language_codes()
+PAGE = [code for code in ALL if langs.load_language(code).page]
 STARTER = [code for code in ALL if langs.load_language(code).starter]
 CROSSMODAL_3600 = """ar bn cs da de el en es fa fi fil fr he hi hr hu id it ja ko mi nl no pl pt qu ro ru sv sw te
     th tr uk vi zh"""
@@ -118,6 +121,26 @@ def neighbours(plan: Plan) -> Iterator[Plan]:
         yield Plan((changed, second), plan.relation, plan.background)
     yield Plan(plan.parts, str(rng.choice(world.RELATIONS)), plan.background)
     yield Plan(plan.parts, plan.relation, str(rng.choice(world.BACKGROUNDS)))
+
+
+def test_the_page_is_there_in_languages_of_both_directions() -> None:
+    assert len(PAGE) >= 9
+    assert {"en", "sw", "am", "ar"} <= set(PAGE)
+    assert {code for code in PAGE if langs.load_language(code).direction == "rtl"} == {"ar", "fa", "he"}
+
+
+@pytest.mark.parametrize("code", PAGE)
+def test_texts_of_the_page_are_in_the_script_of_the_language_and_differ(code: str) -> None:
+    lang = langs.load_language(code)
+    assert lang.page
+    texts = list(lang.page.model_dump().values())
+    letter = letters_of(lang.script)
+    assert letter
+    for text in texts:
+        assert text == unicodedata.normalize("NFC", clean(text))
+        assert not set(text) & set("<>&{}|")
+        assert all(letter.fullmatch(char) for char in text if char.isalpha()), text
+    assert len(set(texts)) == len(texts)
 
 
 @pytest.mark.parametrize("code", STARTER)

@@ -56,7 +56,7 @@ def read(box: Sandbox, data: st.DataObject, world: Path) -> None:
     loaded = model(world)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_prints, "_WORTH_KEEPING", 1)
-        patch.setattr(checkpoint, "load", lambda _: loaded)
+        patch.setattr(checkpoint, "load", lambda _, **__: loaded)
         box.run(*data.draw(st.sampled_from(READERS)))
 
 

@@ -189,7 +189,7 @@ def test_a_figure_on_a_full_disk_leaves_the_old_one(tmp_path, repo):
 
 
 def test_a_disk_error_anywhere_is_one_line(run, monkeypatch, tmp_path):
-    def denied(*_: object) -> None:
+    def denied(*_: object, **__: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "photos"))
 
     monkeypatch.setattr("polyalign.serving.search.search", denied)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from polyalign.experiments import report
+from polyalign.serving.index import Index
+from polyalign.serving.index_build import build, update
+from polyalign.serving.index_store import PHOTOS, VECTORS, is_store
 from polyalign.training import train
 from polyalign.utils.lock import LOCK_FILES
 from polyalign.utils.storage import PARTIAL
 from tests import forked, tiny
+from tests.unit.test_index_build import saved
 from tests.unit.test_significance import trained
 
 Run = Callable[..., tuple[int, str, str]]
@@ -83,3 +89,50 @@ def test_trimming_leaves_nothing_beside_the_tower(run: Run, tmp_path: Path) -> N
     code, _, err = run(*words)
     assert code == 0, err
     assert list(out.parent.iterdir()) == [out]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [5, pytest.param(60, marks=pytest.mark.repeated)])
+def test_an_index_is_valid_at_any_time(tmp_path: Path, kills: int) -> None:
+    model, photos, out = saved(tmp_path / "run"), tmp_path / "photos", tmp_path / "cut"
+    photos.mkdir()
+    scenes = itertools.product(tiny.COLORS, repeat=4)
+    for number, scene in zip(range(150), scenes, strict=False):
+        tiny.draw(scene).save(photos / f"{number}.png")
+    kill_and_mend(kills, out, build, model, photos, out)
+    build(model, photos, tmp_path / "whole")
+    assert_same(out, tmp_path / "whole")
+    for number, scene in zip(range(0, 150, 3), scenes, strict=False):
+        (photos / f"{number}.png").rename(photos / f"moved-{number}.png")
+        tiny.draw(scene).save(photos / f"{number + 1}.png")
+        (photos / f"{number + 2}.png").unlink()
+    kill_and_mend(kills, out, update, out)
+    build(model, photos, tmp_path / "after")
+    assert_same(out, tmp_path / "after")
+    assert {path.name for path in out.iterdir()} - {*LOCK_FILES} == {PHOTOS, VECTORS}
+
+
+def kill_and_mend(kills: int, out: Path, function: Callable[..., object], *arguments: object) -> None:
+    """Do the work again and again, killed before a random one of its writes; then whole."""
+    draw = random.Random(0)
+    codes = []
+    for _ in range(kills):
+        process = forked.killed_at(draw.randrange(60), function, *arguments)
+        process.join()
+        codes.append(process.exitcode)
+        if is_store(out):
+            Index.open(out)
+    assert -9 in codes
+    assert set(codes) <= {0, -9}
+    function(*arguments)
+
+
+def assert_same(folder: Path, other: Path) -> None:
+    """Compare all photos of two indexes and their vectors, up to the rounding of batches of other sizes."""
+    found, wanted = (
+        {photo.path: index.vector(photo.id) for one in index.ids.tolist() if (photo := index.photo(one))}
+        for index in map(Index.open, (folder, other))
+    )
+    assert found.keys() == wanted.keys()
+    for path, vector in wanted.items():
+        np.testing.assert_allclose(found[path], vector, atol=1e-3)

@@ -1,0 +1,358 @@
+"""The files of an index: a matrix of float16 vectors to which rows are appended, and an SQLite database of the photos.
+
+A row counts once the database has it, which is after the vectors have reached the disk. So whatever kills the process,
+the index is valid: rows that the database does not know are overwritten. The vectors have checksums in the database,
+the rows of the database carry checksums of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from polyalign.utils import storage
+from polyalign.utils.errors import UserError, first_line
+from polyalign.utils.text import clean
+
+Vectors = npt.NDArray[np.float16]
+Floats = npt.NDArray[np.floating[Any]]
+
+VECTORS, PHOTOS = "vectors.f16", "photos.sqlite"
+FACTS = {"model", "identity", "root", "dim", "columns", "captions"}
+"""What an index states: the run and the hash of its checkpoint, the photo folder, and the captions table."""
+
+_FORMAT = "1"
+_SCHEMA = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE blocks (start INTEGER PRIMARY KEY, count INTEGER NOT NULL, checksum INTEGER NOT NULL);
+CREATE TABLE contents (hash BLOB PRIMARY KEY, row INTEGER NOT NULL, mark INTEGER NOT NULL);
+CREATE TABLE photos (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, path BLOB NOT NULL UNIQUE, size INTEGER NOT NULL, mtime INTEGER NOT NULL,
+    row INTEGER, reason TEXT, metadata TEXT NOT NULL, mark INTEGER NOT NULL
+);
+"""
+_COLUMNS = "id, path, size, mtime, row, reason, metadata, mark"
+_NO_DISK = ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_PERM")
+_WAIT_SECONDS = 30  # for another process that commits
+
+
+class StaleIndexError(UserError):
+    """An index that has to be built again: it is damaged, or of another model or version."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file in the database: its place in the matrix, or the reason why it cannot be read.
+
+    ``path`` is relative to the photo folder. The id of a new entry is 0.
+    """
+
+    id: int
+    path: bytes
+    size: int
+    mtime: int
+    row: int | None
+    reason: str | None = None
+    metadata: str = "{}"
+
+    def mark(self, photo_id: int) -> int:
+        """Return a checksum of the entry with this id."""
+        return _mark(photo_id, self.path, self.size, self.mtime, self.row, self.reason, self.metadata)
+
+
+class Store:
+    """The two files of an index, for reading and writing; several threads can read at once."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the files.
+
+        Raises:
+            UserError: there is no index in the folder, or its database is damaged.
+        """
+        self.folder = folder
+        self._lock = threading.RLock()
+        if not is_store(folder):
+            raise UserError(f"{folder} is no index: make one with `polyalign index build`")
+        with self._errors():
+            self._database = _connect(folder / PHOTOS)
+        weakref.finalize(self, self._database.close)
+        facts = {str(name): str(value) for name, value in self.read("SELECT name, value FROM facts")}
+        if facts.pop("format", None) != _FORMAT:
+            raise StaleIndexError(f"{folder} is an index of another version of polyalign: build it again")
+        self.facts: dict[str, str] = facts
+        self.dim = int(facts.get("dim", "")) if facts.get("dim", "").isdecimal() else 0
+        self._is_checked = False
+        if not self.dim or not facts.keys() >= FACTS:
+            raise self.damaged("its facts")
+
+    @classmethod
+    def create(cls, folder: Path, facts: dict[str, str]) -> Store:
+        """Make an empty index.
+
+        Raises:
+            UserError: the folder has other files, or cannot be written to.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            others = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+            if others - {VECTORS}:
+                raise UserError(f"{folder} has other files, such as {clean(min(others), 80)}: name a new folder")
+            (folder / VECTORS).write_bytes(b"")
+        except OSError as error:
+            raise storage.cannot_write(folder, error) from error
+        values = {"format": _FORMAT, **facts}
+
+        def fill(partial: Path) -> None:
+            with _converted(folder), closing(_connect(partial)) as database:
+                database.execute("PRAGMA journal_mode = MEMORY")  # the file is moved into place when it is whole
+                database.executescript(f"BEGIN; {_SCHEMA}")
+                database.executemany("INSERT INTO facts VALUES (?, ?)", values.items())
+                _seal(database)
+                database.execute("COMMIT")
+
+        storage.write(folder / PHOTOS, fill)
+        return cls(folder)
+
+    def damaged(self, what: str) -> StaleIndexError:
+        """Return the error to raise if the files are not as they were written."""
+        return StaleIndexError(f"the index {self.folder} is damaged ({what}): delete it, and build it again")
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        with self._lock, _converted(self.folder):
+            yield
+
+    def read(self, query: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return the rows of a query."""
+        with self._errors():
+            return self._database.execute(query, values).fetchall()
+
+    def entries(self, condition: str = "1", values: Sequence[Any] = ()) -> Iterator[Entry]:
+        """Yield the files that fulfil a condition, each compared with its checksum."""
+        for *fields, mark in self.read(f"SELECT {_COLUMNS} FROM photos WHERE {condition}", values):
+            entry = Entry(*fields)
+            if mark != entry.mark(entry.id) or not _is_inside(entry.path):
+                raise self.damaged(f"photo {entry.id}")
+            yield entry
+
+    def columns(self) -> list[str]:
+        """Return the names of the columns of the captions table."""
+        with self._expecting("its columns"):
+            return [str(name) for name in json.loads(self.facts["columns"])]
+
+    def metadata(self, entry: Entry) -> dict[str, str]:
+        """Return the columns of the captions table for a photo."""
+        with self._expecting(f"photo {entry.id}"):
+            return {str(name): str(value) for name, value in json.loads(entry.metadata).items()}
+
+    @contextmanager
+    def _expecting(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except (TypeError, ValueError, OverflowError, AttributeError, RecursionError) as error:
+            raise self.damaged(what) from error
+
+    def row_of(self, content: bytes) -> int | None:
+        """Return the row of the vector of a content, by its hash."""
+        found = self.read("SELECT row, mark FROM contents WHERE hash = ?", (content,))
+        if found and found[0][1] != _mark(content, found[0][0]):
+            raise self.damaged("the contents")
+        return found[0][0] if found else None
+
+    def snapshot(self) -> tuple[Vectors, npt.NDArray[Any]]:
+        """Return the matrix, mapped from disk, and the ``id`` and ``row`` of each photo, all checked."""
+        with self._errors(), self._expecting("the list of photos"):
+            self._database.execute("BEGIN")
+            try:
+                blocks = self._database.execute("SELECT start, count, checksum FROM blocks ORDER BY start").fetchall()
+                digest = self.digest()
+                living, expected = _living(self._database)
+            finally:
+                self._database.execute("ROLLBACK")
+        if expected != digest or not all(isinstance(one, int) for block in blocks for one in block):
+            raise self.damaged("the list of photos")
+        vectors = self._mapped(sum(count for _, count, _ in blocks))
+        end = 0
+        for start, count, checksum in blocks:
+            if start != end or _sum(vectors[start : start + count]) != checksum:
+                raise self.damaged(f"the vectors from {start} on")
+            end += count
+        if len(living) and not 0 <= living["row"].min() <= living["row"].max() < end:
+            raise self.damaged("photos without vectors")
+        return vectors, living
+
+    def _mapped(self, rows: int) -> Vectors:
+        path = self.folder / VECTORS
+        try:
+            if path.stat().st_size < rows * self.dim * 2:
+                raise self.damaged(f"{VECTORS} is cut off")
+            if not rows:
+                return np.empty((0, self.dim), np.float16)
+            # Copy on write: torch warns of arrays that cannot be written to.
+            return np.memmap(path, np.float16, "c", shape=(rows, self.dim))
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+    def digest(self) -> str:
+        """Return the checksum of the list of photos and the facts."""
+        found = self.read("SELECT value FROM facts WHERE name = 'digest'")
+        return str(found[0][0]) if found else ""
+
+    def append(
+        self, vectors: npt.NDArray[np.floating[Any]], contents: Sequence[bytes], entries: Sequence[Entry]
+    ) -> None:
+        """Add vectors ``(N, D)`` and the hashes of their contents, and the files that have them, in one step.
+
+        Rows of ``entries`` below zero count from the new rows: -1 is the first.
+        """
+        self._check()
+        new = np.ascontiguousarray(vectors, np.float16)
+        start = self.read("SELECT COALESCE(MAX(start + count), 0) FROM blocks")[0][0]
+        if len(new):
+            self._write_vectors(start, new)
+        with self._writing() as database:
+            if len(new):
+                database.execute("INSERT INTO blocks VALUES (?, ?, ?)", (start, len(new), _sum(new)))
+            rows = [(content, row, _mark(content, row)) for row, content in enumerate(contents, start)]
+            database.executemany("INSERT INTO contents VALUES (?, ?, ?)", rows)
+            for entry in entries:
+                row = entry.row if entry.row is None or entry.row >= 0 else start - 1 - entry.row
+                _put(database, Entry(**{**vars(entry), "row": row}))
+
+    def change(self, facts: Mapping[str, str], entries: Iterable[Entry] = (), deleted: Iterable[int] = ()) -> None:
+        """Set facts, replace files, and delete those with some ids, in one step."""
+        self._check()
+        with self._writing() as database:
+            database.executemany("DELETE FROM photos WHERE id = ?", [(one,) for one in deleted])
+            for entry in entries:
+                _put(database, entry)
+            database.executemany("INSERT OR REPLACE INTO facts VALUES (?, ?)", facts.items())
+        self.facts |= facts
+
+    def _write_vectors(self, start: int, new: Vectors) -> None:
+        path = self.folder / VECTORS
+        try:
+            with path.open("r+b") as file:
+                if file.seek(0, os.SEEK_END) < start * self.dim * 2:
+                    raise self.damaged(f"{VECTORS} is cut off")
+                file.truncate(start * self.dim * 2)  # what a killed process left
+                file.seek(start * self.dim * 2)
+                file.write(new.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise storage.cannot_write(path, error) from error
+
+    def _check(self) -> None:
+        """Find damage before the first change, which writes new checksums."""
+        if not self._is_checked:
+            self.snapshot()
+            self._is_checked = True
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """Change the database in one transaction."""
+        with self._errors():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+                _seal(self._database)
+                self._database.execute("COMMIT")
+            except BaseException:
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+
+
+def is_store(folder: Path) -> bool:
+    """Return whether there is an index in a folder, whole or damaged."""
+    return (folder / PHOTOS).is_file()
+
+
+def delete(folder: Path) -> None:
+    """Delete the files of an index; a process that has opened them can go on reading."""
+    for name in (PHOTOS, f"{PHOTOS}-journal", VECTORS):
+        (folder / name).unlink(missing_ok=True)
+
+
+def size(folder: Path) -> int:
+    """Return the size of the files of an index in bytes."""
+    paths = (folder / name for name in (PHOTOS, VECTORS))
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open a database; read-only if its folder is."""
+    address = f"{path.absolute().as_uri()}?mode=rw"
+    found = sqlite3.connect(address, uri=True, timeout=_WAIT_SECONDS, isolation_level=None, check_same_thread=False)
+    found.execute("PRAGMA synchronous = FULL")
+    return found
+
+
+@contextmanager
+def _converted(folder: Path) -> Iterator[None]:
+    """Convert errors of SQLite to a UserError."""
+    try:
+        yield
+    except (sqlite3.Error, UnicodeDecodeError) as error:  # the latter on messages that quote what is damaged
+        name, problem = getattr(error, "sqlite_errorname", ""), first_line(error)
+        if name.startswith("SQLITE_BUSY"):
+            raise UserError(f"the index {folder} is in use: wait until the other process ends") from error
+        if name.startswith(_NO_DISK):
+            raise UserError(f"cannot use the index {folder}: {problem}; check the disk and its permissions") from error
+        raise StaleIndexError(f"the index {folder} is damaged ({problem}): delete it, and build it again") from error
+
+
+def _put(database: sqlite3.Connection, entry: Entry) -> None:
+    """Insert or replace a file; its id stays, or is the next one."""
+    fields = (entry.path, entry.size, entry.mtime, entry.row, entry.reason, entry.metadata)
+    if entry.id:
+        database.execute(
+            "UPDATE photos SET path = ?, size = ?, mtime = ?, row = ?, reason = ?, metadata = ?, mark = ? WHERE id = ?",
+            (*fields, entry.mark(entry.id), entry.id),
+        )
+        return
+    new = "INSERT INTO photos (path, size, mtime, row, reason, metadata, mark) VALUES (?, ?, ?, ?, ?, ?, 0)"
+    photo_id = database.execute(new, fields).lastrowid or 0
+    database.execute("UPDATE photos SET mark = ? WHERE id = ?", (entry.mark(photo_id), photo_id))
+
+
+_LIVING = np.dtype([("id", np.int64), ("row", np.int64), ("mark", np.int64)])
+
+
+def _living(database: sqlite3.Connection) -> tuple[npt.NDArray[Any], str]:
+    """Return id, row and checksum of the photos that can be read, and a checksum of these and the facts."""
+    found = np.fromiter(database.execute("SELECT id, row, mark FROM photos WHERE row IS NOT NULL ORDER BY id"), _LIVING)
+    facts = database.execute("SELECT name, value FROM facts WHERE name != 'digest' ORDER BY name").fetchall()
+    return found, xxhash.xxh3_128_hexdigest(found.tobytes() + repr(facts).encode())
+
+
+def _seal(database: sqlite3.Connection) -> None:
+    """Write the checksum of the list of photos and the facts."""
+    database.execute("INSERT OR REPLACE INTO facts VALUES ('digest', ?)", _living(database)[1:])
+
+
+def _sum(vectors: Vectors) -> int:
+    return xxhash.xxh3_64_intdigest(np.ascontiguousarray(vectors).data) >> 1  # SQLite's integers have a sign
+
+
+def _mark(*values: object) -> int:
+    return xxhash.xxh3_64_intdigest(repr(values).encode()) >> 1
+
+
+def _is_inside(path: bytes) -> bool:
+    """Return whether a path stays in its folder: an index can come from a stranger."""
+    parts = PurePosixPath(os.fsdecode(path))
+    return not parts.is_absolute() and ".." not in parts.parts and path != b""
