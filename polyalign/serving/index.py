@@ -126,13 +126,17 @@ class Index:
 
     def photo(self, photo_id: int) -> Photo | None:
         """Return the photo with this id, None if there is none."""
-        return next(self._photos([photo_id]), None)
+        return next(self._photos([photo_id]), None) if photo_id in self.ids else None
 
     def _photos(self, ids: Sequence[int]) -> Iterator[Photo]:
         """Yield the photos with these ids that are still there."""
         for start in range(0, len(ids), _PHOTOS_AT_ONCE):
             part = ids[start : start + _PHOTOS_AT_ONCE]
-            for entry in self.store.entries(f"row IS NOT NULL AND id IN ({', '.join('?' * len(part))})", part):
+            condition = f"row IS NOT NULL AND id IN ({', '.join('?' * len(part))})"
+            entries = list(self.store.entries(condition, part))
+            if len(entries) < len(part) and self.is_current:
+                raise self.store.damaged("the list of photos")
+            for entry in entries:
                 yield Photo(entry.id, os.fsdecode(entry.path), self.store.metadata(entry))
 
     def ids_of(self, row: int) -> list[int]:

@@ -85,6 +85,8 @@ def _chunks(index: Index) -> Iterator[tuple[list[Entry], Vector]]:
     for start in range(0, len(ids), _ROWS):
         part = ids[start : start + _ROWS]
         entries = [entry for photo_id in part.tolist() for entry in index.store.entries("id = ?", (photo_id,))]
+        if len(entries) < len(part):
+            raise UserError(f"{index.folder} was changed meanwhile: export it again")
         yield entries, index.vectors([entry.id for entry in entries])
         progress("exporting photos", start + len(part), len(ids))
 

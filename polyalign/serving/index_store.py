@@ -12,7 +12,7 @@ import os
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -112,7 +112,7 @@ class Store:
             (folder / VECTORS).write_bytes(b"")
         except OSError as error:
             raise storage.cannot_write(folder, error) from error
-        values = {"format": _FORMAT, **facts}
+        values = {"format": _FORMAT, **facts, "photos": "0"}
 
         def fill(partial: Path) -> None:
             with _converted(folder), closing(_connect(partial)) as database:
@@ -177,11 +177,16 @@ class Store:
             self._database.execute("BEGIN")
             try:
                 blocks = self._database.execute("SELECT start, count, checksum FROM blocks ORDER BY start").fetchall()
-                digest = self.digest()
-                living, expected = _living(self._database)
+                living = np.fromiter(self._database.execute(f"{_LIVING_PHOTOS} ORDER BY id"), _LIVING)
+                is_sealed = self.digest() == _digest(self._database)
+                photos = self.read("SELECT value FROM facts WHERE name = 'photos'")
             finally:
                 self._database.execute("ROLLBACK")
-        if expected != digest or not all(isinstance(one, int) for block in blocks for one in block):
+        if (
+            not is_sealed
+            or photos != [(str(_mixed(living)),)]
+            or not all(isinstance(one, int) for block in blocks for one in block)
+        ):
             raise self.damaged("the list of photos")
         vectors = self._mapped(sum(count for _, count, _ in blocks))
         end = 0
@@ -206,7 +211,7 @@ class Store:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
 
     def digest(self) -> str:
-        """Return the checksum of the list of photos and the facts."""
+        """Return a checksum of the facts and of all photos."""
         found = self.read("SELECT value FROM facts WHERE name = 'digest'")
         return str(found[0][0]) if found else ""
 
@@ -222,7 +227,7 @@ class Store:
         start = self.read("SELECT COALESCE(MAX(start + count), 0) FROM blocks")[0][0]
         if len(new):
             self._write_vectors(start, new)
-        with self._writing() as database:
+        with self._writing([entry.id for entry in entries if entry.id]) as database:
             if len(new):
                 database.execute("INSERT INTO blocks VALUES (?, ?, ?)", (start, len(new), _sum(new)))
             rows = [(content, row, _mark(content, row)) for row, content in enumerate(contents, start)]
@@ -231,10 +236,10 @@ class Store:
                 row = entry.row if entry.row is None or entry.row >= 0 else start - 1 - entry.row
                 _put(database, Entry(**{**vars(entry), "row": row}))
 
-    def change(self, facts: Mapping[str, str], entries: Iterable[Entry] = (), deleted: Iterable[int] = ()) -> None:
+    def change(self, facts: Mapping[str, str], entries: Sequence[Entry] = (), deleted: Sequence[int] = ()) -> None:
         """Set facts, replace files, and delete those with some ids, in one step."""
         self._check()
-        with self._writing() as database:
+        with self._writing([*deleted, *(entry.id for entry in entries)]) as database:
             database.executemany("DELETE FROM photos WHERE id = ?", [(one,) for one in deleted])
             for entry in entries:
                 _put(database, entry)
@@ -262,17 +267,25 @@ class Store:
             self._is_checked = True
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """Change the database in one transaction."""
+    def _writing(self, touched: Sequence[int]) -> Iterator[sqlite3.Connection]:
+        """Change the database in one transaction: the photos with some ids, and new ones."""
         with self._errors():
-            self._database.execute("BEGIN IMMEDIATE")
+            database = self._database
+            database.execute("BEGIN IMMEDIATE")
             try:
-                yield self._database
-                _seal(self._database)
-                self._database.execute("COMMIT")
+                ((last, before),) = database.execute(
+                    "SELECT COALESCE(MAX(id), 0), (SELECT value FROM facts WHERE name = 'photos') FROM photos"
+                ).fetchall()
+                photos = int(before) - _sum_of(database, touched)
+                yield database
+                added = database.execute(f"{_LIVING_PHOTOS} AND id > ?", (last,))
+                photos += _sum_of(database, touched) + _mixed(np.fromiter(added, _LIVING))
+                database.execute("INSERT OR REPLACE INTO facts VALUES ('photos', ?)", (str(photos % 2**64),))
+                _seal(database)
+                database.execute("COMMIT")
             except BaseException:
-                if self._database.in_transaction:
-                    self._database.execute("ROLLBACK")
+                if database.in_transaction:
+                    database.execute("ROLLBACK")
                 raise
 
 
@@ -332,16 +345,34 @@ def _put(database: sqlite3.Connection, entry: Entry) -> None:
 _LIVING = np.dtype([("id", np.int64), ("row", np.int64), ("mark", np.int64)])
 
 
-def _living(database: sqlite3.Connection) -> tuple[npt.NDArray[Any], str]:
-    """Return id, row and checksum of the photos that can be read, and a checksum of these and the facts."""
-    found = np.fromiter(database.execute("SELECT id, row, mark FROM photos WHERE row IS NOT NULL ORDER BY id"), _LIVING)
+_LIVING_PHOTOS = "SELECT id, row, mark FROM photos WHERE row IS NOT NULL"
+
+
+def _mixed(living: npt.NDArray[Any]) -> int:
+    """Return the sum of a hash of each photo, so that it can follow a change without the other photos."""
+    mixed = np.zeros(len(living), np.uint64)
+    for name in ("id", "row", "mark"):  # the steps of splitmix64
+        mixed = (mixed ^ living[name].astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        mixed ^= mixed >> np.uint64(31)
+    return int(mixed.sum(dtype=np.uint64))
+
+
+def _sum_of(database: sqlite3.Connection, ids: Sequence[int]) -> int:
+    """Return the checksum of the photos with these ids."""
+    found = [row for one in set(ids) for row in database.execute(f"{_LIVING_PHOTOS} AND id = ?", (one,))]
+    return _mixed(np.array(found, _LIVING))
+
+
+def _digest(database: sqlite3.Connection) -> str:
+    """Return a checksum of the facts, of which one is that of all photos."""
     facts = database.execute("SELECT name, value FROM facts WHERE name != 'digest' ORDER BY name").fetchall()
-    return found, xxhash.xxh3_128_hexdigest(found.tobytes() + repr(facts).encode())
+    return xxhash.xxh3_128_hexdigest(repr(facts).encode())
 
 
 def _seal(database: sqlite3.Connection) -> None:
-    """Write the checksum of the list of photos and the facts."""
-    database.execute("INSERT OR REPLACE INTO facts VALUES ('digest', ?)", _living(database)[1:])
+    database.execute("INSERT OR REPLACE INTO facts VALUES ('digest', ?)", (_digest(database),))
 
 
 def _sum(vectors: Vectors) -> int:

@@ -21,6 +21,7 @@ from polyalign.serving.index import Hit, Index, Vector
 from polyalign.serving.index_store import StaleIndexError, delete, is_store, size
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
+from polyalign.utils.files import check_is_file
 from polyalign.utils.lock import locked
 
 logger = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ def similar(index: Index, photo: Path, top: int, where: Mapping[str, str] | None
     Raises:
         UserError: the photo cannot be read.
     """
+    check_is_file(photo, "the image ")
     try:
         content = photo.read_bytes()
     except OSError as error:

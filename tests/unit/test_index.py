@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyalign.serving import index as index_module
@@ -154,6 +155,26 @@ def test_rows_that_a_killed_process_left_are_overwritten(tmp_path):
     index.store.append(unit(1, 7), [b"new"], [entry(100, -1)])
     assert (tmp_path / "ix" / VECTORS).stat().st_size == 101 * DIM * 2
     assert Index.open(tmp_path / "ix").search(unit(1, 7)[0], 1)[0].photo.path == "00100.jpg"
+
+
+@given(st.lists(st.tuples(st.sampled_from(["add", "delete", "rename", "share"]), st.integers(0, 30)), max_size=12))
+@settings(max_examples=25)
+def test_the_checksum_follows_every_change(tmp_path_factory, steps):
+    folder = tmp_path_factory.mktemp("index") / "ix"
+    store = Store.create(folder, FACTS)
+    for number, (step, which) in enumerate(steps):
+        known = list(store.entries("row IS NOT NULL"))
+        some = known[which % len(known)] if known else None
+        if step == "add" or some is None:
+            store.append(unit(2, number), [f"{number}a".encode(), f"{number}b".encode()],
+                         [entry(2 * number, -1), entry(2 * number + 1, -2)])  # fmt: skip
+        elif step == "delete":
+            store.change({}, deleted=[some.id])
+        elif step == "rename":
+            store.change({}, [replace(some, path=b"new-%d.jpg" % number)])
+        else:
+            store.append(np.empty((0, DIM)), [], [replace(some, id=0, path=b"share-%d.jpg" % number)])
+        assert len(Index.open(folder)) == len(list(store.entries("row IS NOT NULL")))
 
 
 def test_a_reader_keeps_what_it_opened(tmp_path):
