@@ -34,7 +34,10 @@ _PLACES = (
 
 
 class Towers(BaseModel):
-    """The towers that a checkpoint belongs to: hashes of their pretrained weights, and the image preprocessing."""
+    """The towers that a checkpoint belongs to: hashes of their pretrained weights, and the image preprocessing.
+
+    ``merged`` towers contain what was trained in them; what they were before is not known.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,6 +45,7 @@ class Towers(BaseModel):
     vision: str
     text: str
     preprocessing: Preprocessing
+    merged: bool = False
 
 
 def trained_state(aligner: Aligner) -> dict[str, torch.Tensor]:
@@ -66,13 +70,14 @@ def trained_state(aligner: Aligner) -> dict[str, torch.Tensor]:
     return {**aligner.trainable(), **inherited, **buffers}
 
 
-def save(folder: Path, aligner: Aligner, recipe: Recipe) -> int:
+def save(folder: Path, aligner: Aligner, recipe: Recipe, *, merged: bool = False) -> int:
     """Write a checkpoint into ``folder`` and return the size in bytes of its weights."""
     folder.mkdir(parents=True, exist_ok=True)
     towers = Towers(
         vision=aligner.vision.fingerprint or "",
         text=aligner.text.fingerprint or "",
         preprocessing=aligner.vision.preprocessing,
+        merged=merged,
     )
     tokenizer = folder / TOKENIZER
     if links := [path for path in (tokenizer, *tokenizer.glob("*")) if path.is_symlink()]:
@@ -81,7 +86,8 @@ def save(folder: Path, aligner: Aligner, recipe: Recipe) -> int:
         aligner.text.tokenizer.save_pretrained(folder / TOKENIZER)
     except OSError as error:
         raise storage.cannot_write(folder / TOKENIZER, error) from error
-    storage.write_text(folder / TOWERS, towers.model_dump_json(indent=2) + "\n")
+    facts = towers.model_dump_json(indent=2, exclude=None if merged else {"merged"})
+    storage.write_text(folder / TOWERS, facts + "\n")
     storage.write_text(folder / RECIPE, recipe.to_toml())
     metadata = {"format": "polyalign 1", "files": json.dumps(_digests(folder))}
     storage.save_tensors(folder / WEIGHTS, trained_state(aligner), metadata)
@@ -178,6 +184,16 @@ def read_towers(folder: Path) -> Towers:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
         raise UserError(f"{path} is not what was saved there: {describe_error(error)}") from error
+
+
+def check_pretrained(folder: Path) -> None:
+    """Check that the towers of a checkpoint are as they were before training.
+
+    Raises:
+        UserError: the folder was written by ``polyalign merge``, and its towers are the trained ones.
+    """
+    if (folder / TOWERS).is_file() and read_towers(folder).merged:
+        raise UserError(f"{folder} was merged: its towers before training are not in it; give the run it was made from")
 
 
 @torch.no_grad()
