@@ -21,9 +21,9 @@ from polyalign.data.pairs import ImageRef
 from polyalign.evaluation.encoders import Encoder, Vectors, in_batches
 from polyalign.models.aligner import Aligner
 from polyalign.models.towers.common import read_json
-from polyalign.models.towers.languages import language_token
-from polyalign.models.towers.text import TextTower, Tokens
+from polyalign.models.towers.text import Tokens
 from polyalign.models.towers.vision import VisionTower, make_transform
+from polyalign.serving.export.plain import is_masked, save_tokenizer
 from polyalign.utils import storage
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def write(folder: Path, source: Source) -> None:
             "text",
             TextGraph(aligner),
             {"input_ids": tokens.ids, "attention_mask": tokens.mask.long()},
-            dict.fromkeys(("input_ids", "attention_mask"), {0: batch, 1: length} if _is_masked(text) else {0: batch}),
+            dict.fromkeys(("input_ids", "attention_mask"), {0: batch, 1: length} if is_masked(text) else {0: batch}),
         ),
     ):
         path = folder / GRAPHS / f"{kind}_model.onnx"
@@ -137,20 +137,6 @@ def _quantize(path: Path, out: Path) -> None:
         quantize_dynamic(path, out, weight_type=QuantType.QInt8)
 
 
-def _is_masked(text: TextTower) -> bool:
-    """Whether the tower masks padding; one trained without a mask reads a fixed number of tokens."""
-    return "attention_mask" in text.tokenizer.model_input_names
-
-
-def save_tokenizer(folder: Path, text: TextTower) -> None:
-    """Write the tokenizer, which cuts sentences and states the language as the tower does."""
-    tokenizer = text.tokenizer
-    if (token := language_token(tokenizer, text.lang)) is not None:
-        tokenizer.src_lang = token
-    tokenizer.model_max_length = text.max_tokens
-    tokenizer.save_pretrained(folder)
-
-
 def _config(source: Source) -> dict[str, Any]:
     """Return the configuration of a CLIP model, and under ``polyalign`` what that does not state."""
     aligner, text = source.aligner, source.aligner.text
@@ -170,7 +156,7 @@ def _config(source: Source) -> dict[str, Any]:
             "prompt": text.prompt,
             "lower_case": text.lower_case,
             "pad_token_id": text.pad,
-            "padding": "longest" if _is_masked(text) else "max_length",
+            "padding": "longest" if is_masked(text) else "max_length",
             "max_tokens": text.max_tokens,
             "preprocessing": aligner.vision.preprocessing.model_dump(mode="json"),
         },

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
@@ -21,8 +22,9 @@ from polyalign.models.strategies import lora
 from polyalign.serving.export.check import RECORD, Export, Pairs, Vectors, test_pairs
 from polyalign.training.inherit import weights_digest
 from polyalign.utils import storage
-from polyalign.utils.errors import UserError, did_you_mean
+from polyalign.utils.errors import UserError, did_you_mean, first_line
 from polyalign.utils.progress import progress
+from polyalign.utils.text import clean
 from polyalign.utils.versions import versions
 
 TARGETS = {
@@ -83,9 +85,13 @@ def export(run: Path, target: str, out: Path, options: Options | None = None) ->
             lora.merge(tower)
         _check_holds(target, module, aligner, recipe)
         progress(f"exporting to {target}", 1, 3)
-        module.write(partial, Source(run, aligner, recipe, out.absolute(), options.repo, options.int8))
-        progress(f"exporting to {target}", 2, 3)
-        made = _compare(target, module, partial, own, pairs)
+        source = Source(run, aligner, recipe, out.absolute(), options.repo, options.int8)
+        with _reported(target):
+            module.write(partial, source)
+            progress(f"exporting to {target}", 2, 3)
+            made = _compare(target, module, partial, own, pairs)
+            if hasattr(module, "finish"):
+                module.finish(partial, source)
         bias = aligner.logit_bias
         record = Export(
             target=target,
@@ -117,6 +123,18 @@ def find_target(target: str) -> ModuleType:
     if missing := [name for name, imported in module.LIBRARIES.items() if find_spec(imported) is None]:
         raise UserError(f"--to {target} needs {', '.join(missing)}: pip install 'polyalign[{module.EXTRA}]'")
     return module
+
+
+@contextmanager
+def _reported(target: str) -> Iterator[None]:
+    """Turn what another library raises on a model that it does not take into one line."""
+    try:
+        yield
+    except (UserError, OSError):
+        raise
+    except Exception as error:
+        problem = f"{type(error).__name__}: {clean(first_line(error), 300)}"
+        raise UserError(f"this model cannot be exported to {target}: {problem}; choose another --to") from error
 
 
 def _check_holds(target: str, module: ModuleType, aligner: Aligner, recipe: Recipe) -> None:
