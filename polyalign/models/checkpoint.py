@@ -27,10 +27,11 @@ WEIGHTS, TOWERS, TOKENIZER = "model.safetensors", "towers.json", "tokenizer"
 FILES = (WEIGHTS, RECIPE, TOWERS, TOKENIZER)
 """All that ``save`` writes into a folder."""
 
-_PLACES = (
+PLACES = (
     *(("vision", "model"), ("vision", "weights"), ("text", "model"), ("source", "root"), ("source", "images")),
     *(("parallel", "text"), ("parent", "run"), ("teacher", "run")),
 )
+"""The keys of a recipe that say where files are; they may be changed in a finished run."""
 
 
 class Towers(BaseModel):
@@ -107,7 +108,7 @@ def _digests(folder: Path) -> dict[str, str]:
 def _recipe_digest(path: Path) -> str:
     """Return the SHA-256 of the settings of a recipe without the places of files, which may be moved."""
     table = read_toml(path)
-    for section, key in _PLACES:
+    for section, key in PLACES:
         if isinstance(table.get(section), dict):
             table[section].pop(key, None)
     return hashlib.sha256(json.dumps(table, sort_keys=True, default=str).encode()).hexdigest()
