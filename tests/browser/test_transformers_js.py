@@ -124,11 +124,12 @@ def test_a_static_page_finds_photos_with_the_exported_model(site, tmp_path):
         page.press("#query", "Enter")
         page.wait_for_selector("#found li")
         shown = [image.get_attribute("alt") for image in page.query_selector_all("#found img")]
-        loaded = page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+        page.wait_for_function(
+            "document.images.length === 5 && [...document.images].every(image => image.complete && image.width > 0)"
+        )
         browser.close()
     assert not problems
     assert all(url.startswith((address, "blob:", "data:")) for url in asked)
     assert np.abs(texts - wanted[1]).max() < 1e-4
     assert np.abs(images - wanted[0]).max() < 1e-3  # the pictures have the size of the tower: nothing is resized
     assert shown == [paths[place] for place in np.argsort(-(wanted[0] @ wanted[1][4]), kind="stable")[:5]]
-    assert loaded
