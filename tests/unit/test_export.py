@@ -53,6 +53,7 @@ def check_onnx(folder, wanted) -> None:
         close(text.run(["text_embeds"], inputs)[0], wanted[1][: len(captions)])
 
 
+@pytest.mark.slow
 def test_onnx_opens_with_the_runtime_alone_and_int8_has_a_recall_of_its_own(run, tmp_path):
     trained(tmp_path / "run", "lilt")
     wanted = vectors(tmp_path / "run")

@@ -23,7 +23,7 @@ MORE = ("mlp", "side", "layernorm", "bitfit", "lilt-deep", "full", "scratch")
 STRATEGIES = (*USUAL, *(pytest.param(name, marks=pytest.mark.repeated) for name in MORE))
 
 
-def trained(folder, strategy: str = "lilt", **sections) -> Aligner:
+def trained(folder, strategy: str = "lilt", /, **sections) -> Aligner:
     """Save a run of the tiny towers, copied beside it, whose parameters differ from their initial values."""
     sides = {"vision": tiny.vision(), "text": tiny.text(), **sections.pop("towers", {})}
     for side, path in sides.items():

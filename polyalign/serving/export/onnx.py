@@ -200,7 +200,7 @@ class Graphs:
 
         self.name = f"{folder} {precision}"
         self.facts: dict[str, Any] = read_json(folder / "config.json")["polyalign"]
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         self.transform = make_transform(how := Preprocessing.model_validate(self.facts["preprocessing"]))
         self.mode = "RGB" if len(how.mean) == 3 else "L"
         self.mean, self.std = (np.array(one, np.float32).reshape(-1, 1, 1) * 255 for one in (how.mean, how.std))

@@ -15,6 +15,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 from torch import nn
+from transformers import AutoTokenizer
 
 from polyalign.data.pairs import ImageRef
 from polyalign.evaluation.encoders import Encoder, Vectors, in_batches
@@ -25,6 +26,7 @@ from polyalign.models.towers.saving import plain_tensors, timm_config
 from polyalign.models.towers.staging import is_inside
 from polyalign.models.towers.text_loading import quiet
 from polyalign.serving.export import plain
+from polyalign.serving.export.modeling_polyalign import PolyalignModel
 from polyalign.utils import storage
 from polyalign.utils.text import clean
 
@@ -157,8 +159,8 @@ class Reloaded:
 
 
 def reload(folder: Path) -> dict[str, Encoder]:
-    """Open the folder with transformers."""
+    """Open the folder with transformers, and with the code of this package, of which it has a copy."""
     with quiet():
-        model = transformers.AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+        model = PolyalignModel.from_pretrained(folder, trust_remote_code=False, use_safetensors=True).eval()  # type: ignore[no-untyped-call]
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=model.config, trust_remote_code=False)
         return {"fp32": Reloaded(str(folder), model, tokenizer)}
