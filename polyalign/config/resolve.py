@@ -29,8 +29,16 @@ _PATHS = (
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a resolved recipe, such as the ``recipe.toml`` of a run."""
-    return validate(read_toml(path), str(path))
+    """Read a resolved recipe, such as the ``recipe.toml`` of a run.
+
+    The towers ``./vision`` and ``./text`` lie beside it if there are such folders, as ``polyalign merge`` writes them.
+    """
+    raw = read_toml(path)
+    for side in ("vision", "text"):
+        tower, folder = raw.get(side), path.absolute().parent / side
+        if isinstance(tower, dict) and tower.get("model") == f"./{side}" and folder.is_dir():
+            tower["model"] = str(folder)
+    return validate(raw, str(path))
 
 
 def resolve(name: str, lang: str, strategy: str | None = None, overrides: dict[str, Any] | None = None) -> Recipe:

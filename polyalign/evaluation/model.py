@@ -19,8 +19,8 @@ from polyalign.evaluation.encoders import Aligned, Encoder, Vectors, in_batches
 from polyalign.evaluation.evaluate import open_model
 from polyalign.utils.errors import UserError
 
-Picture = str | Path | Image.Image | npt.NDArray[np.uint8]
-"""An image: a path, a PIL image, or an array ``(H, W, 3)`` or ``(H, W)`` of uint8."""
+Picture = str | Path | Image.Image | npt.NDArray[np.uint8] | ImageRef
+"""An image: a path, a PIL image, an array ``(H, W, 3)`` or ``(H, W)`` of uint8, or an image of a ``PairTable``."""
 
 
 @dataclass(frozen=True)
@@ -164,6 +164,8 @@ def _reference(image: Any) -> ImageRef:
         return FileImage(Path(image))
     if isinstance(image, Image.Image):
         return MemoryImage(image)
+    if hasattr(image, "open") and hasattr(image, "key"):
+        return cast(ImageRef, image)
     if (
         isinstance(image, np.ndarray)
         and image.size

@@ -45,6 +45,7 @@ class Aligner(nn.Module):
         self.logit_scale = nn.Parameter(torch.tensor(math.log(10 if bias else 1 / 0.07)))
         self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if bias else None
         self.inserted: frozenset[str] = frozenset()
+        self._kinds = self._kinds_now()
         self.inherited: frozenset[str] = frozenset()
         self._recorded: frozenset[str] | None = None
         self._exact: dict[tuple[str, int], bool] = {}
@@ -109,6 +110,15 @@ class Aligner(nn.Module):
         self._exact = {}
         if inserted_beside is not None:
             self.inserted = frozenset(self.trainable()) - frozenset(inserted_beside)
+
+    def changed_modules(self) -> list[str]:
+        """Return the paths of the modules that a strategy inserted or replaced; empty if only weights changed."""
+        now = self._kinds_now()
+        paths = [path for path in {**self._kinds, **now} if self._kinds.get(path) is not now.get(path)]
+        return [*paths, *(tower.kind for tower in (self.vision, self.text) if tower.shows_layers)]
+
+    def _kinds_now(self) -> dict[str, type[nn.Module]]:
+        return {path: type(module) for path, module in self.named_modules()}
 
     def _proved(self, tower: Tower, trainable: list[nn.Parameter]) -> int:
         cut = tower.first_trainable(trainable)

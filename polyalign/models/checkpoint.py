@@ -27,14 +27,18 @@ WEIGHTS, TOWERS, TOKENIZER = "model.safetensors", "towers.json", "tokenizer"
 FILES = (WEIGHTS, RECIPE, TOWERS, TOKENIZER)
 """All that ``save`` writes into a folder."""
 
-_PLACES = (
+PLACES = (
     *(("vision", "model"), ("vision", "weights"), ("text", "model"), ("source", "root"), ("source", "images")),
     *(("parallel", "text"), ("parent", "run"), ("teacher", "run")),
 )
+"""The keys of a recipe that say where files are; they may be changed in a finished run."""
 
 
 class Towers(BaseModel):
-    """The towers that a checkpoint belongs to: hashes of their pretrained weights, and the image preprocessing."""
+    """The towers that a checkpoint belongs to: hashes of their pretrained weights, and the image preprocessing.
+
+    ``merged`` towers contain what was trained in them; what they were before is not known.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,6 +46,7 @@ class Towers(BaseModel):
     vision: str
     text: str
     preprocessing: Preprocessing
+    merged: bool = False
 
 
 def trained_state(aligner: Aligner) -> dict[str, torch.Tensor]:
@@ -66,13 +71,14 @@ def trained_state(aligner: Aligner) -> dict[str, torch.Tensor]:
     return {**aligner.trainable(), **inherited, **buffers}
 
 
-def save(folder: Path, aligner: Aligner, recipe: Recipe) -> int:
+def save(folder: Path, aligner: Aligner, recipe: Recipe, *, merged: bool = False) -> int:
     """Write a checkpoint into ``folder`` and return the size in bytes of its weights."""
     folder.mkdir(parents=True, exist_ok=True)
     towers = Towers(
         vision=aligner.vision.fingerprint or "",
         text=aligner.text.fingerprint or "",
         preprocessing=aligner.vision.preprocessing,
+        merged=merged,
     )
     tokenizer = folder / TOKENIZER
     if links := [path for path in (tokenizer, *tokenizer.glob("*")) if path.is_symlink()]:
@@ -81,7 +87,8 @@ def save(folder: Path, aligner: Aligner, recipe: Recipe) -> int:
         aligner.text.tokenizer.save_pretrained(folder / TOKENIZER)
     except OSError as error:
         raise storage.cannot_write(folder / TOKENIZER, error) from error
-    storage.write_text(folder / TOWERS, towers.model_dump_json(indent=2) + "\n")
+    facts = towers.model_dump_json(indent=2, exclude=None if merged else {"merged"})
+    storage.write_text(folder / TOWERS, facts + "\n")
     storage.write_text(folder / RECIPE, recipe.to_toml())
     metadata = {"format": "polyalign 1", "files": json.dumps(_digests(folder))}
     storage.save_tensors(folder / WEIGHTS, trained_state(aligner), metadata)
@@ -101,7 +108,7 @@ def _digests(folder: Path) -> dict[str, str]:
 def _recipe_digest(path: Path) -> str:
     """Return the SHA-256 of the settings of a recipe without the places of files, which may be moved."""
     table = read_toml(path)
-    for section, key in _PLACES:
+    for section, key in PLACES:
         if isinstance(table.get(section), dict):
             table[section].pop(key, None)
     return hashlib.sha256(json.dumps(table, sort_keys=True, default=str).encode()).hexdigest()
@@ -195,6 +202,16 @@ def read_towers(folder: Path) -> Towers:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
         raise UserError(f"{path} is not what was saved there: {describe_error(error)}") from error
+
+
+def check_pretrained(folder: Path) -> None:
+    """Check that the towers of a checkpoint are as they were before training.
+
+    Raises:
+        UserError: the folder was written by ``polyalign merge``, and its towers are the trained ones.
+    """
+    if (folder / TOWERS).is_file() and read_towers(folder).merged:
+        raise UserError(f"{folder} was merged: its towers before training are not in it; give the run it was made from")
 
 
 @torch.no_grad()

@@ -23,7 +23,8 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from polyalign.config.tower import TextSpec
-from polyalign.models.towers.text_loading import load_encoder, load_tokenizer, path_in_whole, quiet
+from polyalign.models.towers.saving import save_encoder
+from polyalign.models.towers.text_loading import load_encoder, load_tokenizer
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError, first_line
 from polyalign.utils.files import check_is_file
@@ -74,23 +75,17 @@ def trim_tower(
         UserError: ``out`` exists, the corpus is empty, the vocabulary is of an unknown kind, or the trimmed tower
             treats the corpus differently.
     """
-    if out.exists():
-        raise UserError(f"{out} already exists: use another --out")
-    storage.check_writable(out)
-    storage.remove_abandoned_folders(out)
     if not sentences:
         raise UserError("there is no sentence to keep pieces for: the corpus is empty")
-    tokenizer, model = load_tokenizer(spec), load_encoder(spec).eval()
-    choice = _Choice(tokenizer, sentences, keep)
-    compared = [sentences[i] for i in choice.alike[:: max(1, len(choice.alike) // _COMPARED)][:_COMPARED]]
-    before, (parameters, size) = _hidden(model, tokenizer, spec, compared), _size(model)
-    _take_rows(model, choice.kept)
-    trimmed_parameters, trimmed_size = _size(model)
-    with storage.temporary_folder(out) as holder:
-        partial = holder / out.name
+    with storage.new_folder(out) as partial:
+        tokenizer, model = load_tokenizer(spec), load_encoder(spec).eval()
+        choice = _Choice(tokenizer, sentences, keep)
+        compared = [sentences[i] for i in choice.alike[:: max(1, len(choice.alike) // _COMPARED)][:_COMPARED]]
+        before, (parameters, size) = _hidden(model, tokenizer, spec, compared), _size(model)
+        _take_rows(model, choice.kept)
+        trimmed_parameters, trimmed_size = _size(model)
         _save(model, choice, spec.revision, partial)
         difference = _compare(spec, partial, sentences, choice, before)
-        partial.rename(out)
     report = Trimmed(
         model=spec.model,
         revision=spec.revision,
@@ -265,11 +260,7 @@ def _take_rows(model: PreTrainedModel, kept: Ints) -> None:
 
 def _save(model: PreTrainedModel, choice: _Choice, revision: str | None, out: Path) -> None:
     """Write the model, the tokenizer, and the SentencePiece file if the model has one."""
-    cast(nn.Module, model).to(_smallest_dtype(model))
-    with quiet():
-        prefix = path_in_whole(model)
-        model.save_pretrained(out, state_dict={prefix + key: value for key, value in model.state_dict().items()})
-    (out / "model.safetensors").chmod(0o644)
+    save_encoder(out, model, _smallest_dtype(model))
     choice.tokenizer.save_pretrained(out)
     storage.write_text(out / "tokenizer.json", json.dumps(_smaller(choice), ensure_ascii=False))
     kept = {choice.pieces[int(i)] for i in choice.kept}

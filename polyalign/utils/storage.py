@@ -152,6 +152,29 @@ def temporary_folder(path: Path) -> Iterator[Path]:
             os.close(handle)
 
 
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Make a folder that is at ``path`` once the context ends; if it fails, nothing is left there.
+
+    Raises:
+        UserError: ``path`` exists or cannot be written to.
+    """
+    if path.exists():
+        raise UserError(f"{path} already exists: use another --out")
+    check_writable(path)
+    remove_abandoned_folders(path)
+    with temporary_folder(path) as holder:
+        partial = holder / path.name
+        partial.mkdir()
+        try:
+            yield partial
+            partial.rename(path)
+        except OSError as error:
+            if error.errno in DISK_ERRORS:
+                raise cannot_write(path, error) from error
+            raise
+
+
 def remove_abandoned_folders(path: Path) -> None:
     """Delete the folders that killed processes left of ``temporary_folder(path)``."""
     for left in path.parent.glob(f".{glob.escape(path.name[:100])}.*{PARTIAL}"):

@@ -15,7 +15,7 @@ from polyalign.config.tower import Preprocessing, TextSpec, VisionSpec
 from polyalign.models.towers.common import fingerprint, masked_pool, structure
 from polyalign.models.towers.text import TextTower, Tokens
 from polyalign.models.towers.text_loading import build_text
-from polyalign.models.towers.vision import VisionTower, _transform
+from polyalign.models.towers.vision import VisionTower, make_transform
 from polyalign.models.towers.vision_loading import build_vision, preprocessing_of
 from polyalign.utils.errors import UserError
 from tests import architectures, tiny
@@ -470,7 +470,7 @@ def test_preprocessing_is_read_from_timms_configuration_of_the_weights(name):
     config = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
     how = preprocessing_of(config)
     image = Image.effect_noise((300, 217), 80).convert("RGB")
-    ours = _transform(how)(image)
+    ours = make_transform(how)(image)
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (how.mean, how.std))
     theirs = create_transform(**config, is_training=False)(image) * std + mean
     assert (ours / 255 - theirs).abs().max() <= 1 / 255

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
@@ -31,6 +32,7 @@ from polyalign.data.pairs import PairTable
 from polyalign.evaluation import ranking, tables
 from polyalign.evaluation.encoders import Encoder, aligner_of
 from polyalign.evaluation.results import Change, Retention
+from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
 from polyalign.models.towers.text import TextTower
@@ -110,6 +112,7 @@ def galleries(request: Request, config: Config) -> Iterator[Probes]:
     own = request.recipe
     if own is None:
         raise UserError(f"{request.model} is not a run: retention compares the towers of a run before and after")
+    checkpoint.check_pretrained(Path(request.model))
     others = [code for code in request.langs or own.test.languages if code not in own.langs]
     table = merge(own.table(), merge(dict(request.overrides), {"test": {"languages": others}}))
     yield probes(validate(table, f"{request.model} with --set"))

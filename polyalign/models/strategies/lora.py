@@ -6,6 +6,7 @@ import math
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
 from pydantic import Field
 from torch import nn
 from torch.nn.utils import parametrize
@@ -90,3 +91,13 @@ def _targets(tower: Tower, config: Config) -> list[str]:
 def _maps(tower: Tower, config: Config) -> list[str]:
     top = blocks(tower, config, "lora")[-1]
     return sorted({path.rpartition(".")[2] for path, module in top.named_modules() if is_map(module)})
+
+
+def merge(network: nn.Module) -> None:
+    """Add the low-rank updates in a network to its weights, and put the plain linear maps back in place."""
+    for path, module in list(network.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge(safe_merge=True)
+            network.set_submodule(path, module.get_base_layer())
+        elif parametrize.is_parametrized(module, "weight"):
+            parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)

@@ -47,7 +47,7 @@ class Tower(nn.Module, ABC):
         self.is_random = False
         self.name = f"{self.kind} tower ({type(model).__name__})"
         self._fresh = fresh
-        self._shows_layers = False
+        self.shows_layers = False
 
     @abstractmethod
     def features(self, model: nn.Module, x: Any) -> torch.Tensor:
@@ -174,11 +174,11 @@ class Tower(nn.Module, ABC):
 
     def forward(self, x: Any) -> torch.Tensor:
         """Return features ``(B, width)``; after ``show_layers`` also, before them, the pooled states of every layer."""
-        return torch.cat(self.pooled_layers(x), -1) if self._shows_layers else self._run(x)(self.model)
+        return torch.cat(self.pooled_layers(x), -1) if self.shows_layers else self._run(x)(self.model)
 
     def show_layers(self) -> None:
         """Let ``forward``, and so the last stage, give ``pooled_layers`` as one vector: ``(B, sum of widths)``."""
-        self._shows_layers = True
+        self.shows_layers = True
         self.variant += " layers"
 
     def pooled_layers(self, x: Any) -> list[torch.Tensor]:

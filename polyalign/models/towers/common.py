@@ -28,7 +28,8 @@ def masked_pool(tokens: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch
         return tokens[:, 0]
     if pooling == "last":
         places = torch.arange(mask.shape[1], device=mask.device)
-        return tokens[torch.arange(len(tokens), device=mask.device), (places * mask).argmax(1)]
+        last = (places * mask).argmax(1).view(-1, 1, 1)
+        return tokens.gather(1, last.expand(-1, 1, tokens.shape[2])).squeeze(1)
     real = mask.unsqueeze(-1)
     if pooling == "max":
         return tokens.masked_fill(~real, float("-inf")).amax(1)

@@ -96,14 +96,15 @@ def load_encoder(spec: TextSpec) -> PreTrainedModel:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence the messages and progress bars of transformers."""
-    verbosity = transformers_logging.get_verbosity()
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
         transformers_logging.set_verbosity(verbosity)
-        transformers_logging.enable_progress_bar()
+        if bars:
+            transformers_logging.enable_progress_bar()
 
 
 def _check_layers(spec: TextSpec, encoder: nn.Module, spare: Iterable[str]) -> None:

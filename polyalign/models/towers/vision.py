@@ -21,9 +21,13 @@ _FASTER_CHANNELS_LAST = (zoo.EfficientNet, zoo.MobileNetV3, zoo.ResNet, zoo.RegN
 
 
 class VisionTower(Tower):
-    """A timm model without its classifier; its input are ``(B, C, H, W)`` uint8 pixels."""
+    """A timm model without its classifier; its input are ``(B, C, H, W)`` uint8 pixels.
+
+    ``source`` is the name that timm made it from, and the arguments.
+    """
 
     kind = "vision"
+    source: tuple[str, dict[str, Any]]
     mean: torch.Tensor
     std: torch.Tensor
 
@@ -40,7 +44,7 @@ class VisionTower(Tower):
         self.variant = f"{pooling} {structure(model)}"
         self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, -1, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1) * 255, persistent=False)
-        self._transform = _transform(preprocessing)
+        self._transform = make_transform(preprocessing)
         self._single_stand_in = True
         height, width = preprocessing.size
         self.on_input = f" on images of {height} x {width} px (vision.image_px; some need vision.args.img_size too)"
@@ -119,7 +123,7 @@ def _has_class_token(model: nn.Module, features: torch.Tensor) -> bool:
     return features.ndim == 3 and prefix > 0 and getattr(model, "cls_token", None) is not None
 
 
-def _transform(preprocessing: Preprocessing) -> Any:
+def make_transform(preprocessing: Preprocessing) -> Any:
     """Make timm's evaluation transform, stopping at uint8 so that images are kept small until they are used."""
     return create_transform(
         input_size=(len(preprocessing.mean), *preprocessing.size),
