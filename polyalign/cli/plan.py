@@ -1,0 +1,1 @@
+"""``polyalign plan``."""
