@@ -145,8 +145,8 @@ def _check_flores(flores: str, script: str, likely: Sequence[str]) -> None:
         near = likely[:3] or difflib.get_close_matches(flores, known, n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}? " if near else ""
         raise UserError(
-            f'"{clean(flores, 40)}" is not one of the {len(known)} codes of FLORES-200: {hint}Leave it out if there is none'
-            " for the language"
+            f'"{clean(flores, 40)}" is not one of the {len(known)} codes of FLORES-200: {hint}Leave it out if '
+            "there is none for the language"
         )
     own = flores[4:]
     if script != own and (script, own) != ("Kore", "Hang"):
@@ -161,7 +161,7 @@ def _flores() -> Sequence[str]:
 
 @cache
 def _registry() -> dict[str, str]:
-    """Return the English names of languages by BCP-47 code, from the copy of the registry in Hugging Face's datasets."""
+    """Return the English names of languages by BCP-47 code, from the registry's copy in Hugging Face's datasets."""
     spec = importlib.util.find_spec("datasets")
     assert spec is not None
     assert spec.origin is not None
