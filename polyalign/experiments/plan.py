@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,6 @@ import numpy.typing as npt
 import timm
 import torch
 from huggingface_hub import HfApi, constants, try_to_load_from_cache
-from huggingface_hub.errors import HfHubHTTPError
 from pydantic import BaseModel, ConfigDict
 from rich import box
 
@@ -136,7 +136,11 @@ def forecast(name: str, lang: str, strategies: Sequence[str], overrides: dict[st
         progress("measuring", place, len(recipes), recipe.strategy["name"])
         rows.append(_row(recipe, data, base, free, disk))
     progress("measuring", len(recipes), len(recipes))
-    download = _download(first, 4 * min((row.total for row in rows if row.total), default=0))
+    if all(row.problem for row in rows):
+        raise UserError(str(rows[0].problem))
+    if first.parallel is not None:
+        logger.warning("warning: the parallel text of the recipe is not counted")
+    download = _download(first, 4 * min(row.total for row in rows if row.total))
     if download.amount > _disk_free(Path(constants.HF_HUB_CACHE)):
         rows = [row.model_copy(update={"lacks": (*row.lacks, "disk for the towers")}) for row in rows]
     return Forecast(
@@ -214,12 +218,11 @@ def _download(recipe: Recipe, parameters: int) -> Figure:
     """Return the bytes of the towers that are not on this machine, from the hub, or else from their parameters."""
     wanted = [one for one in (_vision_repo(recipe), _text_repo(recipe)) if one is not None]
     missing = [(repo, revision) for repo, revision in wanted if not _is_here(repo, revision)]
-    if not missing:
-        return Figure(amount=0, how="measured")
-    check_hub()
+    if missing:
+        check_hub()
     try:
         sizes = [_size_on_hub(repo, revision) for repo, revision in missing]
-    except (HfHubHTTPError, OSError) as error:
+    except Exception as error:  # the hub's client raises the errors of its libraries
         logger.info(f"the download is estimated from the parameters of both towers: {first_line(error)}")
         return Figure(amount=parameters, how="estimated")
     return Figure(amount=sum(sizes), how="measured")
@@ -259,22 +262,19 @@ def free_memory(device: torch.device) -> int:
     """Return the bytes of memory that a process can still take: of the GPU, else of the machine and its limits."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    facts = Path("/proc/meminfo")
+    facts, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
     if not facts.is_file():
-        return int(_physical())
-    words = next(line.split() for line in facts.read_text().splitlines() if line.startswith("MemAvailable:"))
-    limits = [int(words[1]) * 1024]
-    group = Path("/sys/fs/cgroup")
-    most, used = group / "memory.max", group / "memory.current"
-    if most.is_file() and used.is_file() and (allowed := most.read_text().strip()).isdigit():
-        limits.append(int(allowed) - int(used.read_text()))
-    return max(0, min(limits))
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free = _number(facts, "MemAvailable:") * 1024
+    limit = group / "memory.max"
+    if limit.is_file() and (allowed := limit.read_text().strip()).isdigit():
+        free = min(free, int(allowed) - _number(group / "memory.stat", "anon"))
+    return max(0, free)
 
 
-def _physical() -> int:
-    import os
-
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _number(path: Path, key: str) -> int:
+    """Return the number after a key in a file of lines."""
+    return next(int(words[1]) for line in path.read_text().splitlines() if (words := line.split())[0] == key)
 
 
 def _disk_free(folder: Path) -> int:
@@ -283,13 +283,13 @@ def _disk_free(folder: Path) -> int:
 
 def render(found: Forecast) -> PlainTable:
     """Draw a forecast for the terminal."""
-    towers = f"towers to download: {_bytes(found.download)}" if found.download.amount else "towers: on this machine"
+    towers = f"towers to download: {_bytes(found.download)}" if found.download.amount else "no towers to download"
     tokens = f"{'' if found.tokens.how == 'measured' else '~'}{found.tokens.amount:.0f} tokens a caption"
     table = PlainTable(
         title=f"Recipe {found.recipe}, {found.lang}, on {found.device}",
         caption=f"{found.pairs:,} pairs of {found.images:,} images, {tokens}, {found.steps:,} steps\n"
         f"{towers}; free: {binary_size(found.memory_free)} of memory, {binary_size(found.disk_free)} of disk\n"
-        "~ estimated from shapes and parameters; without it, measured here\n"
+        "~ estimated from shapes and parameters; without it, measured, or stated by the hub\n"
         "time: with the frozen layers, at most: training may stop early",
         box=box.SIMPLE_HEAD,
     )

@@ -85,6 +85,9 @@ def test_a_strategy_that_a_tower_does_not_support_has_its_reason(run, tmp_path):
     assert code == 0
     assert "no (see below)" in out
     assert "\nlilt: " in out
+    code, _, err = run("plan", "--lang", "en", "--recipe", recipe, "--strategies", "lilt")
+    assert code == 2
+    assert "lilt" in err
 
 
 def test_the_download_is_the_hubs_figure_or_estimated_from_the_parameters(monkeypatch, caplog):
