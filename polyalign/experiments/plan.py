@@ -222,8 +222,8 @@ def _download(recipe: Recipe, parameters: int) -> Figure:
         check_hub()
     try:
         sizes = [_size_on_hub(repo, revision) for repo, revision in missing]
-    except Exception as error:  # the hub's client raises the errors of its libraries
-        logger.info(f"the download is estimated from the parameters of both towers: {first_line(error)}")
+    except UserError as error:
+        logger.info(f"the download is estimated from the parameters of both towers: {error}")
         return Figure(amount=parameters, how="estimated")
     return Figure(amount=sum(sizes), how="measured")
 
@@ -250,10 +250,17 @@ def _is_here(repo: str, revision: str | None) -> bool:
 
 
 def _size_on_hub(repo: str, revision: str | None) -> int:
-    """Return the bytes of the safetensors files of a model, and of the small files beside them."""
+    """Return the bytes of the safetensors files of a model, and of the small files beside them.
+
+    Raises:
+        UserError: the hub cannot be reached, or has no such model.
+    """
     if constants.HF_HUB_OFFLINE:
-        raise OSError("the hub is not asked offline")
-    files = HfApi().model_info(repo, revision=revision, files_metadata=True).siblings or []
+        raise UserError("the hub is not asked offline")
+    try:
+        files = HfApi().model_info(repo, revision=revision, files_metadata=True).siblings or []
+    except Exception as error:  # the client raises errors of several libraries
+        raise UserError(f"the hub does not say how large {repo} is: {first_line(error)}") from error
     ends = (".safetensors", ".json", ".txt", ".model")
     return sum(file.size or 0 for file in files if "/" not in file.rfilename and file.rfilename.endswith(ends))
 
