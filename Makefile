@@ -1,8 +1,11 @@
 # `make demo` trains and evaluates on the starter world, `make test` checks the project.
-# Both set up a virtual environment in .venv the first time, and again when pyproject.toml changes.
+# Both set up a virtual environment in .venv the first time, and again when pyproject.toml changes, with uv where it is
+# found (`make demo UV=` does without it) and with pip otherwise.
 
 VENV ?= .venv
 PY := $(VENV)/bin/python
+UV := $(shell uv --version >/dev/null 2>&1 && echo uv)
+INSTALL = $(if $(UV),$(UV) pip install --python $(PY),$(PY) -m pip install --disable-pip-version-check)
 # To choose a Python: make demo PYTHON=/path/to/python3
 
 .DEFAULT_GOAL := help
@@ -29,7 +32,7 @@ lint: $(VENV)/.installed-dev
 	$(VENV)/bin/lint-imports
 
 bench: $(VENV)/.installed
-	$(PY) -m pip install --disable-pip-version-check --quiet --editable '.[peers]'
+	$(INSTALL) --quiet --editable '.[peers]'
 	$(PY) -m benchmarks
 
 format: $(VENV)/.installed-dev
@@ -41,17 +44,22 @@ clean:
 
 $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
 	@echo "Installing polyalign and its dependencies (with PyTorch about 6 GB; some minutes the first time) ..."
-	$(PY) -m pip install --disable-pip-version-check --editable .
+	$(INSTALL) --editable .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/pip
 	@echo "Installing polyalign and the developers' tools (with PyTorch about 6 GB; some minutes the first time) ..."
-	$(PY) -m pip install --disable-pip-version-check --editable '.[dev]'
+	$(INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
-# pip is the last thing that venv creates, so an incomplete environment is created again.
+# pip is the last thing that is put into an environment, so an incomplete one is created again. uv needs no Python: it
+# finds or downloads one.
 # Each candidate is run, not only looked up, since a version manager may have a placeholder that does not start.
 $(VENV)/bin/pip:
+ifneq ($(UV),)
+	@echo "Making $(VENV) with $$($(UV) --version)"
+	@$(UV) venv --quiet --seed --allow-existing --python $(or $(PYTHON),'>=3.11') $(VENV)
+else
 	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python); do \
 	    if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
 	        echo "Making $(VENV) with $$("$$python" --version)"; \
@@ -63,3 +71,4 @@ $(VENV)/bin/pip:
 	echo "polyalign needs Python 3.11 or newer, and none was found." >&2; \
 	echo "Install one, or name it: make demo PYTHON=/path/to/python3" >&2; \
 	exit 1
+endif

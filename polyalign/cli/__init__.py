@@ -16,8 +16,8 @@ from polyalign.utils.text import clean
 
 # isort: off
 # The order of the commands in `polyalign --help`.
-from polyalign.cli import training, averaging, pretraining, trimming  # noqa: F401
-from polyalign.cli import experiments, evaluation, show, data, serving, serve, export, maintenance  # noqa: F401
+from polyalign.cli import training, recipes, plan, averaging, pretraining, trimming  # noqa: F401
+from polyalign.cli import experiments, evaluation, show, data, languages, serving, serve, export, maintenance  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main"]
