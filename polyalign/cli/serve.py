@@ -30,7 +30,6 @@ def serve(
     """
     go_offline(offline)
     try:
-        import jinja2  # noqa: F401
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401
     except ImportError as error:

@@ -205,9 +205,9 @@ def _tell(folder: Path, changes: Changes, as_json: bool) -> None:
     print(f"{folder}: {facts['photos']:,} photos ({', '.join(counts) or 'nothing changed'})")
     unreadable = facts["unreadable"]
     if unreadable:
-        say(f"{len(unreadable):,} files cannot be read and are left out; `polyalign index info {folder}` lists all:")
+        say(f"files that cannot be read: {len(unreadable):,}; `polyalign index info {folder}` lists all")
     for one in unreadable[:_SHOWN]:
         say(f"  {one['path']}: {one['reason']}")
     if changes.absent:
         some = ", ".join(changes.absent[:3])
-        say(f"{len(changes.absent):,} names in the captions table are not among the photos, such as {some}")
+        say(f"names in the captions table without a photo: {len(changes.absent):,}, such as {some}")

@@ -22,13 +22,14 @@ def render(template: str, **values: object) -> str:
 
     Each value is escaped, and shown as one line without control characters, whatever file it comes from.
     """
-    return _environment().get_template(template).render(**values)
+    return environment(Path(__file__).with_name("templates")).get_template(template).render(**values)
 
 
 @cache
-def _environment() -> Environment:
+def environment(folder: Path) -> Environment:
+    """Return the environment of the templates in a folder, in which each value is escaped and cleaned."""
     return Environment(
-        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        loader=FileSystemLoader(folder),
         autoescape=True,
         undefined=StrictUndefined,
         finalize=lambda value: value if isinstance(value, Markup) else clean(value),

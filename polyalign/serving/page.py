@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -22,6 +21,7 @@ from starlette.types import ASGIApp
 from polyalign.config.language import Lang, load_language
 from polyalign.data.pairs import CorruptImageError
 from polyalign.evaluation.encoders import Vectors
+from polyalign.evaluation.html import environment
 from polyalign.serving.index import Hit, Index, Photo
 from polyalign.serving.page_limits import Guarded, Workers
 from polyalign.serving.page_queries import Queries
@@ -93,11 +93,7 @@ class Page:
         self._queries = Queries(encode)
         self._thumbnails = Thumbnails(index.folder / ".thumbnails", _THUMBNAIL_PX)
         self._searches, self._images = Workers(threads=8, waiting=64), Workers(threads=os.cpu_count() or 1, waiting=256)
-        environment = Environment(
-            loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-            lstrip_blocks=True,
-        )  # fmt: skip
-        self._template = environment.get_template("page.html")
+        self._template = environment(_TEMPLATES).get_template("page.html")
 
     def application(self, hosts: Collection[str] | None = None) -> ASGIApp:
         """Return the ASGI application; for ``hosts`` see ``Guarded``."""

@@ -145,11 +145,7 @@ def _verdict(lang: str, run: Run) -> Iterator[str]:
         f"{_pictures(run)} came first, and for {tables.percent(ten)} % it was among the first ten. Guessing would "
         f"give {tables.percent(float(chance[0]))} and {tables.percent(float(chance[2]))} %."
     )
-    if test.mean_recall.low <= chance.mean():
-        yield "This is not clearly better than guessing: the interval of mean recall reaches chance."
-    recalls = [one.dev_mean_recall for one in run.dev_evaluations]
-    if len(recalls) > 1 and recalls.index(max(recalls)) == len(recalls) - 1 and not run.stopped_early:
-        yield "Recall on dev was highest at the end of training: longer training may improve it."
+    yield from verdict(run)
 
 
 def _facts(run: Run) -> dict[str, str]:

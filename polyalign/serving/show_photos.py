@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -158,8 +157,4 @@ def _plain(caption: str) -> str:
 
 def thumbnail(image: ImageRef) -> bytes:
     """Return a JPEG of at most 176 pixels a side."""
-    small = image.open_small(_PX) if isinstance(image, EncodedImage) else image.open()
-    small.thumbnail((_PX, _PX), Image.Resampling.LANCZOS)
-    out = io.BytesIO()
-    small.save(out, "JPEG", quality=75)
-    return out.getvalue()
+    return as_jpeg(image.open_small(_PX) if isinstance(image, EncodedImage) else image.open(), _PX)

@@ -25,10 +25,14 @@ def thumbnail(path: Path, px: int) -> bytes:
         FileNotFoundError: the file does not exist.
         CorruptImageError: it cannot be decoded, or has more than 90 million pixels.
     """
-    image = decode(path, px)
+    return as_jpeg(decode(path, px), px)
+
+
+def as_jpeg(image: Image.Image, px: int) -> bytes:
+    """Return an image as a JPEG file whose longer side has at most ``px`` pixels; it is made smaller in place."""
     image.thumbnail((px, px), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=85)
+    image.save(out, "JPEG", quality=80)
     return out.getvalue()
 
 

@@ -175,7 +175,7 @@ def test_build_info_and_update_say_what_is_there(run, model, photos, tmp_path): 
     (photos / "bad\x1b[31m\nname.jpg").write_bytes(b"no image")
     code, out, err = run("index", "build", model, "--images", photos, "--out", tmp_path / "ix")
     assert (code, out) == (0, f"{tmp_path / 'ix'}: 3 photos (3 added, 3 embedded)\n")
-    assert "1 files cannot be read" in err
+    assert "files that cannot be read: 1;" in err
     code, out, _ = run("index", "info", tmp_path / "ix")
     assert code == 0
     assert "unreadable  bad [31m name.jpg: cannot identify" in out

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import evaluation, inference, machine, material, page, recall, steps, targets, training
+from benchmarks import evaluation, inference, machine, material, page, recall, searching, steps, targets, training
 from polyalign.models.build import build_aligner
 
 
@@ -158,3 +158,9 @@ def test_the_page_in_the_repository_is_written_from_its_results(repo):
     if results.is_file():
         found = json.loads(results.read_text(encoding="utf-8"))
         assert page.page(found) == written.read_text(encoding="utf-8")
+
+
+def test_both_ways_to_search_find_the_same():
+    found = searching._measure(300, 16)
+    assert found["agree"] == 1
+    assert min(found["seconds"], found["plain_seconds"], found["open_seconds"]) > 0
