@@ -24,11 +24,11 @@ def next_commands(folder: Path, recipe: Recipe, recipe_file: str | None) -> list
     is_starter = recipe.source["name"] == "starter"
     known = ["en", "sw"] if is_starter else SourceSpec.flat(recipe.source).languages() or []
     others = [lang for lang in ("en", "sw") if lang in known and lang not in recipe.langs][:1]
-    commands: list[tuple[str, ...]] = []
+    commands: list[tuple[str, ...]] = [("show", str(folder), "--open")]
     if others:
         commands.append(("eval", str(folder), "--lang", ",".join((*recipe.langs, *others))))
     if photos is not None:
-        commands.append(("search", str(folder), "what the photo shows", "--images", str(photos)))
+        commands.append(("search", str(folder), "what the photo shows", "--images", str(photos), "--open"))
     if recipe_file is not None:
         other = "projection" if recipe.strategy["name"] == "lit" else "lit"
         commands.append(("train", *train_options(recipe, recipe_file, other)))

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from polyalign.data.leakage import near_duplicates
 from polyalign.data.pairs import EncodedImage, ImageRef, PairTable
 from polyalign.evaluation import html
 from polyalign.evaluation.encoders import Vectors
+from polyalign.serving.thumbnails import as_jpeg
 
 SHOWN = 5
 """Photos of each search."""

@@ -153,7 +153,7 @@ def test_training_shows_the_table_what_it_cost_and_what_to_try_next(run, recipe,
         assert words in shown
     following = [line.strip() for line in out.partition("next:")[2].splitlines() if line.strip()]
     by_path = dict(COMMANDS)
-    assert len(following) == 2
+    assert len(following) == 3
     for line in following:
         words = shlex.split(line)
         by_path[(words[1],)].make_context(words[1], words[2:])

@@ -49,8 +49,12 @@ def test_the_rate_of_the_other_strategy_is_that_of_the_recipe_file(tmp_path: Pat
 
 def test_only_what_works_is_suggested(tmp_path: Path) -> None:
     drawn = next_commands(tmp_path / "my run", resolve("starter", "sw", "lilt"), None)
-    assert drawn == [f"polyalign eval '{tmp_path / 'my run'}' --lang sw,en"]
+    assert drawn == [
+        f"polyalign show '{tmp_path / 'my run'}' --open",
+        f"polyalign eval '{tmp_path / 'my run'}' --lang sw,en",
+    ]
     photos = resolve("starter", "en", "lilt", gather_overrides([], data=str(tiny.data())))
     assert next_commands(tmp_path, photos, None) == [
-        f"polyalign search {tmp_path} 'what the photo shows' --images {tiny.data()}"
+        f"polyalign show {tmp_path} --open",
+        f"polyalign search {tmp_path} 'what the photo shows' --images {tiny.data()} --open",
     ]
