@@ -26,6 +26,7 @@ from polyalign.cli.options import (
     source_table,
 )
 from polyalign.utils.errors import UserError
+from polyalign.utils.text import clean
 
 data_app = App(no_args_is_help=True, help="Download published datasets, and check your own data.")
 app.add_typer(data_app, name="data", rich_help_panel=DATA)
@@ -71,11 +72,12 @@ def check(
 ) -> None:
     """Check every image and caption before training, and report problems.
 
-    The splits that can be loaded are reported even if another split is empty; the exit code is then 2.
+    The splits that can be loaded are reported even if another split is empty; the exit code is then 2. It is 1 if no
+    image is found.
     """
     go_offline(offline)
     from polyalign.config.language import load_language
-    from polyalign.data.check import check_recipe, rank_towers, render, render_towers
+    from polyalign.data.check import check_recipe, rank_towers, render, render_towers, verdict
     from polyalign.data.load import load_table
     from polyalign.models.towers.text_loading import load_tokenizer
 
@@ -91,6 +93,11 @@ def check(
         console().print(*map(render, reports), *([render_towers(fits, language)] if recommend else []))
     if errors:
         raise UserError("; ".join(map(str, errors)))
+    usable, sentence = verdict(reports)
+    if not as_json:
+        print(clean(sentence))
+    if not usable:
+        raise typer.Exit(1)
 
 
 def _tokenizers() -> dict[tuple[str, str], Any]:

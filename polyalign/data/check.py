@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -15,8 +15,9 @@ from polyalign.config.language import Lang, load_language
 from polyalign.config.schema import Recipe
 from polyalign.data import image_check
 from polyalign.data.image_check import ImageReport
+from polyalign.data.leakage import near_duplicates
 from polyalign.data.load import load_table, refuse_unlearnable
-from polyalign.data.pairs import Origin, PairTable, captions_by
+from polyalign.data.pairs import IMAGE_SUFFIXES, FileImage, Origin, PairTable, captions_by
 from polyalign.data.scripts import in_other_script, letters_of
 from polyalign.utils.errors import UserError
 from polyalign.utils.plain_table import PlainTable
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _EXAMPLES: Final = 3
 _BATCH: Final = 1000
+_LOOP: Final = 6  # words in the shortest caption that counts as looping
 _MANY_UNKNOWN: Final = 0.01
 
 
@@ -64,6 +66,8 @@ class DataReport(BaseModel, frozen=True):
     ``repeated`` captions duplicate another caption of the same image; ``shared`` captions also belong to another image
     (ignoring case and white space), so retrieval cannot tell the images apart. ``other_script`` captions have fewer
     than half of their letters in the language's script, or no letters; it is None if the script is not in Unicode.
+    ``looping`` captions repeat one word over and over, as failed machine translations do. ``lookalike`` images look
+    like an earlier one. ``unnamed`` is an image name without its ending, such as ``001`` for ``001.jpg``.
     """
 
     name: str
@@ -77,6 +81,9 @@ class DataReport(BaseModel, frozen=True):
     repeated: Finding
     shared: Finding
     other_script: Finding | None
+    looping: Finding
+    lookalike: Finding
+    unnamed: str | None
     tokens: TokenReport | None
 
 
@@ -134,6 +141,9 @@ def check(
         repeated=_finding(table, repeated),
         shared=_finding(table, shared),
         other_script=None if letters is None else _finding(table, in_other_script(table.captions, letters)),
+        looping=_finding(table, _looping(table.captions)),
+        lookalike=_lookalike(table),
+        unnamed=_unnamed(table),
         tokens=tokens,
     )
 
@@ -151,6 +161,48 @@ def _duplicates(table: PairTable) -> tuple[list[int], list[int]]:
     rows = rows[rows["text"] != ""]
     shared = rows.groupby("text")["image"].transform("nunique") > 1
     return list(rows.index[rows.duplicated()]), list(rows.index[shared])
+
+
+def _looping(captions: Iterable[str]) -> Iterator[int]:
+    for c, caption in enumerate(captions):
+        words = caption.casefold().split()
+        if len(words) >= _LOOP and max(Counter(words).values()) > len(words) / 2:
+            yield c
+
+
+def _lookalike(table: PairTable) -> Finding:
+    first_of = near_duplicates(table.images).tolist()
+    pairs = [(i, first) for i, first in enumerate(first_of) if i != first]
+    examples = tuple(f"{table.image_ids[i]} and {table.image_ids[first]}" for i, first in pairs[:_EXAMPLES])
+    return Finding(count=len(pairs), examples=examples)
+
+
+def _unnamed(table: PairTable) -> str | None:
+    """Return the first image that exists under its name with an ending of image files only."""
+    for image_id, image in zip(table.image_ids, table.images, strict=True):
+        if isinstance(image, FileImage) and not image.path.exists():
+            names = (image.path.with_name(f"{image.path.name}{suffix}") for suffix in IMAGE_SUFFIXES)
+            return next((f"{image_id} (there is {path.name})" for path in names if path.is_file()), None)
+    return None
+
+
+def verdict(reports: Sequence[DataReport]) -> tuple[bool, str]:
+    """Return whether the data can be trained on, and a sentence about what to mend."""
+    unnamed = next((report.unnamed for report in reports if report.unnamed), None)
+    if unnamed is not None:
+        return False, f"image names lack their ending: {unnamed}"
+    if all(len(report.images.missing) == report.images.images for report in reports):
+        return False, "no image was found: check the image folder (source.images) and the names in the table"
+    found = {
+        "missing or corrupt images": sum(len(report.images.bad) for report in reports),
+        "images that look like another": sum(report.lookalike.count for report in reports),
+        "captions of one repeated word": sum(report.looping.count for report in reports),
+        "empty captions": sum(report.empty.count for report in reports),
+        "captions in another script": sum(report.other_script.count for report in reports if report.other_script),
+        "captions cut at the token limit": sum(report.tokens.too_long.count for report in reports if report.tokens),
+    }
+    problems = ", ".join(f"{count:,} {what}" for what, count in found.items() if count)
+    return True, f"can be trained on; look at: {problems}" if problems else "can be trained on; nothing to mend"
 
 
 def _subwords(table: PairTable, lang: Lang, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], dict[str, Any]]:
@@ -236,6 +288,8 @@ def render(report: DataReport) -> PlainTable:
         "empty captions": report.empty,
         "duplicate captions of one image": report.repeated,
         "captions shared by images": report.shared,
+        "captions of one repeated word": report.looping,
+        "images like an earlier one": report.lookalike,
         f"captions not in {report.script} script": report.other_script,
         **({f"captions over {tokens.max_tokens} tokens": tokens.too_long} if tokens else {}),
     }
@@ -243,7 +297,8 @@ def render(report: DataReport) -> PlainTable:
         if finding is None:
             add(name, "not checked")
         else:
-            share = f" ({finding.count / report.captions:.1%})" if finding.count else ""
+            of = report.images.images if finding is report.lookalike else report.captions
+            share = f" ({finding.count / of:.1%})" if finding.count else ""
             add(name, f"{finding.count:,}{share}", finding.examples)
     if tokens is not None:
         add("longest caption", f"{tokens.longest} tokens")

@@ -9,6 +9,7 @@ import zlib
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
 
@@ -28,6 +29,8 @@ _DECODE_ERRORS = (
     OSError, SyntaxError, ValueError, RuntimeError, TypeError, LookupError, ArithmeticError, struct.error, zlib.error,
     Image.DecompressionBombError, Image.DecompressionBombWarning,
 )  # fmt: skip
+# Not EPS and the like, which Pillow gives to other programs.
+_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
 # Pillow only warns of images of 90 to 180 million pixels.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
@@ -76,7 +79,7 @@ def decode(source: Path | BinaryIO, px: int | None = None) -> Image.Image:
     try:
         if isinstance(source, Path) and source.exists() and not source.is_file():
             raise ValueError("not a file but a folder, pipe or device")
-        with Image.open(source) as image:
+        with Image.open(source, formats=_readable()) as image:
             if px is not None:
                 image.draft(None, (px, px))
             return _eight_bit(ImageOps.exif_transpose(image)).convert("RGB")
@@ -85,6 +88,12 @@ def decode(source: Path | BinaryIO, px: int | None = None) -> Image.Image:
     except _DECODE_ERRORS as error:
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise CorruptImageError(reason) from error
+
+
+@cache
+def _readable() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:

@@ -157,7 +157,7 @@ def test_progress_is_told(news):
         Words(),
         6,
     )
-    assert news == [("checking images", 1, 1), ("tokenizing photos", 1, 1)]
+    assert set(news) == {("checking images", 1, 1), ("tokenizing photos", 1, 1)}
 
 
 def shown(report: DataReport) -> str:
@@ -214,3 +214,22 @@ def test_an_empty_split_is_reported_beside_the_others(tmp_path):
     (tmp_path / "captions.csv").write_text("image,caption\na.png\n")
     with pytest.raises(UserError, match="line 2 has 1 fields"):
         data_check.check_recipe(recipe, Words())
+
+
+def test_looping_captions_lookalikes_and_names_without_their_ending(tmp_path):
+    for name in ("1.png", "2.png", "3.png"):
+        Image.new("RGB", (8, 8), "red" if name < "3" else "blue").save(tmp_path / name)
+    images = [FileImage(tmp_path / name) for name in ("1.png", "2.png", "3")]
+    loop = "picha ya ya ya ya ya ya"
+    rows = [("1", "mbwa", images[0]), ("2", loop, images[1]), ("3", "ya ya ya", images[2])]
+    report = data_check.check(PairTable.from_pairs("t", "sw", "human", rows), languages.load_language("sw"))
+    assert report.looping == Finding(count=1, examples=(f"2: {loop}",))
+    assert report.lookalike == Finding(count=1, examples=("2 and 1",))
+    assert report.unnamed == "3 (there is 3.png)"
+    assert data_check.verdict([report]) == (False, "image names lack their ending: 3 (there is 3.png)")
+    mended = report.model_copy(update={"unnamed": None})
+    usable, sentence = data_check.verdict([mended])
+    assert usable
+    assert "1 missing or corrupt images, 1 images that look like another, 1 captions of one repeated word" in sentence
+    images = mended.images.model_copy(update={"images": 1})
+    assert not data_check.verdict([mended.model_copy(update={"images": images})])[0]
