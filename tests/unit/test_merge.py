@@ -68,6 +68,7 @@ def test_a_distilled_run_needs_no_teacher(strategy, taught, tmp_path):
     before = vectors(tmp_path / "run")
     export(tmp_path / "run", MERGED, tmp_path / "merged")
     export(tmp_path / "merged", MERGED, tmp_path / "again")
+    assert checkpoint.read_towers(tmp_path / "again").merged
     shutil.rmtree(tmp_path / "towers")
     shutil.rmtree(tmp_path / "merged")
     for one, other in zip(before, vectors(tmp_path / "again"), strict=True):
