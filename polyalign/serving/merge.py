@@ -70,7 +70,7 @@ def write(folder: Path, source: Source) -> None:
     copy = build_aligner(_at(folder, merged), preprocessing=preprocessing, tokenizer=tokenizer)
     state = aligner.state_dict()
     checkpoint.restore(copy, {name: state[name] for name in checkpoint.trained_state(copy)}, str(run))
-    checkpoint.save(folder, copy, merged, merged=trained)
+    checkpoint.save(folder, copy, merged, merged=trained or checkpoint.read_towers(run).merged)
     for name in (RESULT, AVERAGE, TRAINED_IMAGES):
         if (run / name).is_file():
             shutil.copyfile(run / name, folder / name)

@@ -135,7 +135,7 @@ def _left_out(run: Path) -> tuple[str, ...]:
     """Say what of the data is not published."""
     record = Run.load_json(run / RESULT)
     source = clean(record.recipe["source"]["name"], 80)
-    amounts = f"the {record.pairs:,} captions and {record.images:,} photos of {source} that it was trained on"
+    amounts = f"the {record.pairs:,} captions and {record.images:,} photos that it was trained on (source: {source})"
     tests = [f"the {one.images:,} test photos of {clean(one.gallery, 80)} in {one.lang}" for one in record.test]
     names = f"{TRAINED_IMAGES}: names and thumbnails of the training photos, which reveal whether a test photo was seen"
     return (amounts, *tests, *([names] if (run / TRAINED_IMAGES).is_file() else []))

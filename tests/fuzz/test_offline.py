@@ -59,6 +59,9 @@ LINES: dict[str, list[tuple[str, ...]]] = {
         ("hub", "hub", "--lang", "en", "--candidate-set", f"dataset={DATASET}", "--reference-set", f"dataset={DATASET}")
     ],
     "search": [("hf:someone/some-model", "red", "--images", "photos/images")],
+    "export": [("hub-run", "--to", "onnx", "--out", "again")],
+    "merge": [("hub-run", "--out", "again")],
+    "card": [("hub-run",)],
     "memory": [("text.toml",), ("vision.toml",)],
 }
 

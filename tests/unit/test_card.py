@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import ModelCard
@@ -131,3 +132,32 @@ def test_a_folder_without_a_result_is_refused(run, finished, tmp_path):
 def test_it_can_be_written_to_a_file(run, finished, tmp_path):
     assert run("card", finished, "--license", "mit", "--out", tmp_path / "README.md")[0] == 0
     assert ModelCard.load(tmp_path / "README.md").data.license == "mit"
+
+
+def test_licences_are_read_from_the_hub(monkeypatch, finished):
+    asked = []
+
+    def model_info(name: str) -> SimpleNamespace:
+        asked.append(name)
+        if name == "someone/gone":
+            raise OSError("no such model")
+        return SimpleNamespace(card_data={"license": "cc-by-sa-4.0"} if name == "someone/encoder" else None)
+
+    monkeypatch.setattr(cards, "model_info", model_info)
+    monkeypatch.setattr(cards, "check_hub", lambda: None)
+    monkeypatch.setattr(cards.hub, "HF_HUB_OFFLINE", False)
+    made = card(with_towers(finished, "hf-hub:someone/encoder", "someone/encoder")).data
+    assert (made.license, made.base_model) == ("cc-by-sa-4.0", ["someone/encoder"] * 2)
+    for name in ("someone/gone", "someone/silent"):
+        with pytest.raises(UserError, match=f"the licence of the text tower {name} is not known"):
+            card(with_towers(finished, "starter", name))
+    monkeypatch.setattr(cards.hub, "HF_HUB_OFFLINE", True)
+    asked.clear()
+    with pytest.raises(UserError, match="someone/encoder is not known"):
+        card(with_towers(finished, "starter", "someone/encoder"))
+    assert not asked
+
+
+def test_an_unknown_timm_model_has_no_licence(finished):
+    with pytest.raises(UserError, match="the licence of the vision tower vit_of_mine is not known"):
+        card(with_towers(finished, "vit_of_mine", "starter"))

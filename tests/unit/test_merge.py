@@ -20,6 +20,7 @@ from tests import tiny
 
 USUAL = ("projection", "lilt", "lora", "lit")
 MORE = ("mlp", "side", "layernorm", "bitfit", "lilt-deep", "full", "scratch")
+MIXED = (("lilt", "lora"), ("lit", "lilt"))
 STRATEGIES = (*USUAL, *(pytest.param(name, marks=pytest.mark.repeated) for name in MORE))
 
 
@@ -31,7 +32,8 @@ def trained(folder, strategy: str = "lilt", /, **sections) -> Aligner:
         sections[side] = {"model": str(folder.parent / "towers" / side), **sections.get(side, {})}
     recipe = tiny.resolved(strategy, **sections)
     aligner = tiny.build_aligner(recipe)
-    tiny.jitter(torch.nn.ParameterList(aligner.trainable().values()))
+    inherited = [parameter for name, parameter in aligner.named_parameters() if name in aligner.inherited]
+    tiny.jitter(torch.nn.ParameterList([*aligner.trainable().values(), *inherited]))
     checkpoint.save(folder, aligner, recipe)
     return aligner
 
@@ -52,6 +54,24 @@ def test_a_merged_run_has_the_same_vectors_without_its_towers(strategy, tmp_path
     (tmp_path / "elsewhere").mkdir()
     moved = (tmp_path / "merged").rename(tmp_path / "elsewhere" / "model")
     for one, other in zip(before, vectors(moved), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "taught"), [("lit", "lora"), *(pytest.param(*two, marks=pytest.mark.repeated) for two in MIXED)]
+)
+def test_a_distilled_run_needs_no_teacher(strategy, taught, tmp_path):
+    teacher = {"run": "gone", "weights": "0" * 64, "strategy": tiny.resolved(taught).strategy}
+    sections = {"strategy": {"towers": "text"}, "parallel": {"text": "captions"}, "optim": {"loss": "mse"}}
+    aligner = trained(tmp_path / "run", strategy, teacher=teacher, **sections)
+    assert any(name.startswith("vision.") for name in aligner.inherited)
+    before = vectors(tmp_path / "run")
+    export(tmp_path / "run", MERGED, tmp_path / "merged")
+    export(tmp_path / "merged", MERGED, tmp_path / "again")
+    assert checkpoint.read_towers(tmp_path / "again").merged
+    shutil.rmtree(tmp_path / "towers")
+    shutil.rmtree(tmp_path / "merged")
+    for one, other in zip(before, vectors(tmp_path / "again"), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
 
 
