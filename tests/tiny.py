@@ -34,11 +34,11 @@ from transformers import (
 
 from polyalign.config import language as languages
 from polyalign.config import resolve as recipe
+from polyalign.config.run_files import WEIGHTS
 from polyalign.config.schema import Recipe
 from polyalign.data.pairs import PairTable
 from polyalign.data.sources import folder as folder_source
 from polyalign.evaluation.encoders import Aligned
-from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
 from polyalign.utils import storage
@@ -242,7 +242,7 @@ def write(path: Path, strategy: str = "projection", /, **sections: dict[str, Any
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
     """Read what a run trained."""
-    return storage.load_tensors(folder / checkpoint.WEIGHTS)[0]
+    return storage.load_tensors(folder / WEIGHTS)[0]
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -26,7 +26,7 @@ NewFolder = Annotated[Path | None, typer.Option("--out", help="New folder for th
     rich_help_panel=TRAIN, epilog="Example: polyalign interpolate runs/my-run --alpha 0.25,0.5,0.75 --out runs/between"
 )
 def interpolate(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: options.FinishedRun,
     alpha: Annotated[
         str,
         typer.Option(
@@ -50,7 +50,7 @@ def interpolate(
 
 @app.command(rich_help_panel=TRAIN, epilog="Example: polyalign soup runs/seed-0 runs/seed-1 --out runs/soup")
 def soup(
-    runs: Annotated[list[Path], typer.Argument(help="Folders of finished runs that differ in seed or learning rate.")],
+    runs: options.FinishedRuns,
     lang: Langs = None,
     out: NewFolder = None,
     offline: options.Offline = False,

@@ -77,11 +77,12 @@ def check(
     """
     go_offline(offline)
     from polyalign.config.language import load_language
+
+    resolved = resolve(recipe, lang, "projection", set_, data=data)
     from polyalign.data.check import check_recipe, rank_towers, render, render_towers, verdict
     from polyalign.data.load import load_table
     from polyalign.models.towers.text_loading import load_tokenizer
 
-    resolved = resolve(recipe, lang, "projection", set_, data=data)
     reports, errors = check_recipe(resolved, load_tokenizer(resolved.text))
     language = load_language(lang)
     fits = rank_towers(load_table(resolved, "train"), language, _tokenizers()) if recommend else []

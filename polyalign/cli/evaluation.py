@@ -11,8 +11,10 @@ from polyalign.cli.options import (
     EVALUATE,
     AllowMissing,
     DataOption,
+    FinishedRun,
     Images,
     Json,
+    Model,
     Offline,
     app,
     by_name,
@@ -31,7 +33,6 @@ SetTask = Annotated[
         help="Change any key of the recipe, such as cache.precision=bf16, or an option of the task: task.NAME=VALUE.",
     ),
 ]
-Model = Annotated[str, typer.Argument(help="Folder of a run; or open_clip:NAME/PRETRAINED, hf:NAME, mclip:NAME.")]
 
 
 @app.command(
@@ -140,7 +141,7 @@ def zeroshot(
 
 @app.command(rich_help_panel=EVALUATE, epilog="Example: polyalign retention runs/my-run --lang en,de")
 def retention(
-    run: Annotated[str, typer.Argument(help="Folder of a finished run.")],
+    run: FinishedRun,
     lang: Annotated[
         str | None,
         typer.Option(
@@ -157,7 +158,7 @@ def retention(
     """Measure how much of the towers' original ability is left after training."""
     go_offline(offline)
     changes = overrides(set_, data=data, images=images, allow_missing=allow_missing)
-    _measure(run, "retention", comma_separated(lang), "test", changes, as_json=as_json)
+    _measure(str(run), "retention", comma_separated(lang), "test", changes, as_json=as_json)
 
 
 def _measure(

@@ -71,9 +71,7 @@ def compare(
     "test.languages=[]".
     """
     options.go_offline(offline)
-    from polyalign.experiments.compare import Grid, run_grid
-    from polyalign.experiments.workers import Pool
-    from polyalign.utils.progress import progress_bars
+    from polyalign.config.resolve import check_names
 
     if teacher is not None and (budget is not None or towers is not None or recipe != "starter" or lang is None):
         raise UserError(
@@ -84,6 +82,11 @@ def compare(
         raise UserError(f"join the budgets of one run with a plus, as in qu=1k-pairs+es=10k-pairs, not {budget}")
     changes = options.overrides(set_, towers=towers, layers=layers, data=data, parallel=parallel)
     axes = (comma_separated(recipe), comma_separated(lang), comma_separated(budget), comma_separated(strategies))
+    check_names(axes[0], axes[1])
+    from polyalign.experiments.compare import Grid, run_grid
+    from polyalign.experiments.workers import Pool
+    from polyalign.utils.progress import progress_bars
+
     grid = Grid(*axes, seeds, changes, out, Path("runs") / "compare", teacher)
     with options.interruptible("continue with the same command"), progress_bars():
         written = run_grid(grid, Pool(workers, on), tune=tune)

@@ -12,7 +12,6 @@ from polyalign.cli.options import USE, app
 from polyalign.utils.errors import UserError
 from polyalign.utils.text import clean
 
-Run = Annotated[Path, typer.Argument(help="Folder of a finished run.")]
 NewFolder = Annotated[Path, typer.Option("--out", help="New folder to write into.")]
 Compared = Annotated[
     int, typer.Option("--images", min=1, help="Number of test images, with their captions, to compare on.")
@@ -21,7 +20,7 @@ Compared = Annotated[
 
 @app.command(rich_help_panel=USE, epilog="Example: polyalign export runs/my-run --to onnx --int8 --out my-model-onnx")
 def export(
-    run: Run,
+    run: options.FinishedRun,
     to: Annotated[str, typer.Option(help="onnx, sentence-transformers, open-clip or transformers.")],
     out: NewFolder,
     int8: Annotated[
@@ -47,7 +46,7 @@ def export(
 
 @app.command(rich_help_panel=USE, epilog="Example: polyalign merge runs/my-run --out my-model")
 def merge(
-    run: Run,
+    run: options.FinishedRun,
     out: NewFolder,
     data: options.DataOption = None,
     images: Compared = 1000,
@@ -76,7 +75,7 @@ BaseModels = Annotated[
 
 @app.command(rich_help_panel=USE, epilog="Example: polyalign card runs/my-run --license cc-by-4.0 --out README.md")
 def card(
-    run: Run,
+    run: options.FinishedRun,
     repo: Annotated[str | None, typer.Option(help="Name USER/NAME on the hub.")] = None,
     licence: Licence = None,
     base_model: BaseModels = None,
@@ -97,7 +96,7 @@ def card(
 
 @app.command(rich_help_panel=USE, epilog="Example: polyalign push runs/my-run --repo ana/quechua-photos --dry-run")
 def push(
-    run: Run,
+    run: options.FinishedRun,
     repo: Annotated[str, typer.Option(help="Name USER/NAME on the hub; the repository is created if there is none.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Write the folder, and upload nothing.")] = False,
     out: Annotated[

@@ -83,6 +83,47 @@ Langs = Annotated[
     ),
 ]
 Recipe = Annotated[str, typer.Option(help="A shipped recipe, one in ./recipes, or the path of a TOML file.")]
+
+
+def _finished(folder: Path | list[Path] | None) -> Path | list[Path] | None:
+    """Check the folders of finished runs."""
+    from polyalign.config.run_files import check_finished
+
+    for one in folder if isinstance(folder, list) else [folder] if folder is not None else []:
+        check_finished(one)
+    return folder
+
+
+def finished_or_external(model: str) -> str:
+    """Check the folder of a finished run; names of external models have a colon."""
+    if ":" not in model or Path(model).exists():
+        _finished(Path(model))
+    return model
+
+
+FinishedRun = Annotated[Path, typer.Argument(callback=_finished, help="Folder of a finished run.")]
+FinishedRuns = Annotated[
+    list[Path],
+    typer.Argument(callback=_finished, help="Folders of finished runs that differ in seed or learning rate."),
+]
+FinishedParent = Annotated[
+    Path | None,
+    typer.Option(
+        "--from",
+        callback=_finished,
+        help="Folder of a finished run to go on from, with its towers, strategy and settings: on new data, in another "
+        "language, or with parallel text.",
+    ),
+]
+Teacher = Annotated[
+    Path, typer.Option(callback=_finished, help="Folder of a finished run in a language of the parallel text.")
+]
+Model = Annotated[
+    str,
+    typer.Argument(
+        callback=finished_or_external, help="Folder of a run; or open_clip:NAME/PRETRAINED, hf:NAME, mclip:NAME."
+    ),
+]
 RecipeFile = Annotated[Path, typer.Argument(help="A resolved recipe: recipe.toml in the folder of a run.")]
 Strategy = Annotated[str | None, typer.Option(help="What to train; see `polyalign strategies`.")]
 Budget = Annotated[

@@ -7,7 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from polyalign.cli.options import USE, App, Json, Offline, app, go_offline, interruptible, print_json, say
+from polyalign.cli.options import (
+    USE,
+    App,
+    Json,
+    Model,
+    Offline,
+    app,
+    finished_or_external,
+    go_offline,
+    interruptible,
+    print_json,
+    say,
+)
 from polyalign.utils.errors import UserError
 from polyalign.utils.text import binary_size, clean
 
@@ -31,7 +43,7 @@ _SHOWN = 10  # unreadable files named after a build
 
 @index_app.command(epilog="Example: polyalign index build runs/my-run --images ./photos --out my.index")
 def build(
-    run: Annotated[str, typer.Argument(help="Folder of a finished run, or an external model.")],
+    run: Model,
     images: Annotated[Path, typer.Option(help="Folder of photos, with all its subfolders and linked folders.")],
     out: Annotated[Path, typer.Option(help="Folder of the index.")],
     captions: Captions = None,
@@ -132,6 +144,8 @@ def search(
 
     The vectors of the photos are kept, in an index or in the cache folder, so that only new photos are embedded.
     """
+    if not Path(model).exists():
+        finished_or_external(model)
     asked = _queries(query, image, queries)
     conditions = dict(map(_condition, where or []))
     go_offline(offline)

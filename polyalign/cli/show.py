@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from polyalign.cli.options import EVALUATE, Offline, app, go_offline
+from polyalign.cli.options import EVALUATE, FinishedRun, Offline, app, go_offline
 from polyalign.utils.text import clean, safe_stem
 
 
 @app.command(rich_help_panel=EVALUATE, epilog="Example: polyalign show runs/my-run --out my-run.html --open")
 def show(
-    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    run: FinishedRun,
     out: Annotated[
         Path | None, typer.Option(help="File to write. Default: named after the run, in the working folder.")
     ] = None,

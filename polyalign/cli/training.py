@@ -18,14 +18,7 @@ def train(
     lang: options.Langs = None,
     strategy: options.Strategy = None,
     recipe: options.Recipe = "starter",
-    from_: Annotated[
-        Path | None,
-        typer.Option(
-            "--from",
-            help="Folder of a finished run to go on from, with its towers, strategy and settings: on new data, in "
-            "another language, or with parallel text.",
-        ),
-    ] = None,
+    from_: options.FinishedParent = None,
     budget: options.Budget = None,
     towers: options.Towers = None,
     layers: options.Layers = None,
@@ -44,13 +37,13 @@ def train(
 ) -> None:
     """Align two frozen towers on image-caption pairs, and test the result."""
     options.go_offline(offline)
-    from polyalign.experiments.run_folders import continuation, default_folder
-
     changes = {"budget": budget, "towers": towers, "layers": layers, "data": data, "seed": seed, "images": images}
     changes |= {"allow_missing": allow_missing, "parallel": parallel}
     if from_ is not None:
         if strategy is not None or recipe != "starter":
             raise UserError("--from takes the recipe and the strategy of its run: leave out --recipe and --strategy")
+        from polyalign.experiments.run_folders import continuation
+
         resolved = continuation(from_, lang, options.overrides(set_, **changes))
     elif lang is None:
         raise UserError("name the language with --lang, or the run to go on from with --from")
@@ -58,6 +51,8 @@ def train(
         resolved = options.resolve(recipe, lang, strategy, set_, **changes)
     if recipe.endswith(".toml") and (run := Path(recipe).parent / "result.json").is_file():
         options.say(f"{recipe} is the recipe of a run: training starts anew (to go on from it: --from {run.parent})")
+    from polyalign.experiments.run_folders import default_folder
+
     file = recipe if from_ is None else None
     folder = out or default_folder(resolved, recipe)
     _train(folder, resolved, file, resume=resume, overwrite=overwrite, track=track, as_json=as_json)
@@ -68,7 +63,7 @@ def train(
     epilog="Example: polyalign distill --teacher runs/english --lang qu --parallel qu-en.tsv --strategy lora",
 )
 def distill(
-    teacher: Annotated[Path, typer.Option(help="Folder of a finished run in a language of the parallel text.")],
+    teacher: options.Teacher,
     lang: Annotated[
         str, typer.Option(callback=options.by_name, help="Language to teach, or several separated by commas.")
     ],

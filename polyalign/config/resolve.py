@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,12 @@ from polyalign.config import source_spec
 from polyalign.config.budget import PairBudget, TimeBudget, parse_budgets, split_by_language
 from polyalign.config.language import describe_error, load_language, unknown_key_hint
 from polyalign.config.plugins import load_plugin, plugin_names
+from polyalign.config.run_files import RECIPE
 from polyalign.config.schema import Parent, Recipe, merge, nest
 from polyalign.config.shipped import find_shipped, read_toml
 from polyalign.config.values import check_values
 from polyalign.utils.errors import UserError, did_you_mean
 from polyalign.utils.text import clean
-
-RECIPE = "recipe.toml"
-"""The resolved recipe in the folder of a run."""
 
 _PATHS = (
     *(("vision", "model"), ("vision", "weights"), ("text", "model")),
@@ -170,6 +169,19 @@ def _section(raw: dict[str, Any], key: str, where: str) -> dict[str, Any]:
     if not isinstance(section, dict):
         raise UserError(f'{where}: "{key}" must be a section with keys, not {section!r}')
     return section
+
+
+def check_names(recipes: Iterable[str], langs: Iterable[str]) -> None:
+    """Check that recipes and languages exist, before heavy libraries are imported.
+
+    Raises:
+        UserError: one does not.
+    """
+    for name in recipes:
+        _read(name)
+    for lang in langs:
+        for code in split_languages(lang):
+            load_language(code)
 
 
 def recipe_languages(name: str) -> list[str]:

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from polyalign.config.language import describe_error, load_language, unknown_key_hint
 from polyalign.config.plugins import load_plugin
-from polyalign.config.resolve import RECIPE, read_recipe, resolve, validate
+from polyalign.config.resolve import read_recipe, resolve, validate
+from polyalign.config.run_files import RECIPE, check_finished
 from polyalign.config.schema import Recipe, merge
 from polyalign.data.load import load_split, load_table, refuse_equal_captions
 from polyalign.data.pairs import PairTable
@@ -48,7 +49,7 @@ class Request:
             return cls(model.name, model.recipe if isinstance(model, Aligned) else None, *request)
         recipe = None
         if not external_models.is_external(str(model)):
-            checkpoint.check_finished(Path(model))
+            check_finished(Path(model))
             recipe = read_recipe(Path(model) / RECIPE)
         return cls(str(model), recipe, *request)
 

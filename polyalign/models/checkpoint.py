@@ -11,7 +11,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from polyalign.config.language import describe_error
-from polyalign.config.resolve import RECIPE, read_recipe
+from polyalign.config.resolve import read_recipe
+from polyalign.config.run_files import RECIPE, WEIGHTS, check_finished
 from polyalign.config.schema import Recipe
 from polyalign.config.shipped import read_toml
 from polyalign.config.tower import Preprocessing
@@ -23,7 +24,7 @@ from polyalign.utils.text import clean
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS, TOWERS, TOKENIZER = "model.safetensors", "towers.json", "tokenizer"
+TOWERS, TOKENIZER = "towers.json", "tokenizer"
 FILES = (WEIGHTS, RECIPE, TOWERS, TOKENIZER)
 """All that ``save`` writes into a folder."""
 
@@ -129,16 +130,6 @@ def _check_files(folder: Path, recorded: str | None) -> None:
             if name == RECIPE:
                 hint += "; only the places of towers and data may be edited"
             raise UserError(f"{folder / clean(name)} was {how} after {WEIGHTS} was saved: {hint}")
-
-
-def check_finished(folder: Path) -> None:
-    """Check that a folder holds a finished run.
-
-    Raises:
-        UserError: it does not.
-    """
-    if not (folder / WEIGHTS).is_file():
-        raise UserError(f"{folder} holds no finished checkpoint (no {WEIGHTS}): train first, or finish with --resume")
 
 
 def identity(folder: Path) -> str:

@@ -12,10 +12,10 @@ from huggingface_hub import constants as hub
 from huggingface_hub.errors import HfHubHTTPError
 
 from polyalign.config.language import load_language
+from polyalign.config.run_files import check_finished
 from polyalign.data.catalogue import infos
 from polyalign.evaluation.results import Retrieval, Run
 from polyalign.evaluation.tables import RECALL_NAMES, duration, gallery_line, markdown, percent, searched, share
-from polyalign.models import checkpoint
 from polyalign.training.train import RESULT
 from polyalign.utils.errors import UserError
 from polyalign.utils.hub import check_hub
@@ -41,7 +41,7 @@ def card(
         UserError: the folder has no result, or the licence of the towers or the data is not known and none is given, or
             a given one is less strict than a known one.
     """
-    checkpoint.check_finished(run)
+    check_finished(run)
     if not (run / RESULT).is_file():
         raise UserError(f"{run} has no {RESULT}: a card needs the results of a trained run")
     record = Run.load_json(run / RESULT)

@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
-from polyalign.config.resolve import RECIPE
+from polyalign.config.run_files import RECIPE
 from polyalign.config.shipped import read_toml
 from polyalign.data.trained_images import TRAINED_IMAGES
 from polyalign.evaluation.record import to_json

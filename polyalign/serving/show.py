@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from polyalign.config.language import language_codes, load_language
-from polyalign.config.resolve import RECIPE, read_recipe
+from polyalign.config.resolve import read_recipe
+from polyalign.config.run_files import RECIPE, check_finished
 from polyalign.config.schema import Recipe
 from polyalign.data import check
 from polyalign.data.check import DataReport
@@ -56,7 +57,7 @@ def page(folder: Path) -> str:
     Raises:
         UserError: there is no finished run in the folder, or its result is not one.
     """
-    checkpoint.check_finished(folder)
+    check_finished(folder)
     run = Run.load_json(folder / RESULT)
     tested = {result.lang for result in run.test}
     if untested := [lang for lang in run.langs[1:] if {lang, run.lang} - tested]:

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from polyalign.config.resolve import RECIPE, read_recipe
+from polyalign.config.resolve import read_recipe
+from polyalign.config.run_files import RECIPE, check_finished
 from polyalign.config.schema import Recipe
 from polyalign.data.load import load_devs, load_split
 from polyalign.data.pairs import PairTable
@@ -140,7 +141,7 @@ def soup(runs: Sequence[Path], langs: Sequence[str] | None = None, out: Path | N
     with ExitStack() as stack:
         _claim(out, stack)
         for run in runs:
-            checkpoint.check_finished(run)
+            check_finished(run)
             _check_same(run, runs[0])
         first, recipe = _load(runs[0])
         galleries = _galleries(recipe, langs)

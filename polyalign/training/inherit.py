@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from polyalign.config.resolve import RECIPE, read_recipe
+from polyalign.config.resolve import read_recipe
+from polyalign.config.run_files import RECIPE, WEIGHTS, check_finished
 from polyalign.config.schema import Parent, Recipe
 from polyalign.data.pairs import PairTable
 from polyalign.data.trained_images import load_trained_images
@@ -26,8 +27,8 @@ def weights_digest(folder: Path) -> str:
     Raises:
         UserError: the folder holds none.
     """
-    checkpoint.check_finished(folder)
-    with (folder / checkpoint.WEIGHTS).open("rb") as file:
+    check_finished(folder)
+    with (folder / WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -40,7 +41,7 @@ def folder_of(parent: Parent) -> Path:
     folder = Path(parent.run)
     if weights_digest(folder) != parent.weights:
         raise UserError(
-            f"{folder / checkpoint.WEIGHTS} is not the file that the recipe was made from: it was trained again or "
+            f"{folder / WEIGHTS} is not the file that the recipe was made from: it was trained again or "
             "replaced; start a new run from it"
         )
     return folder
@@ -73,9 +74,9 @@ def inherit(aligner: Aligner, recipe: Recipe) -> None:
     towers = checkpoint.read_towers(folder)
     if towers.vision != aligner.vision.fingerprint or (recipe.parent and towers.text != aligner.text.fingerprint):
         raise UserError(f"the towers of {folder} are not those of this run: get the same revision of them")
-    tensors, _ = storage.load_tensors(folder / checkpoint.WEIGHTS)
+    tensors, _ = storage.load_tensors(folder / WEIGHTS)
     if recipe.parent is not None:
-        checkpoint.restore(aligner, tensors, str(folder / checkpoint.WEIGHTS))
+        checkpoint.restore(aligner, tensors, str(folder / WEIGHTS))
         return
     state = checkpoint.trained_state(aligner)
     taught = read_recipe(folder / RECIPE).strategy
@@ -85,7 +86,7 @@ def inherit(aligner: Aligner, recipe: Recipe) -> None:
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("text")}
     fitting = {name: tensor for name, tensor in tensors.items() if name in state}
     if missing := sorted(aligner.inherited - fitting.keys()):
-        raise UserError(f"{folder / checkpoint.WEIGHTS} does not fit its recipe: it lacks {missing[0]}")
+        raise UserError(f"{folder / WEIGHTS} does not fit its recipe: it lacks {missing[0]}")
     with torch.no_grad():
         for name, tensor in fitting.items():
             state[name].copy_(tensor)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import timeit
 from functools import cache
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
+if TYPE_CHECKING:  # recipes are checked before torch is imported
+    import torch
 
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -27,6 +28,8 @@ def infers_in_bf16(asked: Precision, device: torch.device) -> bool:
 
 
 def _is_gpu_with_bf16(device: torch.device) -> bool:
+    import torch
+
     # PyTorch emulates bf16 on older GPUs, which is slower than float32.
     return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
 
@@ -34,10 +37,14 @@ def _is_gpu_with_bf16(device: torch.device) -> bool:
 @cache
 def _cpu_gains() -> bool:
     """Time matrix products in both types, once per process; this takes some hundredths of a second."""
+    import torch
+
     return seconds(torch.float32) > _GAIN * seconds(torch.bfloat16)
 
 
 def seconds(dtype: torch.dtype) -> float:
     """Return the shortest of several times, in seconds, of a product ``(256, 768) @ (768, 768)`` on the CPU."""
+    import torch
+
     tokens, weights = torch.ones(_ROWS, _WIDTH, dtype=dtype), torch.ones(_WIDTH, _WIDTH, dtype=dtype)
     return min(timeit.repeat(lambda: torch.mm(tokens, weights), number=1, repeat=_REPEATS))

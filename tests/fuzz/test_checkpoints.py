@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polyalign.config.run_files import WEIGHTS
 from polyalign.models import checkpoint
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
@@ -37,12 +38,12 @@ def files(world: Path) -> list[str]:
 
 def sign(run: Path) -> None:
     """Record the files of a run as ``checkpoint.save`` does: a checksum tells of damage, not of malice."""
-    tensors, metadata = storage.load_tensors(run / checkpoint.WEIGHTS)
+    tensors, metadata = storage.load_tensors(run / WEIGHTS)
     try:
         metadata["files"] = json.dumps(checkpoint._digests(run))
     except UserError:  # a recipe that is not TOML has no digest
         return
-    storage.save_tensors(run / checkpoint.WEIGHTS, tensors, metadata)
+    storage.save_tensors(run / WEIGHTS, tensors, metadata)
 
 
 def read(box: Sandbox, command: tuple[str, ...], *, signed: bool = False) -> None:
@@ -65,7 +66,7 @@ def test_damaged_bytes(world: Path, data: st.DataObject) -> None:
     content = data.draw(mutated((world / "run" / name).read_bytes()))
     with sandbox(world) as box:
         (box.work / "run" / name).write_bytes(content)
-        read(box, data.draw(readers), signed=name != checkpoint.WEIGHTS and data.draw(st.booleans()))
+        read(box, data.draw(readers), signed=name != WEIGHTS and data.draw(st.booleans()))
 
 
 @cases(60)

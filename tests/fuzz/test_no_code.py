@@ -12,8 +12,8 @@ from unittest import mock
 import pytest
 import tomli_w
 
+from polyalign.config.run_files import WEIGHTS
 from polyalign.config.schema import merge
-from polyalign.models import checkpoint
 from tests import tiny
 from tests.fuzz.harness import Outcome, Sandbox, sandbox
 from tests.fuzz.test_checkpoints import sign
@@ -74,7 +74,7 @@ def test_a_pickle_in_place_of_any_file_of_a_run(world: Path) -> None:
         with sandbox(world) as box:
             (box.work / "run" / name).write_bytes(PICKLE)
             run(box, "eval", "run")
-            if name != checkpoint.WEIGHTS:
+            if name != WEIGHTS:
                 sign(box.work / "run")
                 run(box, "eval", "run")
             run(box, "train", "--lang", "en", "--out", "run", "--resume")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from polyalign.config.run_files import WEIGHTS
 from polyalign.data.trained_images import TRAINED_IMAGES, load_trained_images, save_trained_images
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
@@ -32,9 +33,9 @@ def saved(folder, name: str = "lilt", **sections) -> Aligner:
 
 def test_it_holds_what_trained_and_nothing_else(tmp_path):
     aligner = saved(tmp_path)
-    assert load_file(tmp_path / checkpoint.WEIGHTS).keys() == aligner.trainable().keys()
+    assert load_file(tmp_path / WEIGHTS).keys() == aligner.trainable().keys()
     assert {path.name for path in tmp_path.iterdir()} == {
-        checkpoint.WEIGHTS,
+        WEIGHTS,
         checkpoint.RECIPE,
         checkpoint.TOWERS,
         checkpoint.TOKENIZER,
@@ -89,8 +90,8 @@ def spoil(path):
 @pytest.mark.parametrize(
     ("name", "change", "said"),
     [
-        (checkpoint.WEIGHTS, lambda path: path.unlink(), "holds no finished checkpoint"),
-        (checkpoint.WEIGHTS, spoil, "cannot read .*model.safetensors"),
+        (WEIGHTS, lambda path: path.unlink(), "holds no finished checkpoint"),
+        (WEIGHTS, spoil, "cannot read .*model.safetensors"),
         (checkpoint.RECIPE, lambda path: path.unlink(), "recipe.toml was deleted after model.safetensors was saved"),
         (checkpoint.RECIPE, spoil, "cannot read .*recipe.toml"),
         (checkpoint.TOWERS, lambda path: path.unlink(), "towers.json was deleted after"),
@@ -125,9 +126,9 @@ def test_a_file_that_is_missing_or_corrupt_is_an_error_of_one_line(name, change,
 )
 def test_weights_of_another_strategy_are_refused(change, said, tmp_path):
     saved(tmp_path, "projection")
-    tensors, metadata = storage.load_tensors(tmp_path / checkpoint.WEIGHTS)
+    tensors, metadata = storage.load_tensors(tmp_path / WEIGHTS)
     change(tensors)
-    storage.save_tensors(tmp_path / checkpoint.WEIGHTS, tensors, metadata)
+    storage.save_tensors(tmp_path / WEIGHTS, tensors, metadata)
     with pytest.raises(UserError, match=f"does not fit its recipe: it {said}"):
         checkpoint.load(tmp_path)
 
@@ -144,8 +145,8 @@ def test_asking_for_the_state_leaves_the_mode_as_it_is(training):
 
 def without_digests(folder, **metadata):
     """Write the weights anew with this metadata instead of the digests of the other files."""
-    tensors, _ = storage.load_tensors(folder / checkpoint.WEIGHTS)
-    storage.save_tensors(folder / checkpoint.WEIGHTS, tensors, {"format": "polyalign 1", **metadata})
+    tensors, _ = storage.load_tensors(folder / WEIGHTS)
+    storage.save_tensors(folder / WEIGHTS, tensors, {"format": "polyalign 1", **metadata})
 
 
 def test_a_checkpoint_of_an_older_version_is_loaded_with_a_message(tmp_path, caplog):

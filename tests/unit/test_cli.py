@@ -14,6 +14,7 @@ import pytest
 import typer
 
 from polyalign import cli
+from polyalign.config.run_files import WEIGHTS
 from polyalign.evaluation.results import Retrieval, Run
 from polyalign.experiments import run_folders as runs
 from polyalign.models import checkpoint
@@ -76,6 +77,22 @@ def test_the_example_of_every_command_is_one_it_takes(path, command):
 def test_every_option_says_what_it_is_for(path, command):
     silent = [option.name for option in command.params if not getattr(option, "help", None) and option.name != "help"]
     assert not silent
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "eval nosuch", "search nosuch dog --images .", "show nosuch", "export nosuch --to onnx --out x",
+        "train --lang xx", "train --lang sw --data nosuch", "compare --lang xx", "data check --lang sw --data nosuch",
+    ],
+)  # fmt: skip
+def test_an_error_of_the_command_line_does_not_wait_for_heavy_libraries(words, repo):
+    code = "import sys; from polyalign.cli import main\ntry: main()\nexcept SystemExit as end: code = end.code\n"
+    code += "print(code, sorted({'torch', 'transformers', 'scipy', 'pandas', 'timm'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words.split()], capture_output=True, text=True, check=False, cwd=repo
+    )
+    assert done.stdout.strip() == "2 []", done.stderr
 
 
 def test_help_is_quick_and_imports_nothing_heavy(repo):
@@ -304,7 +321,7 @@ def places(tmp_path_factory, recipe, trained) -> dict[str, str]:
     bare = {key: value for key, value in tiny.settings().items() if key in ("vision", "text", "source")}
     (root / "bare.toml").write_text(tiny.tomli_w.dumps(bare), encoding="utf-8")
     corrupt = shutil.copytree(trained, root / "corrupt")
-    (corrupt / checkpoint.WEIGHTS).write_bytes(b"\x00 no weights at all")
+    (corrupt / WEIGHTS).write_bytes(b"\x00 no weights at all")
     found = {
         "recipe": recipe,
         "trained": trained,

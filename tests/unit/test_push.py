@@ -10,8 +10,8 @@ import pytest
 from huggingface_hub import ModelCard, constants
 
 import polyalign
+from polyalign.config.run_files import WEIGHTS
 from polyalign.data.trained_images import TRAINED_IMAGES
-from polyalign.models import checkpoint
 from tests import tiny
 from tests.unit.test_card import train
 
@@ -116,8 +116,8 @@ def test_a_dry_run_writes_the_folder_without_photos_and_places(run, finished, mo
         if not name.endswith(".safetensors"):
             text = (tmp_path / "hub" / name).read_text()
             assert "/tmp" not in text, name
-    difference = tmp_path / "hub" / "difference" / checkpoint.WEIGHTS
-    assert difference.read_bytes() == (finished / checkpoint.WEIGHTS).read_bytes()
+    difference = tmp_path / "hub" / "difference" / WEIGHTS
+    assert difference.read_bytes() == (finished / WEIGHTS).read_bytes()
     polyalign.load(tmp_path / "hub").encode_text(["red"])
 
 
