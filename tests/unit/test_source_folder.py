@@ -9,6 +9,7 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 
 from polyalign.config import language as languages
 from polyalign.data.pairs import PairTable
+from polyalign.data.readers import sheet
 from polyalign.data.sources import folder
 from polyalign.utils.errors import UserError
 
@@ -350,4 +352,31 @@ def test_a_folder_that_may_not_be_read_is_one_line(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
     with pytest.raises(UserError, match=f"cannot read the folder {tmp_path}: Permission denied"):
+        load(tmp_path)
+
+
+def test_a_workbook_is_read_like_a_table(tmp_path):
+    book = openpyxl.Workbook()
+    for row in (["image", "caption", "id", None], ["a.jpg", "a dog", 1.0, None], [None] * 4, ["b.jpg", "a cat", 2.5]):
+        book.active.append(row)
+    book.save(tmp_path / "captions.xlsx")
+    assert load(tmp_path) == TWO
+    assert load(tmp_path, id_column="id") == [("1", "a dog"), ("2.5", "a cat")]
+    book.active["B2"] = " "
+    book.save(tmp_path / "captions.xlsx")
+    with pytest.raises(UserError, match=r'captions.xlsx, row 2: "caption" must name an image'):
+        load(tmp_path, image_column="caption")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"image,caption\n"])
+def test_a_file_that_is_no_workbook_is_one_line(content, tmp_path):
+    (tmp_path / "captions.xlsx").write_bytes(content)
+    with pytest.raises(UserError, match=r"cannot read .*captions\.xlsx: "):
+        load(tmp_path)
+
+
+def test_a_workbook_that_fills_the_memory_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(sheet, "_LARGEST_WORKBOOK", 100)
+    openpyxl.Workbook().save(tmp_path / "captions.xlsx")
+    with pytest.raises(UserError, match="GiB of content: save it as CSV"):
         load(tmp_path)

@@ -1,9 +1,10 @@
-"""Readers for tables with named columns: CSV, TSV, JSON Lines and Parquet."""
+"""Readers for tables with named columns: CSV, TSV, JSON Lines, Parquet and Excel."""
 
 from __future__ import annotations
 
 import csv
 import io
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,8 @@ from polyalign.utils.errors import UserError, first_line
 from polyalign.utils.files import check_is_file
 from polyalign.utils.text import clean
 
-SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet", ".xlsx")
+_LARGEST_WORKBOOK = 2**30  # bytes after decompression
 _SEPARATORS = (",", ";", "\t")
 
 
@@ -41,7 +43,8 @@ def read(path: Path) -> Sheet:
         UserError: the file cannot be read or is malformed; the message names the line.
     """
     check_is_file(path)
-    sheet = {".jsonl": _read_json_lines, ".parquet": _read_parquet}.get(path.suffix, _read_separated)(path)
+    readers = {".jsonl": _read_json_lines, ".parquet": _read_parquet, ".xlsx": _read_excel}
+    sheet = readers.get(path.suffix, _read_separated)(path)
     if twice := [name for name, count in Counter(sheet.names).items() if count > 1]:
         raise UserError(f"{path} has duplicate columns: {clean(', '.join(twice), 200)}")
     if sheet.rows == 0:
@@ -117,6 +120,38 @@ def _read_parquet(path: Path) -> Sheet:
             return list(table.column(name).to_pylist())
 
     return Sheet(str(path), tuple(table.column_names), table.num_rows, column, lambda i: f"{path}, row {i + 1}")
+
+
+def _read_excel(path: Path) -> Sheet:
+    """Read the first sheet of a workbook; formulas have their last computed values, numbers are written as text."""
+    from openpyxl import load_workbook
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+        if size > _LARGEST_WORKBOOK:
+            raise ValueError(f"it has {size / 2**30:.0f} GiB of content: save it as CSV")
+        book = load_workbook(path, read_only=True, data_only=True)
+        rows = [[_as_text(cell) for cell in row] for row in book.worksheets[0].iter_rows(values_only=True)]
+        book.close()
+    except Exception as error:  # openpyxl passes on those of zipfile, of XML parsers and of dates
+        raise UserError(f"cannot read {path}: {clean(first_line(error) or type(error).__name__, 200)}") from error
+    numbered = [(number, row) for number, row in enumerate(rows, start=1) if any(row)]
+    if not numbered:
+        raise UserError(f"{path} has no rows")
+    (_, header), *body = numbered
+    names = [name.strip() for name in header if name.strip()]
+    if header[: len(names)] != [name for name in header if name.strip()]:
+        raise UserError(f"{path}: the header has an empty cell before {clean(names[-1], 100)}")
+    columns = {name: [row[i] if i < len(row) else "" for _, row in body] for i, name in enumerate(names)}
+    return Sheet(str(path), tuple(names), len(body), columns.__getitem__, lambda i: f"{path}, row {body[i][0]}")
+
+
+def _as_text(cell: Any) -> str:
+    """Return a cell as text: 1.0, as Excel keeps whole numbers, is 1."""
+    if cell is None:
+        return ""
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)
 
 
 @contextmanager

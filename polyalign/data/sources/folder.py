@@ -1,4 +1,4 @@
-"""Custom dataset in a local folder: images and a CSV, TSV, JSON Lines or Parquet file of captions."""
+"""Custom dataset in a local folder: images and a CSV, TSV, Excel, JSON Lines or Parquet file of captions."""
 
 from __future__ import annotations
 
