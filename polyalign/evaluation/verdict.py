@@ -20,15 +20,15 @@ def verdict(run: Run) -> list[str]:
 
 def _of_test(test: Retrieval) -> Iterator[str]:
     chance, found = float(test.chance().mean()), test.mean_recall
-    compared = f"mean recall {percent(found)} in {test.lang}, chance {percent(chance)}"
+    compared = f"mean recall is {percent(found)} in {test.lang}, chance is {percent(chance)}."
     if found.low > chance:
-        yield f"better than chance: {compared}"
+        yield f"Better than chance: {compared}"
     else:
-        yield f"not better than chance, as far as {test.images:,} test images can tell: {compared}"
+        yield f"Not better than chance, as far as {test.images:,} test images can tell: {compared}"
     if test.images < _FEW_IMAGES:
         yield (
-            f"few test images ({test.images:,}): differences within [{100 * found.low:.0f}, {100 * found.high:.0f}] "
-            "mean nothing; keep more images for the test"
+            f"Few test images ({test.images:,}): mean recall is only known to be in "
+            f"[{100 * found.low:.0f}, {100 * found.high:.0f}]; keep more images for the test."
         )
 
 
@@ -39,6 +39,7 @@ def _of_training(run: Run) -> Iterator[str]:
         return
     rise = max(recall for _, recall in curve) - max(early)
     if rise >= _RISE:
-        limited = run.recipe["train"].get("max_seconds")
+        train = run.recipe.get("train")
+        limited = isinstance(train, dict) and train.get("max_seconds")
         how = "a longer --budget" if limited else f"--set optim.min_steps={2 * run.steps}"
-        yield f"dev recall still rose by {100 * rise:.1f} points in the last quarter: train longer ({how})"
+        yield f"Dev recall still rose by {100 * rise:.1f} points in the last quarter: train longer ({how})."

@@ -160,7 +160,7 @@ _WORK = (
     "polyalign.training.train.train",
     "polyalign.experiments.workers.Pool.run",
     "polyalign.experiments.micro_batch.peak_of",
-    "polyalign.training.pretrain._load",
+    "polyalign.training.pretrain.load",
     "polyalign.models.vocabulary.trim_tower",
     "polyalign.data.download.fetch",
     "polyalign.models.parameter_count.build_aligner",
