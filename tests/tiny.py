@@ -148,7 +148,10 @@ def _distilbert(out: Path) -> torch.nn.Module:
 
 @cache
 def data() -> Path:
-    """A folder of images of four coloured quarters, two captions each, with splits; no two images are alike."""
+    """A folder of images of four coloured quarters, two captions each, with splits; no two images are alike.
+
+    Captions are in English, and in a German that says them backwards.
+    """
     out = _fresh("quarters")
     (out / "images").mkdir()
     scenes = list(itertools.product(COLORS, repeat=4))
@@ -156,12 +159,12 @@ def data() -> Path:
     splits = [split for split, count in SPLITS.items() for _ in range(count)]
     with (out / "captions.csv").open("w", encoding="utf-8", newline="") as file:
         sheet = csv.writer(file)
-        sheet.writerow(["image", "caption", "split"])
+        sheet.writerow(["image", "caption", "split", "caption_de"])
         for number, split in enumerate(splits):
             scene = scenes[order[number]]
             draw(scene).save(out / "images" / f"{number:03d}.png")
             for caption in captions(scene):
-                sheet.writerow([f"{number:03d}.png", caption, split])
+                sheet.writerow([f"{number:03d}.png", caption, split, " ".join(caption.split()[::-1])])
     return out
 
 

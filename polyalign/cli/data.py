@@ -72,8 +72,8 @@ def check(
 ) -> None:
     """Check every image and caption before training, and report problems.
 
-    The splits that can be loaded are reported even if another split is empty; the exit code is then 2. It is 1 if no
-    image is found.
+    The splits that can be loaded are reported. The exit code is 2 if training would refuse the data: a split is empty,
+    too many images cannot be read, or an image is in two splits. It is 1 if no image is found under its name.
     """
     go_offline(offline)
     from polyalign.config.language import load_language
@@ -92,13 +92,13 @@ def check(
         print_json({"splits": splits, "towers": towers} if recommend else splits)
     else:
         console().print(*map(render, reports), *([render_towers(fits, language)] if recommend else []))
-    if errors:
-        raise UserError("; ".join(map(str, errors)))
     usable, sentence = verdict(reports)
     if not as_json:
         print(clean(sentence))
     if not usable:
         raise typer.Exit(1)
+    if errors:
+        raise UserError("; ".join(map(str, errors)))
 
 
 def _tokenizers() -> dict[tuple[str, str], Any]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from itertools import combinations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, TypeGuard
 
 import numpy as np
 import pandas as pd
@@ -15,9 +17,9 @@ from polyalign.config.language import Lang, load_language
 from polyalign.config.schema import Recipe
 from polyalign.data import image_check
 from polyalign.data.image_check import ImageReport
-from polyalign.data.leakage import near_duplicates
+from polyalign.data.leakage import find_leaks, near_duplicates, refuse
 from polyalign.data.load import load_table, refuse_unlearnable
-from polyalign.data.pairs import IMAGE_SUFFIXES, FileImage, Origin, PairTable, captions_by
+from polyalign.data.pairs import IMAGE_SUFFIXES, FileImage, ImageRef, Origin, PairTable, captions_by
 from polyalign.data.scripts import in_other_script, letters_of
 from polyalign.utils.errors import UserError
 from polyalign.utils.plain_table import PlainTable
@@ -90,7 +92,8 @@ class DataReport(BaseModel, frozen=True):
 def check_recipe(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[list[DataReport], list[UserError]]:
     """Check the splits of a recipe's source in its language, with the tokenizer of its text tower.
 
-    Return the reports, and the errors of the splits that cannot be loaded, such as an empty split, or trained on.
+    Return the reports, and the errors with which training would refuse the splits: one is empty, too many images are
+    unreadable, or an image is in two splits.
 
     Raises:
         UserError: no split can be loaded.
@@ -109,7 +112,22 @@ def check_recipe(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[li
     if not tables:
         raise errors[0]
     with progress_bars():
-        return [check(table, lang, tokenizer, recipe.text.max_tokens) for table in tables], errors
+        reports = [check(table, lang, tokenizer, recipe.text.max_tokens) for table in tables]
+        return reports, [*errors, *_refusals(recipe, tables, reports)]
+
+
+def _refusals(recipe: Recipe, tables: Sequence[PairTable], reports: Sequence[DataReport]) -> Iterator[UserError]:
+    """Yield the errors with which training would refuse unreadable images, and images of one split in another."""
+    for table, report in zip(tables, reports, strict=True):
+        try:
+            image_check.refuse_corrupt(table.name, report.images, recipe.data.max_corrupt)
+        except UserError as error:
+            yield error
+    for one, other in combinations(tables, 2) if recipe.data.leakage == "refuse" else ():
+        try:
+            refuse(find_leaks(one, other))
+        except UserError as error:
+            yield error
 
 
 def check(
@@ -178,12 +196,22 @@ def _lookalike(table: PairTable) -> Finding:
 
 
 def _unnamed(table: PairTable) -> str | None:
-    """Return the first image that exists under its name with an ending of image files only."""
-    for image_id, image in zip(table.image_ids, table.images, strict=True):
-        if isinstance(image, FileImage) and not image.path.exists():
-            names = (image.path.with_name(f"{image.path.name}{suffix}") for suffix in IMAGE_SUFFIXES)
-            return next((f"{image_id} (there is {path.name})" for path in names if path.is_file()), None)
-    return None
+    """Return the first missing image that exists with an ending of image files, if most missing ones do."""
+    paths = {one: image.path for one, image in zip(table.image_ids, table.images, strict=True) if _is_missing(image)}
+    found = [
+        (image_id, beside)
+        for image_id, path in paths.items()
+        if (beside := next(filter(Path.is_file, _with_endings(path)), None)) is not None
+    ]
+    return f"{found[0][0]} (there is {found[0][1].name})" if 2 * len(found) > len(paths) else None
+
+
+def _is_missing(image: ImageRef) -> TypeGuard[FileImage]:
+    return isinstance(image, FileImage) and not image.path.exists()
+
+
+def _with_endings(path: Path) -> Iterator[Path]:
+    return (path.with_name(f"{path.name}{suffix}") for suffix in IMAGE_SUFFIXES)
 
 
 def verdict(reports: Sequence[DataReport]) -> tuple[bool, str]:

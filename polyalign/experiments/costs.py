@@ -24,6 +24,7 @@ from polyalign.models.parameter_count import untrained
 from polyalign.models.towers.text import Tokens
 from polyalign.training.loop import Loop
 from polyalign.training.recompute import recompute_blocks
+from polyalign.utils.errors import UserError
 
 _ENOUGH_SECONDS = 0.5  # of a step: longer ones are in proportion to their pairs
 _IMAGES = 8
@@ -159,10 +160,31 @@ def _images(aligner: Aligner, recipe: Recipe, refs: Sequence[ImageRef], cut: int
         pixels = torch.stack([aligner.vision.transform(ref.open()) for ref in refs])
         return _array(aligner.vision.prefix(pixels.to(aligner.logit_scale.device), cut), recipe)
 
+    refs = _opened(refs)
     compute(refs[:1])  # the first call takes longer
     began = time.perf_counter()
     values = compute(refs)
     return CachedFeatures(values, cut), (time.perf_counter() - began) / len(refs)
+
+
+def _opened(refs: Sequence[ImageRef]) -> list[ImageRef]:
+    """Return the first few images that can be opened.
+
+    Raises:
+        UserError: none can.
+    """
+    found: list[ImageRef] = []
+    for ref in refs:
+        try:
+            ref.open()
+        except (OSError, ValueError):  # `data check` reports these
+            continue
+        found.append(ref)
+        if len(found) == _IMAGES:
+            break
+    if not found:
+        raise UserError("no image of the training data can be opened: see `polyalign data check`")
+    return found
 
 
 @torch.no_grad()

@@ -189,10 +189,13 @@ def _row(recipe: Recipe, data: _Data, base: int, free: int, disk: int) -> Row:
 
 
 def _load(recipe: Recipe) -> _Data:
-    """Load the tables of a run; no image is opened, so that unreadable ones and leakage are counted too."""
+    """Load the tables of a run; images are not checked, so that unreadable ones and leakage are counted too."""
 
     def load(split: str, lang: str) -> PairTable:
-        return load_table(recipe, split, lang).without_empty_captions()
+        table = load_table(recipe, split, lang).without_empty_captions()
+        if not len(table):
+            raise UserError(f"{table.name} ({lang}): no image has a caption that is not blank")
+        return table
 
     def drawn(lang: str) -> PairTable:
         budget = recipe.pairs_budget(lang)

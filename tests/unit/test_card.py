@@ -55,7 +55,7 @@ def test_the_card_has_what_the_hub_shows(finished):
     assert mean.metric_value == pytest.approx(100 * run.test[0].mean_recall.value, abs=0.01)
     assert mean.metric_args["interval_95"][0] <= mean.metric_value <= mean.metric_args["interval_95"][1]
     assert mean.metric_args["chance"] == pytest.approx(100 * run.test[0].chance().mean(), abs=0.01)
-    assert mean.dataset_args == {"images": 24, "captions": 48, "caption_origin": "human"}
+    assert mean.dataset_args == {"images": 24, "captions": 48, "caption_origin": "unknown"}
 
 
 def test_the_text_says_how_well_it_works_and_names_no_folder(finished):

@@ -23,10 +23,22 @@ def test_one_is_described_in_full_and_an_unknown_one_is_refused():
         catalogue.info("xtd1")
 
 
-def test_the_table_has_a_row_a_dataset_and_its_licence():
+@pytest.mark.parametrize("render", [lambda: catalogue.render(catalogue.infos()), catalogue.render_labelled])
+def test_a_table_has_a_line_a_dataset_and_fits_a_terminal(render):
     out = StringIO()
-    known = catalogue.infos()
-    Console(file=out, width=160).print(catalogue.render(known))
-    for name in known:
-        assert name in out.getvalue()
-    assert "CC BY 4.0" in out.getvalue()
+    Console(file=out, width=80).print(render())
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in out.getvalue()
+    first_words = [line.split()[0] for line in lines if line.strip()]
+    known = catalogue.infos() if "xm3600" in first_words else catalogue.LABELLED
+    assert set(known) <= set(first_words)
+
+
+def test_long_lists_of_languages_are_counted():
+    out = StringIO()
+    Console(file=out, width=80).print(catalogue.render(catalogue.infos()))
+    rows = {line.split()[0]: " ".join(line.split()[1:]) for line in out.getvalue().splitlines() if line.strip()}
+    assert rows["xm3600"].startswith("36 languages")
+    assert rows["stair"] == "ja human"
+    assert rows["flickr8k"].startswith("en zh ")

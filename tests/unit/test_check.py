@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from polyalign.config import language as languages
+from polyalign.config.resolve import resolve
+from polyalign.config.schema import Data
 from polyalign.data import check as data_check
 from polyalign.data.check import DataReport, Finding
 from polyalign.data.pairs import FileImage, PairTable
@@ -233,3 +235,20 @@ def test_looping_captions_lookalikes_and_names_without_their_ending(tmp_path):
     assert "1 missing or corrupt images, 1 images that look like another, 1 captions of one repeated word" in sentence
     images = mended.images.model_copy(update={"images": 1})
     assert not data_check.verdict([mended.model_copy(update={"images": images})])[0]
+
+
+def test_what_training_would_refuse_is_an_error_of_the_check(tmp_path):
+    for number in range(30):
+        Image.new("RGB", (8, 8), (8 * number, 200, 10)).save(tmp_path / f"{number}.png")
+    (tmp_path / "3.png").write_bytes(b"no image")
+    splits = ["train"] * 20 + ["dev"] * 5 + ["test"] * 5
+    rows = [f"{number}.png,picha {number},{split}" for number, split in enumerate(splits)]
+    (tmp_path / "captions.csv").write_text(
+        "\n".join(["image,caption,split", *rows, "0.png,picha,test"]), encoding="utf-8"
+    )
+    recipe = resolve("starter", "sw", "projection", {"source": {"name": "folder", "root": str(tmp_path)}})
+    _, errors = data_check.check_recipe(recipe.model_copy(update={"data": Data()}), Words())
+    told = " ".join(map(str, errors))
+    assert "more than data.max_corrupt = 0.01 allows" in told
+    assert "leakage: " in told
+    assert len(errors) == 2

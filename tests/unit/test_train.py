@@ -81,7 +81,7 @@ def deep(tmp_path_factory) -> Done:
 def test_the_record_tells_what_was_done(whole):
     run = whole.run
     assert (run.lang, run.strategy, run.towers, run.budget, run.seed) == ("en", "lilt", "both", "all", 0)
-    assert (run.pairs, run.images, run.caption_origin) == (128, 64, "human")
+    assert (run.pairs, run.images, run.caption_origin) == (128, 64, "unknown")
     assert (run.steps, run.epochs, run.pairs_seen, run.stopped_early) == (STEPS, 3, STEPS * 32, False)
     assert [look.step for look in run.dev_evaluations] == [4, 8, 12]
     assert (run.trainable, run.total) == tiny.aligner("lilt").count()
