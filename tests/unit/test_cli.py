@@ -120,12 +120,13 @@ def test_offline_is_told_before_the_hub_libraries_are_imported(repo):
     examples = [
         shlex.split(command.epilog.removeprefix("Example: "))[1:] for _, command in COMMANDS if takes_offline(command)
     ]
-    # The first polyalign module that a command imports may import the hub libraries: check the environment there.
+    # The first polyalign module above the configuration may import the hub libraries: check the environment there.
     script = (
-        "import json, os, sys\nfrom polyalign import cli\n"
+        "import json, os, sys\nfrom polyalign import cli\nfrom polyalign.config import run_files\n"
+        "run_files.check_finished = lambda folder: None\n"
         "class Spy:\n"
         "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.startswith('polyalign.'):\n"
+        "        if name.startswith('polyalign.') and not name.startswith('polyalign.config'):\n"
         "            sys.exit(f\"{name} {os.environ.get('HF_HUB_OFFLINE')}\")\n"
         "sys.meta_path.insert(0, Spy())\n"
         "for example in json.loads(sys.argv[1]):\n"
@@ -193,7 +194,7 @@ def test_options_reach_the_recipe(run, recipe, tmp_path, monkeypatch):
     )
     assert (code, err) == (0, "")
     [(folder, resolved)] = asked
-    assert re.fullmatch("runs/tiny-de-bitfit-text-last1-50-pairs-s3-[0-9a-f]{6}", folder.as_posix())
+    assert re.fullmatch("runs/tiny-quarters-de-bitfit-text-last1-50-pairs-s3-[0-9a-f]{6}", folder.as_posix())
     assert resolved == tiny.resolved(
         "bitfit", lang="de", strategy={"towers": "text", "layers": "last:1"}, data={"budget": "50-pairs"},
         train={"seed": 3, "evals": 2}, optim={"lr": 0.5},
@@ -308,7 +309,10 @@ BAD = {
     "folder for a run": ((*TRAIN[:-1], "{file}/run"), "cannot write {file}/run"),
     "folder for a comparison": (("compare", "--recipe", "{recipe}", "--lang", "en", "--out", "{file}"), "cannot write"),
     "folder for a tower": ((*PRETRAIN, "--out", "{file}/tower"), "cannot write {file}/tower"),
-    "folder to trim into": (("trim", "--lang", "en", "--text-tower", "x", "--out", "{file}/tower"), "cannot write"),
+    "folder to trim into": (
+        ("trim", "--lang", "en", "--text-tower", "x", "--corpus", "{recipe}", "--out", "{file}/tower"),
+        "cannot write",
+    ),
     "tower to pretrain": ((*PRETRAIN, "--out", "{tmp}/o", "--set", "model=./gone"), "no such folder: ./gone"),
     "text to pretrain on": (("pretrain", "--text-tower", "x", "--texts", "{tmp}/no", "--out", "{tmp}/o"), "cannot"),
     "pretraining setting": ((*PRETRAIN, "--out", "{tmp}/o", "--set", "widht=3"), "widht: Extra inputs are not permit"),

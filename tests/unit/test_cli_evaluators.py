@@ -36,7 +36,7 @@ def test_knowledge_in_the_languages_of_the_run_or_others(run, trained):
     assert set(kept.sentences) == {"en-de"}
     assert kept.moved["text"] > 0
     code, out, _ = run("retention", trained, "--lang", "de,en", "--json")
-    assert set(json.loads(out)[0]["sentences"]) == {"de-en"}
+    assert set(json.loads(out)[0]["sentences"]) == {"en-de"}
     code, _, err = run("retention", trained, "--lang", "en,hi", "--json")
     assert (code, "has the same captions in en and hi" in err) == (2, True)
     assert "Retention" in run("retention", trained)[1]

@@ -97,7 +97,7 @@ def test_numbers_that_json_does_not_have_are_null(capsys):
         (("report", "--out", ""), "--out is empty"),
         (("report", "--out", "a\0b"), "--out is empty"),
         (("search", "run", "", "--images", "x"), "an argument is empty"),
-        (("eval", "run", "--lang", ","), '"," is an empty list'),
+        (("compare", "--lang", ","), '"," is an empty list'),
     ],
 )
 def test_empty_values_are_refused(words, said, run, tmp_path, monkeypatch):
@@ -193,7 +193,8 @@ def test_a_disk_error_anywhere_is_one_line(run, monkeypatch, tmp_path):
         raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "photos"))
 
     monkeypatch.setattr("polyalign.serving.search.search", denied)
-    code, out, err = run("search", "run", "red", "--images", tmp_path)
+    (tmp_path / "run").mkdir()
+    code, out, err = run("search", tmp_path / "run", "red", "--images", tmp_path)
     assert (code, out, err) == (2, "", f"error: {tmp_path / 'photos'}: Permission denied\n")
 
 

@@ -154,10 +154,10 @@ def test_one_strategy_that_cannot_be_made_leaves_the_others(whole):
     code, said = whole
     assert code == 2
     last = said.splitlines()[-1]
-    assert last.startswith("error: the tables are written, but 1 run failed: tiny-en-lilt-all-s0: ")
+    assert last.startswith("error: the tables are written, but 1 run failed: tiny-quarters-en-lilt-all-s0: ")
     assert "use --towers text" in last
     assert "Traceback" not in said
-    assert set(results()) == {f"tiny-en-{name}-all-s0" for name in ("projection", "lit")}
+    assert set(results()) == {f"tiny-quarters-en-{name}-all-s0" for name in ("projection", "lit")}
     assert "| **lit**" in page() or "| **projection**" in page()
     assert "- Failed: lilt: " in page()
     assert "(seed 0)." in page()
@@ -165,9 +165,9 @@ def test_one_strategy_that_cannot_be_made_leaves_the_others(whole):
 
 @pytest.mark.slow
 def test_a_killed_worker_goes_on_from_its_state_and_the_table_says_so(whole):
-    assert {name: run.retries for name, run in results().items() if run.retries} == {"tiny-en-lit-all-s0": 1}
+    assert {name: run.retries for name, run in results().items() if run.retries} == {"tiny-quarters-en-lit-all-s0": 1}
     assert "- Restarts after a worker died: lit, text tower 1." in page()
-    (folder,) = Path("runs/compare").glob("tiny-en-lit-all-s0-*")
+    (folder,) = Path("runs/compare").glob("tiny-quarters-en-lit-all-s0-*")
     assert "continuing after step 4 of 12" in (folder / pool.LOG).read_text()
 
 
@@ -175,8 +175,8 @@ def test_a_killed_worker_goes_on_from_its_state_and_the_table_says_so(whole):
 def test_progress_shows_runs_done_and_time_left(whole):
     lines = [line for line in whole[1].splitlines() if line.startswith("runs: ")]
     assert lines[0] == "runs: 0 of 3"
-    assert lines[-1].startswith("runs: 3 of 3 tiny-en-")
-    assert all(re.search(r", about \d+:\d\d:\d\d left tiny-en-", line) for line in lines[1:-1])
+    assert lines[-1].startswith("runs: 3 of 3 tiny-quarters-en-")
+    assert all(re.search(r", about \d+:\d\d:\d\d left tiny-quarters-en-", line) for line in lines[1:-1])
 
 
 @pytest.mark.slow
@@ -226,13 +226,13 @@ def names(workers: Here) -> list[str]:
 def test_the_first_seed_of_all_comes_before_the_second_of_any(recipe):
     workers = compared(grid(recipe, "projection", "bitfit", seeds=2))
     strategies = ("projection", "bitfit")
-    assert names(workers) == [f"tiny-en-{name}-all-s{seed}" for seed in (0, 1) for name in strategies]
+    assert names(workers) == [f"tiny-quarters-en-{name}-all-s{seed}" for seed in (0, 1) for name in strategies]
 
 
 def test_what_is_done_is_skipped_and_made_again_when_the_recipe_or_the_version_changes(recipe, monkeypatch):
     assert len(compared(grid(recipe, "projection", "bitfit")).made) == 2
     assert compared(grid(recipe, "projection", "bitfit")).made == []
-    assert names(compared(grid(recipe, "projection", "lora"))) == ["tiny-en-lora-all-s0"]
+    assert names(compared(grid(recipe, "projection", "lora"))) == ["tiny-quarters-en-lora-all-s0"]
     shorter = grid(recipe, "projection", "bitfit", overrides={"optim": {"epochs": 2}})
     assert len(compared(shorter).made) == 2
     epochs = {run.recipe["optim"]["epochs"] for run in results().values() if run.strategy == "bitfit"}
@@ -271,7 +271,7 @@ def test_where_nothing_can_be_made_there_are_no_tables(recipe):
 
 
 def test_a_reason_is_forgotten_when_the_run_is_made_after_all(recipe):
-    with pytest.raises(UserError, match=r"1 run failed: tiny-en-lilt-all-s0: lilt cannot$"):
+    with pytest.raises(UserError, match=r"1 run failed: tiny-quarters-en-lilt-all-s0: lilt cannot$"):
         compared(grid(recipe, "projection", "lilt"), Told(cannot=["lilt"]))
     assert "- Failed: lilt: lilt cannot (seed 0)." in page()
     report.write(Path("eval"))
@@ -478,7 +478,7 @@ def test_failed_candidates_are_recorded_and_not_chosen(recipe):
 def test_a_strategy_that_the_towers_do_not_support_is_left_out_without_tuning(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     path = tiny.write(tmp_path / "tiny.toml", vision={"model": str(tiny.conv())})
-    with pytest.raises(UserError, match="1 run failed: tiny-en-lilt-deep"):
+    with pytest.raises(UserError, match="1 run failed: tiny-quarters-en-lilt-deep"):
         compared(grid(path, "projection", "lilt-deep"), Told(cannot=["lilt-deep"]), tune=True)
     assert any("lilt-deep-all-s0 is not tuned: " in line for line in caplog.messages)
 
@@ -488,7 +488,7 @@ def test_tuned_runs_are_not_tuned_again_and_are_told_to_be_tuned_where_the_prese
     assert "Nothing was tuned" in page()
     compared(grid(recipe), tune=True)  # of equal rates, the preset is chosen
     assert "chosen: 0.003." in page()
-    assert list(results()) == ["tiny-en-projection-all-s0"]
+    assert list(results()) == ["tiny-quarters-en-projection-all-s0"]
     assert compared(grid(recipe), tune=True).made == []
     compared(grid(recipe))
     assert "chosen: 0.003." in page()
@@ -538,7 +538,7 @@ def test_memory_is_kept_to_by_the_largest_power_of_two_and_the_batch_stays(recip
     assert {one["optim"]["batch_size"] for one in found.values()} == {32}
     assert {one["train"]["max_memory_bytes"] for one in found.values()} == {1024}
     why = "needs 1.1 KiB at a micro-batch of 1, more than the 1.0 KiB allowed"
-    assert caplog.messages == [f"skipped: tiny-en-full-1KiB-s0 {why}"]
+    assert caplog.messages == [f"skipped: tiny-quarters-en-full-1KiB-s0 {why}"]
     assert f"- Failed: full, recipe tiny: {why} (seed 0)." in page()
     assert "Micro-batch: lilt 16; projection 32; the loss is that of the whole batch." in page()
 
@@ -559,7 +559,7 @@ def test_memory_that_nothing_keeps_to_is_an_error(recipe):
 
 def test_bad_input_is_told_as_such_under_a_budget_of_memory_too(recipe):
     workers = Measured({"projection": 10}, cannot=["lilt"])
-    with pytest.raises(UserError, match=r"1 run failed: tiny-en-lilt-1KiB-s0: lilt cannot$"):
+    with pytest.raises(UserError, match=r"1 run failed: tiny-quarters-en-lilt-1KiB-s0: lilt cannot$"):
         compared(grid(recipe, "projection", "lilt", budgets=("1KiB",)), workers)
     assert [type(job).__name__ for job in workers.made] == ["Probe", "Probe", "Job", "Job"]
 

@@ -50,7 +50,7 @@ def test_two_workers_of_a_cluster_make_the_runs_that_one_process_makes(tmp_path)
     assert "runs: 2 of 2" in done.stderr
     assert str(Path("eval/en.md")) in done.stdout
     for name in ("projection", "lilt"):
-        made = Run.load_json(tmp_path / "eval" / "runs" / f"tiny-en-{name}-all-s0.json")
+        made = Run.load_json(tmp_path / "eval" / "runs" / f"tiny-quarters-en-{name}-all-s0.json")
         assert made.threads == 1
         assert made.retries == 0
         one = tiny.resolved(name, optim={"epochs": 1}, train={"evals": 1})

@@ -50,15 +50,15 @@ def named(tmp_path: Path, name: str, sections: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("name", "sections", "folder"),
     [
-        ("lilt", {}, "runs/tiny-en-lilt-all-s0"),
-        ("lit", {}, "runs/tiny-en-lit-all-s0"),
-        ("lit", {"strategy": {"towers": "vision"}}, "runs/tiny-en-lit-vision-all-s0"),
+        ("lilt", {}, "runs/tiny-quarters-en-lilt-all-s0"),
+        ("lit", {}, "runs/tiny-quarters-en-lit-all-s0"),
+        ("lit", {"strategy": {"towers": "vision"}}, "runs/tiny-quarters-en-lit-vision-all-s0"),
         (
             "bitfit",
             {"strategy": {"towers": "text", "layers": "last:2"}, "data": {"budget": "1k-pairs"}, "train": {"seed": 7}},
-            "runs/tiny-en-bitfit-text-last2-1k-pairs-s7",
+            "runs/tiny-quarters-en-bitfit-text-last2-1k-pairs-s7",
         ),
-        ("lilt", recipe.budget_overrides("20min+1GiB"), "runs/tiny-en-lilt-20min+1GiB-s0"),
+        ("lilt", recipe.budget_overrides("20min+1GiB"), "runs/tiny-quarters-en-lilt-20min+1GiB-s0"),
     ],
 )
 def test_a_run_is_named_after_what_it_is(name, sections, folder, tmp_path):
