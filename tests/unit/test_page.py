@@ -127,7 +127,7 @@ def test_the_caption_in_the_language_of_the_run_is_preferred(tmp_path: Path) -> 
     assert 'alt="jagua"' in client_of(index, "gn").get("/?q=a").text
 
 
-@pytest.mark.parametrize(("spoken", "shown"), [("sw", "sw"), ("ar", "ar"), ("qu", "en"), (None, "en")])
+@pytest.mark.parametrize(("spoken", "shown"), [("sw", "sw"), ("ar", "ar"), ("qu", "en"), ("zz", "en"), (None, "en")])
 def test_the_page_is_in_the_language_of_the_run_or_english(tmp_path: Path, spoken: str | None, shown: str) -> None:
     lang = load_language(shown)
     html = client_of(shelf(tmp_path, ["x"]), spoken).get("/?q=a").text

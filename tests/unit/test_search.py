@@ -16,7 +16,7 @@ import pytest
 
 from polyalign.evaluation import evaluate
 from polyalign.evaluation.model import load
-from polyalign.serving import index_build, search
+from polyalign.serving import index_build, index_export, search
 from polyalign.serving.index import Index
 from polyalign.serving.index_store import VECTORS
 from polyalign.utils.errors import UserError
@@ -242,3 +242,14 @@ def test_exports(run, index, photos, tmp_path):  # noqa: F811
     assert np.array_equal(vectors.astype(np.float32), opened.vectors(ids))
     rows = pq.read_table(tmp_path / "cr/metadata/metadata_0.parquet").to_pylist()
     assert rows[1] == {"image_path": str(photos / "red.png"), "caption": "nyekundu", "split": "test"}
+
+
+def test_an_export_that_is_stopped_leaves_nothing(index, tmp_path, monkeypatch):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = set(tmp_path.iterdir())
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", stop)
+    with pytest.raises(KeyboardInterrupt):
+        index_export.export(Index.open(index), "clip-retrieval", tmp_path / "cr")
+    assert set(tmp_path.iterdir()) == before
