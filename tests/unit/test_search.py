@@ -111,7 +111,10 @@ def test_a_second_search_of_a_changed_folder_waits(run, model, photos, cache, mo
         other.enter_context(locked(kept))
         monkeypatch.setattr(search.time, "sleep", lambda _: other.close())
         code, out, err = run(*words)
-    assert (code, err) == (0, f"another process computes the vectors of {photos}: waiting until it ends\n")
+    assert (code, err) == (
+        0,
+        f"another process computes the vectors of {photos}: waiting until it ends\nindexing photos: 1 of 1\n",
+    )
     assert "new.png" in out
 
 
