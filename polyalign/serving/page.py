@@ -150,10 +150,7 @@ class Page:
 
     def _search_similar(self, photo_id: int, number: int) -> str:
         photo = self._known(photo_id)
-        try:
-            vector = self._index.vector(photo.id)
-        except UserError as error:  # it was added after the index was opened
-            raise HTTPException(404) from error
+        vector = self._index.vector(photo.id)
         hits = self._index.search(vector, top=PER_PAGE + 1, skip=(number - 1) * PER_PAGE, without=photo.id)
         return self._render_hits(self._texts.similar, hits, number, {}, source=self._card(photo))
 
