@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from polyalign.cli.options import USE, Offline, app, go_offline, say
+from polyalign.cli.options import USE, Offline, app, by_name, go_offline, say
 from polyalign.utils.errors import UserError
 
 
@@ -19,7 +19,8 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve on; 0 takes a free one.")] = 8000,
     lang: Annotated[
-        str | None, typer.Option(help="Language of the page. Default: that of the run, or English if it has no texts.")
+        str | None,
+        typer.Option(callback=by_name, help="Language of the page. Default: that of the run, or English."),
     ] = None,
     show: Annotated[bool, typer.Option("--open", help="Open the page in the browser.")] = False,
     offline: Offline = False,
@@ -27,6 +28,7 @@ def serve(
     """Show a page in the browser on which photos are found with a sentence, until Ctrl-C.
 
     The page needs no JavaScript and loads nothing from other hosts. Thumbnails are kept in the folder of the index.
+    Photos that `polyalign index update` adds meanwhile are found after the next start.
     """
     go_offline(offline)
     try:
@@ -37,13 +39,12 @@ def serve(
     import torch
 
     from polyalign.serving import page_server
-    from polyalign.serving.index import Index
     from polyalign.serving.page import Page, page_language
     from polyalign.serving.page_limits import LOOPBACK
-    from polyalign.serving.search import text_model
+    from polyalign.serving.search import open_index, text_model
     from polyalign.utils.progress import progress_bars
 
-    photos = Index.open(index)
+    photos = open_index(index)
     page_language(None, lang)  # reports a mistake before a large model is loaded
     with page_server.bind(host, port) as opened:
         with progress_bars():
@@ -51,15 +52,16 @@ def serve(
         torch.set_num_threads(1)  # requests run side by side, which takes half the time of threads in each
         page = Page(photos, model.encode_text, model.lang, page_language(model.lang, lang))
         page.warm_up()
-        is_local = page_server.is_loopback(host)
+        is_local = page_server.is_loopback(opened)
         if not is_local:
             say(f"anybody who reaches {host} at this port can see all {len(photos):,} indexed photos")
-        opened.listen()
+        page_server.listen(opened)
         address = page_server.address_of(opened)
         print(f"{address} (Ctrl-C to stop)", flush=True)
         if show:
             _open_browser(address)
-        page_server.run(page.application((*LOOPBACK, host) if is_local else None), opened)
+        names = (*LOOPBACK, host.lower(), opened.getsockname()[0])
+        page_server.run(page.application(names if is_local else None), opened)
 
 
 def _open_browser(address: str) -> None:

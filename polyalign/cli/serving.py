@@ -149,6 +149,8 @@ def search(
     asked = _queries(query, image, queries)
     conditions = dict(map(_condition, where or []))
     go_offline(offline)
+    if sheet is not None:
+        _check_sheet(sheet)
     from polyalign.serving.search import search as find
     from polyalign.utils.progress import progress_bars
 
@@ -176,6 +178,15 @@ def _queries(query: str | None, image: Path | None, file: Path | None) -> list[s
     if not found:
         raise UserError(f"{file} has no queries")
     return found
+
+
+def _check_sheet(path: Path) -> None:
+    """Check that a file can be written, before photos are embedded."""
+    from polyalign.utils import storage
+
+    if path.is_dir():
+        raise UserError(f"cannot write {path}: it is a folder; name a file")
+    storage.check_writable(path.parent)
 
 
 def _condition(text: str) -> tuple[str, str]:

@@ -31,6 +31,7 @@ _DECODE_ERRORS = (
 )  # fmt: skip
 # Not EPS and the like, which Pillow gives to other programs.
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF", "ICO")
+_LARGEST_RATIO = 100  # of the sides: an image is resized by its shorter one, so that a thin one would fill the memory
 # Pillow only warns of images of 90 to 180 million pixels.
 warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
 
@@ -74,12 +75,15 @@ def decode(source: Path | BinaryIO, px: int | None = None) -> Image.Image:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        CorruptImageError: the image cannot be decoded.
+        CorruptImageError: the image cannot be decoded, or one side is over 100 times as long as the other.
     """
     try:
         if isinstance(source, Path) and source.exists() and not source.is_file():
             raise ValueError("not a file but a folder, pipe or device")
         with Image.open(source, formats=_readable()) as image:
+            if max(image.size) > _LARGEST_RATIO * min(image.size):
+                width, height = image.size
+                raise ValueError(f"{width:,} x {height:,} pixels: one side is over {_LARGEST_RATIO} times the other")
             if px is not None:
                 image.draft(None, (px, px))
             return _eight_bit(ImageOps.exif_transpose(image)).convert("RGB")

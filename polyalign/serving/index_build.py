@@ -69,6 +69,8 @@ def build(model: str, images: Path, folder: Path, captions: Path | None = None) 
             check_model(store, facts["identity"], model)
             if store.facts["root"] != facts["root"]:
                 raise UserError(f"{folder} is an index of {store.facts['root']}: name another folder for {images}")
+            if store.facts["model"] != facts["model"]:
+                store.change({"model": facts["model"]})
             return _Update(store, found, captions).run()
         encoder = open_model(model)
         dim = str(_Embedder(encoder).dim)

@@ -41,7 +41,8 @@ def export(index: Index, to: Format, out: Path) -> int:
     if to == "parquet":
         storage.write(out, lambda partial: _write_parquet(index, partial))
     else:
-        _write_clip_retrieval(index, out)
+        with storage.new_folder(out) as made:
+            _write_clip_retrieval(index, made)
     return len(index)
 
 

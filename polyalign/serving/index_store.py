@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,7 @@ Vectors = npt.NDArray[np.float16]
 Floats = npt.NDArray[np.floating[Any]]
 
 VECTORS, PHOTOS = "vectors.f16", "photos.sqlite"
+_FILES = (PHOTOS, f"{PHOTOS}-journal", f"{PHOTOS}-wal", f"{PHOTOS}-shm", VECTORS)
 FACTS = {"model", "identity", "root", "dim", "columns", "captions"}
 """What an index states: the run and the hash of its checkpoint, the photo folder, and the captions table."""
 
@@ -44,6 +45,7 @@ CREATE TABLE photos (
 );
 """
 _COLUMNS = "id, path, size, mtime, row, reason, metadata, mark"
+_TYPES: tuple[Any, ...] = (int, bytes, int, int, int | None, str | None, str)  # SQLite stores any type in any column
 _NO_DISK = ("SQLITE_FULL", "SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_PERM")
 _WAIT_SECONDS = 30  # for another process that commits
 
@@ -85,6 +87,7 @@ class Store:
         self._lock = threading.RLock()
         if not is_store(folder):
             raise UserError(f"{folder} is no index: make one with `polyalign index build`")
+        _refuse_links(folder)
         with self._errors():
             self._database = _connect(folder / PHOTOS)
         weakref.finalize(self, self._database.close)
@@ -109,16 +112,16 @@ class Store:
             others = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
             if others - {VECTORS}:
                 raise UserError(f"{folder} has other files, such as {clean(min(others), 80)}: name a new folder")
-            (folder / VECTORS).write_bytes(b"")
+            _opened(folder / VECTORS, "wb").close()
         except OSError as error:
             raise storage.cannot_write(folder, error) from error
-        values = {"format": _FORMAT, **facts, "photos": "0"}
 
         def fill(partial: Path) -> None:
             with _converted(folder), closing(_connect(partial)) as database:
                 database.execute("PRAGMA journal_mode = MEMORY")  # the file is moved into place when it is whole
                 database.executescript(f"BEGIN; {_SCHEMA}")
-                database.executemany("INSERT INTO facts VALUES (?, ?)", values.items())
+                values = {"format": _FORMAT, **facts, "photos": "0"}.items()
+                database.executemany("INSERT INTO facts VALUES (?, ?)", values)
                 _seal(database)
                 database.execute("COMMIT")
 
@@ -143,7 +146,7 @@ class Store:
         """Yield the files that fulfil a condition, each compared with its checksum."""
         for *fields, mark in self.read(f"SELECT {_COLUMNS} FROM photos WHERE {condition}", values):
             entry = Entry(*fields)
-            if mark != entry.mark(entry.id) or not _is_inside(entry.path):
+            if not (all(map(isinstance, fields, _TYPES)) and mark == entry.mark(entry.id) and _is_inside(entry.path)):
                 raise self.damaged(f"photo {entry.id}")
             yield entry
 
@@ -167,8 +170,9 @@ class Store:
     def row_of(self, content: bytes) -> int | None:
         """Return the row of the vector of a content, by its hash."""
         found = self.read("SELECT row, mark FROM contents WHERE hash = ?", (content,))
-        if found and found[0][1] != _mark(content, found[0][0]):
-            raise self.damaged("the contents")
+        for row, mark in found:
+            if not isinstance(row, int) or row < 0 or mark != _mark(content, row):
+                raise self.damaged("the contents")
         return found[0][0] if found else None
 
     def snapshot(self) -> tuple[Vectors, npt.NDArray[Any]]:
@@ -182,11 +186,8 @@ class Store:
                 photos = self.read("SELECT value FROM facts WHERE name = 'photos'")
             finally:
                 self._database.execute("ROLLBACK")
-        if (
-            not is_sealed
-            or photos != [(str(_mixed(living)),)]
-            or not all(isinstance(one, int) for block in blocks for one in block)
-        ):
+        are_numbers = all(isinstance(one, int) for block in blocks for one in block)
+        if not (is_sealed and are_numbers and photos == [(str(_mixed(living)),)]):
             raise self.damaged("the list of photos")
         vectors = self._mapped(sum(count for _, count, _ in blocks))
         end = 0
@@ -249,7 +250,7 @@ class Store:
     def _write_vectors(self, start: int, new: Vectors) -> None:
         path = self.folder / VECTORS
         try:
-            with path.open("r+b") as file:
+            with _opened(path, "r+b") as file:
                 if file.seek(0, os.SEEK_END) < start * self.dim * 2:
                     raise self.damaged(f"{VECTORS} is cut off")
                 file.truncate(start * self.dim * 2)  # what a killed process left
@@ -296,14 +297,25 @@ def is_store(folder: Path) -> bool:
 
 def delete(folder: Path) -> None:
     """Delete the files of an index; a process that has opened them can go on reading."""
-    for name in (PHOTOS, f"{PHOTOS}-journal", VECTORS):
+    for name in _FILES:
         (folder / name).unlink(missing_ok=True)
 
 
 def size(folder: Path) -> int:
     """Return the size of the files of an index in bytes."""
-    paths = (folder / name for name in (PHOTOS, VECTORS))
-    return sum(path.stat().st_size for path in paths if path.is_file())
+    return sum(path.stat().st_size for name in _FILES if (path := folder / name).is_file())
+
+
+def _refuse_links(folder: Path) -> None:
+    """Refuse files that are links: those of a stranger's index could lead to any file, which would be overwritten."""
+    for name in _FILES:
+        if (folder / name).is_symlink():
+            raise UserError(f"{folder / name} is a link, which the files of an index may not be: copy the file itself")
+
+
+def _opened(path: Path, mode: str) -> IO[Any]:
+    """Open a file that is not a link."""
+    return open(path, mode, opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o666))
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -343,8 +355,6 @@ def _put(database: sqlite3.Connection, entry: Entry) -> None:
 
 
 _LIVING = np.dtype([("id", np.int64), ("row", np.int64), ("mark", np.int64)])
-
-
 _LIVING_PHOTOS = "SELECT id, row, mark FROM photos WHERE row IS NOT NULL"
 
 

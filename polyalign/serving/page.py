@@ -18,7 +18,7 @@ from starlette.responses import FileResponse, HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from polyalign.config.language import Lang, load_language
+from polyalign.config.language import Lang, language_codes, load_language
 from polyalign.data.pairs import CorruptImageError
 from polyalign.evaluation.encoders import Vectors
 from polyalign.evaluation.html import environment
@@ -63,12 +63,12 @@ class Card:
 
 
 def page_language(spoken: str | None, chosen: str | None = None) -> Lang:
-    """Return the language of the page's own texts: the chosen one, or that of the run, or English if it has none.
+    """Return the language of the page's own texts: the chosen one, or that of the run, or English.
 
     Raises:
         UserError: there are no texts in the chosen language.
     """
-    lang = load_language(chosen or spoken or "en")
+    lang = load_language(chosen or (spoken if spoken in language_codes() else None) or "en")
     if chosen and not lang.page:
         raise UserError(f"there are no texts of the page in {lang.english_name}: add [page] to langs/{lang.code}.toml")
     return lang if lang.page else load_language("en")
@@ -150,10 +150,7 @@ class Page:
 
     def _search_similar(self, photo_id: int, number: int) -> str:
         photo = self._known(photo_id)
-        try:
-            vector = self._index.vector(photo.id)
-        except UserError as error:  # it was added after the index was opened
-            raise HTTPException(404) from error
+        vector = self._index.vector(photo.id)
         hits = self._index.search(vector, top=PER_PAGE + 1, skip=(number - 1) * PER_PAGE, without=photo.id)
         return self._render_hits(self._texts.similar, hits, number, {}, source=self._card(photo))
 

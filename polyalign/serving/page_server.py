@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import uvicorn
 from starlette.types import ASGIApp
 
-from polyalign.utils.errors import UserError
+from polyalign.utils.errors import UserError, first_line
 
 _GRACE_SECONDS = 3
 _CONNECTIONS = 500
 
 
-def is_loopback(host: str) -> bool:
+def is_loopback(opened: socket.socket) -> bool:
     """Return whether only this machine reaches an address."""
+    return ipaddress.ip_address(opened.getsockname()[0].partition("%")[0]).is_loopback
+
+
+@contextmanager
+def _converted(host: str, port: int) -> Iterator[None]:
     try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        yield
+    except (OSError, UnicodeError) as error:  # the latter on names that no host can have
+        problem = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(f"cannot serve on {host}, port {port}: {problem}; change --host or --port") from error
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Reserve a port; connections are refused until ``listen`` is called.
+    """Reserve a port; connections are refused until ``listen``.
 
     Raises:
         UserError: the address is not of this machine, or the port is taken or needs other rights.
     """
-    try:
+    with _converted(host, port):
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         opened = socket.socket(family, kind, protocol)
         try:
@@ -38,9 +45,17 @@ def bind(host: str, port: int) -> socket.socket:
         except OSError:
             opened.close()
             raise
-    except OSError as error:
-        raise UserError(f"cannot serve on {host}, port {port}: {error.strerror}; change --host or --port") from error
     return opened
+
+
+def listen(opened: socket.socket) -> None:
+    """Accept connections.
+
+    Raises:
+        UserError: another server that started at the same time has the port.
+    """
+    with _converted(*opened.getsockname()[:2]):
+        opened.listen()
 
 
 def address_of(opened: socket.socket) -> str:

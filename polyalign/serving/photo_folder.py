@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from polyalign.data.pairs import IMAGE_SUFFIXES
 from polyalign.data.readers import sheet
-from polyalign.data.readers.columns import IMAGE_NAMES, need
+from polyalign.data.readers.columns import IMAGE_NAMES, find
+from polyalign.serving.index_store import PHOTOS
 from polyalign.utils.errors import UserError
 from polyalign.utils.text import clean
 
@@ -31,6 +32,7 @@ def scan(root: Path) -> dict[bytes, File]:
     """Return the image files below a folder by their relative paths, and the folders that cannot be read.
 
     Links are followed, also to folders; each folder is read once, under its own name rather than that of a link.
+    Folders of an index, which has thumbnails, are left out.
 
     Raises:
         UserError: there is no such folder, or there are no images.
@@ -52,6 +54,8 @@ def scan(root: Path) -> dict[bytes, File]:
             inside = sorted(os.scandir(full), key=lambda entry: entry.name)
         except OSError as error:
             found[place] = File(-1, -1, f"{error.strerror} (a folder)")
+            continue
+        if any(entry.name == os.fsencode(PHOTOS) for entry in inside):
             continue
         for entry in inside:
             path = os.path.join(place, entry.name)  # noqa: PTH118
@@ -101,7 +105,10 @@ def read_captions(path: Path, root: Path, photos: Iterable[bytes]) -> Captions:
         UserError: the table cannot be read, names no photos, or none of those in the folder.
     """
     table = sheet.read(path)
-    image_column = need(table, "the column of image names", None, IMAGE_NAMES)
+    image_column = find(table, "", None, IMAGE_NAMES)
+    if image_column is None:
+        usual, names = ", ".join(IMAGE_NAMES), clean(", ".join(table.names), 300)
+        raise UserError(f"{table.where} has no column of image names ({usual}): rename one of its columns, {names}")
     columns = {name: table.column(name) for name in table.names if name != image_column}
     on_disk = {_normal(os.fsdecode(photo)): photo for photo in photos}
     base, beside = root.resolve(), path.parent.resolve()

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import logging
 import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polyalign.data.pairs import CorruptImageError, decode
 from polyalign.evaluation import external_models
 from polyalign.evaluation.evaluate import open_model
 from polyalign.evaluation.model import Model
@@ -22,11 +25,13 @@ from polyalign.serving.index_store import StaleIndexError, delete, is_store, siz
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 from polyalign.utils.files import check_is_file
-from polyalign.utils.lock import locked
+from polyalign.utils.lock import InUseError, locked
+from polyalign.utils.text import clean
 
 logger = logging.getLogger(__name__)
 
 _KEPT = re.compile("[0-9a-f]{32}")
+_WAIT_SECONDS = 1
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,9 @@ def search(
         raise UserError("the query is empty: describe what the photo should show")
     if where and images is not None:
         raise UserError("photos have columns in an index alone: make one with `polyalign index build --captions`")
+    for query in queries:
+        if isinstance(query, Path):
+            _read(query)  # reports mistakes before the photos are embedded
     index, base = _open(model, images)
     sentences = [query for query in queries if isinstance(query, str)]
     vectors = dict(zip(sentences, text_model(index).encode_text(sentences), strict=True)) if sentences else {}
@@ -94,11 +102,22 @@ def _open(model: str | Path, images: Path | None) -> tuple[Index, Path]:
     if not external_models.is_external(str(model)) and is_store(Path(model)):
         if images is not None:
             raise UserError(f"{model} is an index, which has its photos: leave out --images")
-        index = Index.open(model)
+        index = open_index(Path(model))
         return index, index.root
     if images is None:
         raise UserError(f"name the folder of photos to search with {model}: --images FOLDER")
     return kept_index(str(model), images), images
+
+
+def open_index(folder: Path) -> Index:
+    """Open an index, and say which photos and model it names, since an index can come from a stranger.
+
+    Raises:
+        UserError: there is no index in the folder, or it is damaged.
+    """
+    index = Index.open(folder)
+    logger.info(f"{folder}: photos in {clean(index.root)}, vectors of {clean(index.model)}")
+    return index
 
 
 def text_model(index: Index) -> Model:
@@ -122,12 +141,7 @@ def similar(index: Index, photo: Path, top: int, where: Mapping[str, str] | None
     Raises:
         UserError: the photo cannot be read.
     """
-    check_is_file(photo, "the image ")
-    try:
-        content = photo.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read the image {photo}: {error.strerror}") from error
-    row = index.store.row_of(index_build.content_hash(content))
+    row = index.store.row_of(index_build.content_hash(_read(photo)))
     same = set(index.ids_of(row)) if row is not None else set()
     vector: Vector
     if same:
@@ -139,10 +153,22 @@ def similar(index: Index, photo: Path, top: int, where: Mapping[str, str] | None
     return [hit for hit in hits if hit.photo.id not in same][:top]
 
 
+def _read(photo: Path) -> bytes:
+    """Return the content of a photo that can be decoded."""
+    check_is_file(photo, "the image ")
+    try:
+        content = photo.read_bytes()
+        decode(io.BytesIO(content))
+    except (OSError, CorruptImageError) as error:
+        raise UserError(f"cannot read the image {photo}: {getattr(error, 'strerror', error)}") from error
+    return content
+
+
 def kept_index(model: str, images: Path) -> Index:
     """Return the index of a photo folder for a model that is kept in the cache folder, brought up to date.
 
-    One that is damaged, or of an earlier training of the run, is made anew.
+    One that is damaged, or of an earlier training of the run, is made anew. While another process embeds the photos,
+    this one waits.
 
     Raises:
         UserError: there is no such model or photo folder, or the cache folder cannot be written to.
@@ -156,6 +182,18 @@ def kept_index(model: str, images: Path) -> Index:
         with tempfile.TemporaryDirectory() as made:
             index_build.build(model, images, Path(made) / folder.name)
             return Index.open(Path(made) / folder.name)  # stays readable when the files are deleted
+    is_told = False
+    while True:
+        try:
+            return _up_to_date(folder, model, images)
+        except InUseError:
+            if not is_told:
+                logger.info(f"another process computes the vectors of {images}: waiting until it ends")
+            is_told = True
+            time.sleep(_WAIT_SECONDS)
+
+
+def _up_to_date(folder: Path, model: str, images: Path) -> Index:
     if is_store(folder):
         try:
             index_build.update(folder)
@@ -171,14 +209,16 @@ def kept_index(model: str, images: Path) -> Index:
 
 
 def clear_kept() -> int:
-    """Delete the indexes in the cache folder, and return the number of bytes freed."""
+    """Delete the indexes in the cache folder that are not in use, and return the number of bytes freed."""
     freed = 0
     for folder in _kept_folder().glob("*"):
         if _KEPT.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
-            with locked(folder):
-                freed += size(folder)
-                delete(folder)
-            shutil.rmtree(folder)
+            try:
+                with locked(folder):
+                    freed += size(folder)
+                    shutil.rmtree(folder)
+            except InUseError:
+                logger.info(f"{folder} is in use: it is kept")
     return freed
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+from contextlib import suppress
 from pathlib import Path
 
 import xxhash
@@ -56,12 +58,15 @@ class Thumbnails:
         """
         name = xxhash.xxh3_128_hexdigest(f"{FileImage(path).key()}:{self._px}".encode("utf-8", "surrogateescape"))
         kept = self._folder / name[:2] / f"{name}.jpg"
-        try:
-            return kept.read_bytes()
-        except OSError:  # not made yet, or the folder cannot be used, which writing to it tells
-            made = thumbnail(path, self._px)
+        links = list(filter(os.path.islink, (self._folder, kept.parent, kept)))  # an index can come from a stranger
+        if not links:
+            with suppress(OSError):  # not made yet, or the folder cannot be used, which writing to it tells
+                return kept.read_bytes()
+        made = thumbnail(path, self._px)
         if self._is_kept:
             try:
+                if links:
+                    raise UserError(f"{links[0]} is a link: delete it")
                 _make_room(kept.parent)
                 write(kept, lambda partial: partial.write_bytes(made))
             except (OSError, UserError) as error:
@@ -72,7 +77,7 @@ class Thumbnails:
 
 def _make_room(folder: Path) -> None:
     """Delete the oldest half of a folder of thumbnails that is full."""
-    kept = sorted(folder.glob("*.jpg"), key=_time)
+    kept = sorted(folder.glob(f"{'[0-9a-f]' * 32}.jpg"), key=_time)
     for path in kept[: _PER_FOLDER // 2] if len(kept) >= _PER_FOLDER else ():
         path.unlink(missing_ok=True)
 

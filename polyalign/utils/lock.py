@@ -21,6 +21,10 @@ LOCK_FILES = (LOCK, OWNER)
 """The files that ``locked`` may leave in a folder."""
 
 
+class InUseError(UserError):
+    """A folder that another process has locked."""
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder, which is created if necessary; the operating system releases it if the process dies.
@@ -28,7 +32,8 @@ def locked(folder: Path) -> Iterator[None]:
     Folders that were created and are left empty are deleted again.
 
     Raises:
-        UserError: another process holds it; the message names its host and process id, and since when it holds it.
+        InUseError: another process holds it; the message names its host and process id, and since when it holds it.
+        UserError: the folder cannot be written to.
     """
     new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
@@ -36,7 +41,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / LOCK, blocking=False)
         lock.acquire()
     except Timeout:
-        raise UserError(f"{folder} is in use{_owner(folder)}: wait until it ends, or choose another folder") from None
+        raise InUseError(f"{folder} is in use{_owner(folder)}: wait until it ends, or choose another folder") from None
     except OSError as error:
         raise cannot_write(folder, error) from error
     try:

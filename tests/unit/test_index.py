@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from polyalign.serving import index as index_module
 from polyalign.serving.index import Index
-from polyalign.serving.index_store import PHOTOS, VECTORS, Entry, StaleIndexError, Store
+from polyalign.serving.index_store import PHOTOS, VECTORS, Entry, StaleIndexError, Store, _mark
 from polyalign.utils.errors import UserError
 
 DIM = 16
@@ -242,3 +242,39 @@ def test_names_that_are_not_utf8(tmp_path):
     photo = Index.open(tmp_path / "ix").photo(1)
     assert photo is not None
     assert os.fsencode(photo.path) == name
+
+
+@pytest.mark.parametrize("name", [VECTORS, PHOTOS, f"{PHOTOS}-journal", f"{PHOTOS}-wal"])
+def test_links_in_an_index_of_a_stranger_are_refused(tmp_path, name):
+    store = Store.create(tmp_path / "ix", FACTS)
+    thesis, link = tmp_path / "thesis.odt", tmp_path / "ix" / name
+    thesis.write_bytes(link.read_bytes() + b"thesis" if link.exists() else b"thesis")
+    before = thesis.read_bytes()
+    link.unlink(missing_ok=True)
+    link.symlink_to(thesis)
+    with pytest.raises(UserError, match=f"{name} is a link"):
+        Store(tmp_path / "ix")
+    if name == VECTORS:
+        with pytest.raises(UserError, match="cannot write"):
+            store.append(unit(1), [b"x"], [entry(0, -1)])
+        (tmp_path / "ix" / PHOTOS).unlink()
+        with pytest.raises(UserError, match="cannot write"):
+            Store.create(tmp_path / "ix", FACTS)
+    assert thesis.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("path", 7), ("path", "a.jpg"), ("size", "x"), ("reason", b"x"), ("metadata", 1.5), ("row", "x")],
+)
+def test_values_of_another_type_are_damage(tmp_path, field, value):
+    folder = filled(tmp_path / "ix").folder
+    forged = Entry(**{**vars(next(Store(folder).entries())), field: value})
+    with sqlite3.connect(folder / PHOTOS) as database:
+        database.execute(f"UPDATE photos SET {field} = ?, mark = ? WHERE id = 1", (value, forged.mark(1)))
+        database.execute("UPDATE contents SET row = 'x', mark = ? WHERE hash = ?", (_mark(b"0", "x"), b"0"))
+    database.close()
+    with pytest.raises(StaleIndexError, match="damaged"):
+        list(Store(folder).entries())
+    with pytest.raises(StaleIndexError, match="the contents"):
+        Store(folder).row_of(b"0")

@@ -14,7 +14,7 @@ from polyalign.models import checkpoint
 from polyalign.serving import index_build
 from polyalign.serving.index import Index
 from polyalign.serving.index_build import build, update
-from polyalign.serving.photo_folder import scan
+from polyalign.serving.photo_folder import read_captions, scan
 from polyalign.utils.errors import UserError
 from polyalign.utils.lock import locked
 from tests import tiny
@@ -274,3 +274,25 @@ def test_damage_is_found_before_anything_is_added(model, photos, tmp_path):
     tiny.draw(("black",) * 4).save(photos / "new.png")
     with pytest.raises(UserError, match="is damaged"):
         update(tmp_path / "ix")
+
+
+def test_an_index_among_its_photos_is_left_out(model, photos):
+    build(model, photos, photos / "my.index")
+    (photos / "my.index/.thumbnails/ab").mkdir(parents=True)
+    tiny.draw(BLUE).save(photos / "my.index/.thumbnails/ab/x.jpg")
+    assert counts(update(photos / "my.index")) == {}
+
+
+def test_an_interrupted_build_continues_where_the_run_is_now(model, photos, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "copy")
+    build(str(copy), photos, tmp_path / "ix")
+    moved = copy.rename(tmp_path / "moved")
+    tiny.draw(("black",) * 4).save(photos / "new.png")
+    assert counts(build(str(moved), photos, tmp_path / "ix")) == {"added": 1, "embedded": 1}
+    assert Index.open(tmp_path / "ix").model == str(moved)
+
+
+def test_a_captions_table_without_names_of_photos(photos, tmp_path):
+    (tmp_path / "captions.csv").write_text("foto,caption\nred.png,y\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"captions\.csv.* has no column of image names \(image, .*, foto, caption$"):
+        read_captions(tmp_path / "captions.csv", photos, [b"red.png"])

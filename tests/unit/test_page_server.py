@@ -18,6 +18,8 @@ import pytest
 
 pytest.importorskip("starlette")
 pytest.importorskip("uvicorn")
+from starlette.testclient import TestClient
+
 from polyalign.experiments import run_folders as runs
 from polyalign.serving import index_build, page_server
 from polyalign.utils.errors import UserError
@@ -121,7 +123,13 @@ def test_the_command_serves_an_index_until_ctrl_c(index: Path, tmp_path: Path) -
     finally:
         process.kill()
     assert process.exitcode == 0
-    assert said.read_text() == found[0]
+    assert said.read_text() == opened(index) + found[0]
+
+
+def opened(index: Path) -> str:
+    """What is said of an index that is opened."""
+    run = index.parent / "run"
+    return f"{index}: photos in {tiny.data() / 'images'}, vectors of {run}\n"
 
 
 @pytest.fixture
@@ -133,11 +141,11 @@ def not_run(monkeypatch) -> list[object]:
 
 
 def test_another_host_is_warned_of(index: Path, run, not_run) -> None:
-    assert run("serve", index, "--port", 0)[2] == ""
-    code, out, err = run("serve", index, "--port", 0, "--host", "0.0.0.0", "--lang", "sw")
+    assert run("serve", index, "--port", 0)[2] == opened(index)
+    code, out, err = run("serve", index, "--port", 0, "--host", "0.0.0.0", "--lang", "Swahili")
     assert code == 0
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+ \(Ctrl-C to stop\)\n", out)
-    assert err == "anybody who reaches 0.0.0.0 at this port can see all 112 indexed photos\n"
+    assert err == opened(index) + "anybody who reaches 0.0.0.0 at this port can see all 112 indexed photos\n"
     assert [host for _, (host, _) in not_run] == ["127.0.0.1", "0.0.0.0"]
 
 
@@ -147,9 +155,28 @@ def test_a_port_in_use_and_a_foreign_address_are_told(index: Path, run, not_run)
         port = taken.getsockname()[1]
         code, out, err = run("serve", index, "--port", port)
     assert (code, out) == (2, "")
-    assert err == f"error: cannot serve on 127.0.0.1, port {port}: Address already in use; change --host or --port\n"
+    assert (
+        err
+        == opened(index)
+        + f"error: cannot serve on 127.0.0.1, port {port}: Address already in use; change --host or --port\n"
+    )
     with pytest.raises(UserError, match=r"cannot serve on 203\.0\.113\.9, port 0: .*; change --host or --port"):
         page_server.bind("203.0.113.9", 0)
+
+
+@pytest.mark.parametrize("host", ["a..b", "a" * 64 + ".example"])
+def test_a_name_that_no_host_can_have_is_told(host: str) -> None:
+    with pytest.raises(UserError, match=rf"cannot serve on {host}, port 0: .*label.*; change --host or --port"):
+        page_server.bind(host, 0)
+
+
+def test_of_two_servers_that_start_at_once_the_second_is_told() -> None:
+    with page_server.bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with page_server.bind("127.0.0.1", port) as second:
+            page_server.listen(first)
+            with pytest.raises(UserError, match=f"cannot serve on 127.0.0.1, port {port}: Address already in use"):
+                page_server.listen(second)
 
 
 def test_the_extra_is_named_when_it_is_missing(index: Path, run, monkeypatch) -> None:
@@ -183,8 +210,18 @@ def test_the_browser_is_opened(index: Path, run, monkeypatch, is_there: bool) ->
 
 @pytest.mark.parametrize(
     ("host", "is_local"),
-    [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False),
-     ("192.168.0.2", False), ("localhost.evil.example", False)],
-)  # fmt: skip
+    [("127.0.0.1", True), ("127.8.8.8", True), ("127.1", True), ("localhost", True), ("0.0.0.0", False), ("0", False)],
+)
 def test_loopback_addresses(host: str, is_local: bool) -> None:
-    assert page_server.is_loopback(host) == is_local
+    with page_server.bind(host, 0) as opened:
+        assert page_server.is_loopback(opened) == is_local
+
+
+@pytest.mark.parametrize("host", ["127.1", "127.8.8.8", "LOCALHOST"])
+def test_a_page_on_loopback_is_reached_by_its_names(index: Path, run, not_run, host: str) -> None:
+    code, out, err = run("serve", index, "--port", 0, "--host", host)
+    assert (code, err) == (0, opened(index))
+    for name in (host, urlsplit(out.split()[0]).hostname):
+        client = TestClient(not_run[0][0], base_url=f"http://{name}")
+        assert client.get("/").status_code == 200
+    assert TestClient(not_run[0][0], base_url="http://evil.example").get("/").status_code == 400

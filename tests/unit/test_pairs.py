@@ -192,3 +192,14 @@ def test_a_truncated_file_is_corrupt_even_when_opened_small(form):
     Image.fromarray(noise).save(whole, form)
     with pytest.raises(CorruptImageError):
         decode(io.BytesIO(whole.getvalue()[:-200]), 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "is_refused"), [((1, 101), True), ((200, 2), False), ((203, 2), True), ((1, 100), False)]
+)
+def test_an_image_of_extreme_shape_is_refused(size, is_refused):
+    content = io.BytesIO()
+    Image.new("RGB", size).save(content, "PNG")
+    told = pytest.raises(CorruptImageError, match=f"{size[0]} x {size[1]} pixels: one side is over 100 times the other")
+    with told if is_refused else contextlib.nullcontext():
+        decode(content)

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import webbrowser
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,11 @@ import pytest
 
 from polyalign.evaluation import evaluate
 from polyalign.evaluation.model import load
-from polyalign.serving import index_build, search
+from polyalign.serving import index_build, index_export, search
 from polyalign.serving.index import Index
 from polyalign.serving.index_store import VECTORS
 from polyalign.utils.errors import UserError
+from polyalign.utils.lock import locked
 from tests import tiny
 from tests.unit.test_index_build import model, photos, saved, state  # noqa: F401
 
@@ -89,6 +91,33 @@ def test_a_kept_index_of_an_earlier_training_or_damaged_is_made_anew(run, photos
     assert not list(cache.iterdir())
 
 
+def test_clearing_keeps_what_is_in_use(run, model, photos, cache):  # noqa: F811
+    for folder in (photos, photos / "sub"):
+        assert run("search", model, "red", "--images", folder)[0] == 0
+    used = min(cache.iterdir())
+    with locked(used):
+        code, out, err = run("cache", "clear")
+    assert (code, err) == (0, f"{used} is in use: it is kept\n")
+    assert "freed" in out
+    assert list(cache.iterdir()) == [used]
+
+
+def test_a_second_search_of_a_changed_folder_waits(run, model, photos, cache, monkeypatch):  # noqa: F811
+    words = ("search", model, "red", "--images", photos)
+    assert run(*words)[0] == 0
+    tiny.draw(("black",) * 4).save(photos / "new.png")
+    (kept,) = cache.iterdir()
+    with ExitStack() as other:
+        other.enter_context(locked(kept))
+        monkeypatch.setattr(search.time, "sleep", lambda _: other.close())
+        code, out, err = run(*words)
+    assert (code, err) == (
+        0,
+        f"another process computes the vectors of {photos}: waiting until it ends\nindexing photos: 1 of 1\n",
+    )
+    assert "new.png" in out
+
+
 def test_a_cache_that_cannot_be_written_to(run, model, photos, monkeypatch):  # noqa: F811
     wanted = run("search", model, "red", "--images", photos)[1]
 
@@ -134,6 +163,15 @@ WRONG = {
     "blank": (("search", "{run}", " ", "--images", "{photos}"), "is empty"),
     "no file": (("search", "{ix}", "--queries", "{photos}/none.txt"), "none.txt: No such file"),
     "no photo": (("search", "{ix}", "--image", "{photos}/none.png"), "none.png: No such file"),
+    "no photo beside photos": (
+        ("search", "{run}", "--image", "{photos}/none.png", "--images", "{photos}"),
+        "none.png: No such file",
+    ),
+    "sheet": (("search", "{run}", "red", "--images", "{photos}", "--sheet", "{photos}"), "it is a folder"),
+    "no sheet": (
+        ("search", "{run}", "red", "--images", "{photos}", "--sheet", "{photos}/red.png/a.html"),
+        "cannot write",
+    ),
     "no image": (("search", "{ix}", "--image", "{photos}/captions.csv"), "cannot read the image"),
     "no folder": (("search", "{run}", "red"), "--images FOLDER"),
     "folder twice": (("search", "{ix}", "red", "--images", "{photos}"), "leave out --images"),
@@ -151,12 +189,13 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_is_one_line(run, index, model, photos, case):  # noqa: F811
+def test_wrong_input_is_one_line(run, index, model, photos, cache, case):  # noqa: F811
     words, said = WRONG[case]
     code, out, err = run(*(word.format(ix=index, run=model, photos=photos) for word in words))
     assert (code, out) == (2, ""), err
     assert said in err
-    assert err.count("\n") == 1
+    assert err.removeprefix(f"{index}: photos in {photos}, vectors of {model}\n").count("\n") == 1
+    assert not cache.exists()
 
 
 def test_a_run_that_moved_or_was_trained_again(run, photos, tmp_path):  # noqa: F811
@@ -242,3 +281,14 @@ def test_exports(run, index, photos, tmp_path):  # noqa: F811
     assert np.array_equal(vectors.astype(np.float32), opened.vectors(ids))
     rows = pq.read_table(tmp_path / "cr/metadata/metadata_0.parquet").to_pylist()
     assert rows[1] == {"image_path": str(photos / "red.png"), "caption": "nyekundu", "split": "test"}
+
+
+def test_an_export_that_is_stopped_leaves_nothing(index, tmp_path, monkeypatch):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = set(tmp_path.iterdir())
+    monkeypatch.setattr(np.lib.format, "write_array_header_1_0", stop)
+    with pytest.raises(KeyboardInterrupt):
+        index_export.export(Index.open(index), "clip-retrieval", tmp_path / "cr")
+    assert set(tmp_path.iterdir()) == before

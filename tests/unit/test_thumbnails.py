@@ -28,7 +28,7 @@ def test_a_thumbnail_is_a_jpeg_in_rgb_of_the_wanted_size(tmp_path: Path, mode: s
     assert (made.format, made.mode, made.size) == ("JPEG", "RGB", (200, 150))
 
 
-@pytest.mark.parametrize(("size", "expected"), [((30, 20), (30, 20)), ((4000, 1), (200, 1))])
+@pytest.mark.parametrize(("size", "expected"), [((30, 20), (30, 20)), ((400, 4), (200, 2))])
 def test_small_photos_are_not_enlarged_and_thin_ones_not_lost(
     tmp_path: Path, size: tuple[int, int], expected: tuple[int, int]
 ) -> None:
@@ -67,7 +67,7 @@ def photo(tmp_path: Path) -> Path:
 
 def test_a_full_folder_of_thumbnails_loses_the_oldest_half(photo: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(thumbnails, "_PER_FOLDER", 4)
-    monkeypatch.setattr("polyalign.serving.thumbnails.xxhash.xxh3_128_hexdigest", lambda key: f"00{key[-16:].hex()}")
+    monkeypatch.setattr("polyalign.serving.thumbnails.xxhash.xxh3_128_hexdigest", lambda key: f"00{key[-15:].hex()}")
     kept = Thumbnails(tmp_path / "kept", 100)
     sizes = []
     for number in range(10):
@@ -81,7 +81,9 @@ def test_a_full_folder_of_thumbnails_loses_the_oldest_half(photo: Path, tmp_path
 
 def test_threads_that_fill_a_folder_do_not_disturb_each_other(tmp_path: Path, monkeypatch, caplog) -> None:
     monkeypatch.setattr(thumbnails, "_PER_FOLDER", 2)
-    monkeypatch.setattr("polyalign.serving.thumbnails.xxhash.xxh3_128_hexdigest", lambda key: f"00{hash(key):x}")
+    monkeypatch.setattr(
+        "polyalign.serving.thumbnails.xxhash.xxh3_128_hexdigest", lambda key: f"00{abs(hash(key)):030x}"
+    )
     paths = [tmp_path / f"{number}.png" for number in range(20)]
     for path in paths:
         Image.new("RGB", (4, 4)).save(path)
@@ -97,6 +99,39 @@ def test_thumbnails_that_cannot_be_kept_are_still_made_and_told_once(photo: Path
     assert kept.get(photo) == kept.get(photo) == thumbnail(photo, 100)
     assert len(caplog.messages) == 1
     assert "until the next start thumbnails are made again for every request" in caplog.messages[0]
+
+
+@pytest.mark.parametrize("place", ["kept", "kept/{name[0]}{name[1]}", "kept/{name[0]}{name[1]}/{name}.jpg"])
+def test_links_in_an_index_of_a_stranger_are_not_followed(
+    photo: Path, tmp_path: Path, place: str, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(thumbnails, "_PER_FOLDER", 2)
+    name = "ab" * 16
+    monkeypatch.setattr("polyalign.serving.thumbnails.xxhash.xxh3_128_hexdigest", lambda _: name)
+    private = tmp_path / "private"
+    link = tmp_path / place.format(name=name)
+    link.parent.mkdir(parents=True, exist_ok=True)
+    inside = private / f"{name}.jpg" if link.suffix else private
+    for one in (private / f"{name}.jpg", private / "ab" / f"{name}.jpg", *(private / f"{n}.jpg" for n in range(9))):
+        one.parent.mkdir(parents=True, exist_ok=True)
+        one.write_bytes(b"private")
+    link.symlink_to(inside)
+    before = sorted(private.rglob("*"))
+    kept = Thumbnails(tmp_path / "kept", 100)
+    assert kept.get(photo) == kept.get(photo) == thumbnail(photo, 100)
+    assert sorted(private.rglob("*")) == before
+    assert [f"{link} is a link" in message for message in caplog.messages] == [True]
+
+
+def test_only_thumbnails_make_room(photo: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(thumbnails, "_PER_FOLDER", 2)
+    monkeypatch.setattr("polyalign.serving.thumbnails.xxhash.xxh3_128_hexdigest", lambda _: "ab" * 16)
+    (tmp_path / "kept/ab").mkdir(parents=True)
+    others = [tmp_path / "kept/ab" / name for name in ("me.jpg", f"{'AB' * 16}.jpg", f"{'a' * 33}.jpg")]
+    for one in others:
+        one.touch()
+    Thumbnails(tmp_path / "kept", 100).get(photo)
+    assert all(one.exists() for one in others)
 
 
 def test_a_name_that_is_not_utf8_has_a_thumbnail(photo: Path, tmp_path: Path) -> None:
