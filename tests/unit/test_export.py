@@ -57,7 +57,7 @@ def check_onnx(folder, wanted) -> None:
 def test_onnx_opens_with_the_runtime_alone_and_int8_has_a_recall_of_its_own(run, tmp_path):
     trained(tmp_path / "run", "lilt")
     wanted = vectors(tmp_path / "run")
-    code, out, _ = run("export", tmp_path / "run", "--to", "onnx", "--int8", "--out", tmp_path / "out", "--images", 20)
+    code, out, _ = run("export", tmp_path / "run", "--to", "onnx", "--int8", "--out", tmp_path / "out", "--compare", 20)
     assert code == 0
     done = Export.load_json(tmp_path / "out" / RECORD)
     assert (done.images, done.texts, done.strategy) == (20, 40, "lilt")
