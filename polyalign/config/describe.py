@@ -90,7 +90,8 @@ def copy(recipe: str, name: str) -> Path:
     if name in shipped_names("recipes"):
         raise UserError(f"there is a recipe {name} already: choose another name")
     path = Path("recipes") / f"{name}.toml"
-    if beside(raw, source.parent) != beside(raw, path.parent):
+    before, after = (beside(beside(raw, one.absolute().parent), Path.cwd()) for one in (source, path))
+    if before != after:
         raise UserError(f"{clean(source)} names files beside it, which its copy would not find: write absolute paths")
     text = source.read_text(encoding="utf-8-sig")
     storage.write_text(path, _COMMENT.format(name=clean(recipe), copy=name) + text)
