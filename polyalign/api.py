@@ -16,6 +16,7 @@ from polyalign.evaluation.results import Run
 from polyalign.experiments.compare import Grid, run_grid
 from polyalign.experiments.run_folders import continuation, default_folder, distillation, train_into
 from polyalign.experiments.workers import Pool
+from polyalign.training.metrics_log import Tracker
 from polyalign.utils.errors import UserError
 from polyalign.utils.progress import progress_bars
 
@@ -51,6 +52,7 @@ def train(
     overrides: Overrides | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    track: Tracker | None = None,
 ) -> TrainedRun:
     """Train a model, like ``polyalign train``. A finished run with the same settings is not trained again.
 
@@ -68,6 +70,7 @@ def train(
         overrides: keys of the recipe to change.
         resume: continue an interrupted run.
         overwrite: delete an existing run in ``out`` and start over.
+        track: also send the metrics of the training to this tracker, such as ``tensorboard``.
 
     Raises:
         UserError: invalid settings or data, or ``out`` contains another run.
@@ -82,7 +85,7 @@ def train(
         raise UserError('name the language: polyalign.train(lang="sw")')
     else:
         resolved = resolve(str(recipe), lang, strategy, changes)
-    return _run(resolved, str(recipe), out, resume=resume, overwrite=overwrite)
+    return _run(resolved, str(recipe), out, resume=resume, overwrite=overwrite, track=track)
 
 
 def distill(
@@ -95,6 +98,7 @@ def distill(
     overrides: Overrides | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    track: Tracker | None = None,
 ) -> TrainedRun:
     """Teach the text tower of a finished run another language without images, like ``polyalign distill``.
 
@@ -107,18 +111,21 @@ def distill(
         overrides: keys of the teacher's recipe to change.
         resume: continue an interrupted run.
         overwrite: delete an existing run in ``out`` and start over.
+        track: also send the metrics of the training to this tracker, such as ``tensorboard``.
 
     Raises:
         UserError: invalid settings or data, or ``out`` contains another run.
     """
     folder = teacher.folder if isinstance(teacher, TrainedRun) else Path(teacher)
     resolved = distillation(folder, lang, strategy, _changes(overrides, parallel=parallel))
-    return _run(resolved, resolved.name, out, resume=resume, overwrite=overwrite)
+    return _run(resolved, resolved.name, out, resume=resume, overwrite=overwrite, track=track)
 
 
-def _run(recipe: Recipe, recipe_file: str, out: str | Path | None, *, resume: bool, overwrite: bool) -> TrainedRun:
+def _run(
+    recipe: Recipe, recipe_file: str, out: str | Path | None, *, resume: bool, overwrite: bool, track: Tracker | None
+) -> TrainedRun:
     folder = default_folder(recipe, recipe_file) if out is None else Path(out)
-    record = train_into(folder, recipe, resume=resume, overwrite=overwrite)
+    record = train_into(folder, recipe, resume=resume, overwrite=overwrite, track=track)
     if record is None:
         raise RuntimeError("a run must be started in the main process")
     return TrainedRun(folder, record)

@@ -46,7 +46,7 @@ def main() -> None:
     except (UserError, typer.TyperException) as error:
         message = error.format_message() if isinstance(error, typer.TyperException) else str(error)
         code = _fail(message)  # empty if a group of commands has shown its help
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):  # Abort: at a prompt, also the end of the input
         code = 130
     except SystemExit as stop:
         if not isinstance(stop.__context__, BrokenPipeError):  # which typer turns into exit code 1

@@ -14,7 +14,7 @@ from polyalign.utils.text import clean
 
 NewFolder = Annotated[Path, typer.Option("--out", help="New folder to write into.")]
 Compared = Annotated[
-    int, typer.Option("--images", min=1, help="Number of test images, with their captions, to compare on.")
+    int, typer.Option("--compare", min=1, help="Number of test images, with their captions, to compare on.")
 ]
 
 
@@ -30,7 +30,7 @@ def export(
         str | None, typer.Option(help="open-clip: name USER/NAME on the hub, under which the folder will be loaded.")
     ] = None,
     data: options.DataOption = None,
-    images: Compared = 1000,
+    compare: Compared = 1000,
     set_: options.Set = None,
     offline: options.Offline = False,
     as_json: options.Json = False,
@@ -41,7 +41,7 @@ def export(
     differs by more than 1e-4 is not kept. onnx holds every model and also opens in transformers.js; the others hold
     what fits into their own modules.
     """
-    _export(run, to, out, int8=int8, repo=repo, data=data, images=images, set_=set_, offline=offline, as_json=as_json)
+    _export(run, to, out, int8=int8, repo=repo, data=data, compare=compare, set_=set_, offline=offline, as_json=as_json)
 
 
 @app.command(rich_help_panel=USE, epilog="Example: polyalign merge runs/my-run --out my-model")
@@ -49,7 +49,7 @@ def merge(
     run: options.FinishedRun,
     out: NewFolder,
     data: options.DataOption = None,
-    images: Compared = 1000,
+    compare: Compared = 1000,
     set_: options.Set = None,
     offline: options.Offline = False,
     as_json: options.Json = False,
@@ -58,7 +58,7 @@ def merge(
 
     Weights that were trained inside the towers, and LoRA, become part of the towers.
     """
-    _export(run, "polyalign", out, data=data, images=images, set_=set_, offline=offline, as_json=as_json)
+    _export(run, "polyalign", out, data=data, compare=compare, set_=set_, offline=offline, as_json=as_json)
 
 
 Licence = Annotated[
@@ -84,9 +84,13 @@ def card(
 ) -> None:
     """Write the model card of a run: languages, licence, towers, results with intervals and chance, how to open it."""
     options.go_offline(offline)
+    from polyalign.evaluation.html import refuse_foreign
+    from polyalign.serving.card import MARK
     from polyalign.serving.card import card as make
     from polyalign.utils import storage
 
+    if out is not None:
+        refuse_foreign(out, MARK)
     text = str(make(run, licence=licence, repo=repo, base_models=base_model or ()))
     if out is None:
         print(text)
@@ -109,7 +113,9 @@ def push(
 ) -> None:
     """Publish a run on the Hugging Face hub: the model with its towers, what training changed, and a model card.
 
-    Photos, captions and the list of training images are not published. The token is that of `hf auth login`.
+    Photos, captions, the list of training images, and names of folders and files on this machine are not published: a
+    local tower is "from a local folder", and a gallery has the name of its source. The name and description of the
+    recipe, the names of columns, and names on the hub are. The token is that of `hf auth login`.
     """
     import tempfile
 
@@ -127,7 +133,7 @@ def push(
         for one in done.left_out:
             options.say(f"not published: {one}")
         if not dry_run:
-            done = hub.push(run, repo, folder, done, private=private)
+            done = hub.push(repo, folder, done, private=private)
     if as_json:
         options.print_json({"url": done.url, "files": done.files, "left_out": done.left_out})
         return
@@ -142,7 +148,7 @@ def _export(
     out: Path,
     *,
     data: str | None,
-    images: int,
+    compare: int,
     set_: list[str] | None,
     offline: bool,
     as_json: bool,
@@ -155,7 +161,7 @@ def _export(
 
     changes = options.overrides(set_, data=data)
     with progress_bars():
-        done = write(run, to, out, Options(overrides=changes, images=images, **settings))
+        done = write(run, to, out, Options(overrides=changes, images=compare, **settings))
     if as_json:
         options.print_json(done.model_dump(mode="json"))
         return

@@ -55,13 +55,15 @@ def new(
 ) -> None:
     """Write ./langs/CODE.toml, which makes a language known. In a terminal, what is not given is asked for."""
     from polyalign.config.language import language_codes
+    from polyalign.config.shipped import is_shipped
     from polyalign.data import new_language as languages
 
     path = Path("langs") / f"{code}.toml"
+    if code in language_codes() and is_shipped("langs", code):
+        raise UserError(f"polyalign has the language {code} already: choose another code, such as qaa")
     english = english_name or _ask("English name", "--english-name", languages.english_name_of(code))
     if not overwrite and code in language_codes():
-        where = f"{path} exists already" if path.exists() else f"polyalign has the language {code} already"
-        raise UserError(f"{where}: replace it with --overwrite, or choose another code, such as qaa")
+        raise UserError(f"{path} exists already: replace it with --overwrite, or choose another code, such as qaa")
     if from_text is not None and script is not None:
         raise UserError("--from-text finds the script: leave out --script")
     name = name or _ask("Name in the language itself", "--name")

@@ -205,8 +205,14 @@ def comma_separated(text: str | None) -> tuple[str, ...]:
     return parts
 
 
-def go_offline(offline: bool) -> None:
-    """Switch the hub libraries to offline mode; call this before they are imported."""
+def go_offline(offline: bool, track: str | None = None) -> None:
+    """Switch the hub libraries to offline mode; call this before they are imported.
+
+    Raises:
+        UserError: the tracker is one that may send over the network.
+    """
+    if offline and track not in (None, "tensorboard"):
+        raise UserError(f"--track {track} may use the network: leave out --offline, or use --track tensorboard")
     if offline:
         os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
 

@@ -18,7 +18,10 @@ from polyalign.utils.text import clean
 def plan(
     lang: options.Lang,
     recipe: options.Recipe = "starter",
-    strategies: Annotated[str | None, typer.Option(help="Strategies, separated by commas. Default: all.")] = None,
+    strategies: Annotated[
+        str | None,
+        typer.Option(help="Strategies, separated by commas. Default: all shipped ones and those of the recipe."),
+    ] = None,
     data: options.DataOption = None,
     budget: options.Budget = None,
     images: options.Images = None,
@@ -29,14 +32,15 @@ def plan(
 ) -> None:
     """Say what fits this machine before training: download, cache, memory and time of each strategy.
 
-    Nothing is downloaded. Sizes come from shapes alone; times come from a few steps with random weights.
+    No weights are downloaded, only tokenizers and the data of `--data hub`, if they are not there yet. Sizes come from
+    shapes alone; times come from a few steps with random weights.
     """
     options.go_offline(offline)
-    from polyalign.config.plugins import plugin_names
+    from polyalign.config.resolve import usual_strategies
     from polyalign.experiments.plan import forecast, render
     from polyalign.utils.progress import progress_bars
 
-    names = options.comma_separated(strategies) or tuple(plugin_names("strategies"))
+    names = options.comma_separated(strategies) or usual_strategies(recipe)
     changes = options.overrides(set_, budget=budget, data=data, images=images, allow_missing=allow_missing)
     with progress_bars():
         found = forecast(recipe, lang, names, changes)

@@ -42,7 +42,9 @@ def list_(as_json: Json = False) -> None:
 def show(
     recipe: RecipeName,
     strategy: options.Strategy = None,
-    lang: Annotated[str | None, typer.Option(help="Language code. Default: the first language of the recipe.")] = None,
+    lang: Annotated[
+        str | None, typer.Option(callback=options.by_name, help="Language. Default: the first of the recipe.")
+    ] = None,
     data: options.DataOption = None,
     set_: options.Set = None,
     as_json: Json = False,

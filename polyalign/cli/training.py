@@ -36,7 +36,7 @@ def train(
     as_json: options.Json = False,
 ) -> None:
     """Align two frozen towers on image-caption pairs, and test the result."""
-    options.go_offline(offline)
+    options.go_offline(offline, track)
     changes = {"budget": budget, "towers": towers, "layers": layers, "data": data, "seed": seed, "images": images}
     changes |= {"allow_missing": allow_missing, "parallel": parallel}
     if from_ is not None:
@@ -84,7 +84,7 @@ def distill(
     Each sentence is trained to have the vector that the teacher gives to its translation in the pivot language. The
     vision side is that of the teacher; images are used only to test the result.
     """
-    options.go_offline(offline)
+    options.go_offline(offline, track)
     from polyalign.experiments.run_folders import default_folder, distillation
 
     changes = options.overrides(set_, parallel=parallel, layers=layers, seed=seed)
@@ -107,7 +107,7 @@ def repeat(
     as_json: options.Json = False,
 ) -> None:
     """Repeat a run from its resolved recipe."""
-    options.go_offline(offline)
+    options.go_offline(offline, track)
     from polyalign.config.resolve import read_recipe
 
     _train(out, read_recipe(recipe), None, resume=resume, overwrite=overwrite, track=track, as_json=as_json)

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from polyalign.config.resolve import recipe_languages, resolve
+from polyalign.config.resolve import beside, recipe_languages, resolve
 from polyalign.config.schema import Parallel, Recipe
 from polyalign.config.shipped import find_shipped, read_toml, shipped_names
 from polyalign.utils.errors import UserError
@@ -78,17 +78,21 @@ def copy(recipe: str, name: str) -> Path:
     """Copy the file of a recipe into ``./recipes``, with its comments, and return the path.
 
     Raises:
-        UserError: there is no such recipe, the new name is taken, or it is not the name of a file.
+        UserError: there is no such recipe, the new name is taken or is not the name of a file, or the recipe names
+            files beside it.
     """
     from polyalign.utils import storage
 
     source = _file(recipe)
-    read_toml(source)
+    raw = read_toml(source)
     if name != safe_stem(name) or name.endswith(".toml"):
         raise UserError(f'"{clean(name, 100)}" is not a name for a recipe: use letters, digits, hyphens and dots')
     if name in shipped_names("recipes"):
         raise UserError(f"there is a recipe {name} already: choose another name")
     path = Path("recipes") / f"{name}.toml"
+    before, after = (beside(beside(raw, one.absolute().parent), Path.cwd()) for one in (source, path))
+    if before != after:
+        raise UserError(f"{clean(source)} names files beside it, which its copy would not find: write absolute paths")
     text = source.read_text(encoding="utf-8-sig")
     storage.write_text(path, _COMMENT.format(name=clean(recipe), copy=name) + text)
     return path

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from polyalign.config import source_spec
 from polyalign.config.budget import PairBudget, TimeBudget, parse_budgets, split_by_language
 from polyalign.config.language import describe_error, load_language, unknown_key_hint
-from polyalign.config.plugins import load_plugin, plugin_names
+from polyalign.config.plugins import load_plugin, plugin_names, shipped_plugins
 from polyalign.config.run_files import RECIPE
 from polyalign.config.schema import Parent, Recipe, merge, nest
 from polyalign.config.shipped import find_shipped, read_toml
@@ -192,6 +192,14 @@ def recipe_languages(name: str) -> list[str]:
     return found
 
 
+def usual_strategies(name: str) -> tuple[str, ...]:
+    """List the shipped strategies and those that a recipe names: the code of others in ``./strategies`` is not run."""
+    raw, where = _read(name), f"recipe {clean(name, 300)}"
+    own = _section(raw, "strategy", where).get("name")
+    named = {*_section(raw, "strategies", where), *([own] if isinstance(own, str) else [])}
+    return tuple(sorted({*shipped_plugins("strategies"), *named}))
+
+
 def transfer_languages(name: str, lang: str) -> list[str]:
     """List the languages of a recipe's ``transfer`` not in ``lang``, in which zero-shot transfer is tested."""
     return [code for code in _codes(name, "transfer") if code not in split_languages(lang)]
@@ -234,7 +242,7 @@ def _value(text: str) -> Any:
 
 def _read(name: str) -> dict[str, Any]:
     path = Path(name) if name.endswith(".toml") else find_shipped("recipes", name)
-    raw = _beside(read_toml(path), path.parent)
+    raw = beside(read_toml(path), path.parent)
     base, unset = raw.pop("extends", None), raw.pop("unset", [])
     if base is not None:
         if not isinstance(base, str):
@@ -250,7 +258,7 @@ def _read(name: str) -> dict[str, Any]:
     return {**raw, "name": path.stem}
 
 
-def _beside(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+def beside(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Resolve the paths of a recipe that begin with a dot and exist beside its file; others are as given."""
     for section, key in _PATHS:
         table = raw.get(section)

@@ -42,6 +42,11 @@ def find_shipped(kind: Kind, name: str) -> Path:
     raise UserError(f'unknown {singular} "{clean(name, 100)}": {did_you_mean(str(name), found)}')
 
 
+def is_shipped(kind: Kind, name: str) -> bool:
+    """Whether the package has ``<name>.toml`` itself."""
+    return any((folder / kind / f"{name}.toml").is_file() for folder in (_PACKAGE, _PACKAGE.parent))
+
+
 def _files(kind: Kind) -> dict[str, Path]:
     """Return the files by name. Only these can be named: a name is never made part of a path."""
     last_first = reversed(folders(kind))

@@ -43,8 +43,8 @@ def data_uri(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def refuse_foreign(path: Path) -> None:
-    """Check that a file which a page would replace is a page too.
+def refuse_foreign(path: Path, mark: bytes = _MADE_BY) -> None:
+    """Check that a file to be replaced is of the same kind, which has ``mark`` near its beginning: pages by default.
 
     Raises:
         UserError: it is another file, or a folder.
@@ -53,7 +53,7 @@ def refuse_foreign(path: Path) -> None:
         return
     if path.is_file():
         with path.open("rb") as file:
-            if _MADE_BY in file.read(_HEAD_BYTES):
+            if mark in file.read(_HEAD_BYTES):
                 return
     raise UserError(f"{path} was not written by polyalign: move it away, or choose another name")
 

@@ -96,6 +96,19 @@ def save(folder: Path, aligner: Aligner, recipe: Recipe, *, merged: bool = False
     return (folder / WEIGHTS).stat().st_size
 
 
+def replace_recipe(folder: Path, recipe: Recipe) -> None:
+    """Replace the recipe of a checkpoint by one with other places of files, also in what its weights record.
+
+    Weights are written again only if more than ``PLACES`` differ.
+    """
+    before = _recipe_digest(folder / RECIPE)
+    storage.write_text(folder / RECIPE, recipe.to_toml())
+    if _recipe_digest(folder / RECIPE) != before:
+        tensors, metadata = storage.load_tensors(folder / WEIGHTS)
+        if "files" in metadata:
+            storage.save_tensors(folder / WEIGHTS, tensors, metadata | {"files": json.dumps(_digests(folder))})
+
+
 def _digests(folder: Path) -> dict[str, str]:
     """Return the SHA-256 of each file of a checkpoint except the weights, by its path in the folder."""
     names = [folder / TOWERS, *sorted((folder / TOKENIZER).rglob("*"))]

@@ -8,8 +8,8 @@ import torch
 from pydantic import BaseModel
 from rich import box
 
-from polyalign.config.plugins import load_plugin, plugin_names
-from polyalign.config.resolve import resolve
+from polyalign.config.plugins import load_plugin
+from polyalign.config.resolve import resolve, usual_strategies
 from polyalign.config.schema import Recipe
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
@@ -31,9 +31,9 @@ class Row(BaseModel):
 
 
 def count(recipe: str, lang: str, overrides: dict[str, Any]) -> list[Row]:
-    """Count every strategy with the recipe's towers; if they do not support a strategy, its row says why."""
+    """Count ``usual_strategies`` with the recipe's towers; if they do not support a strategy, its row says why."""
     rows = []
-    for name in plugin_names("strategies"):
+    for name in usual_strategies(recipe):
         module = load_plugin("strategies", name)
         row = Row(strategy=name, about=(module.__doc__ or "").strip().splitlines()[0].rstrip("."))
         resolved = resolve(recipe, lang, name, overrides)

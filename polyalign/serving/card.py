@@ -6,18 +6,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import httpx
 import timm
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, model_info
 from huggingface_hub import constants as hub
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from polyalign.config.language import load_language
 from polyalign.config.run_files import check_finished
-from polyalign.data.catalogue import infos
 from polyalign.evaluation.results import Retrieval, Run
 from polyalign.evaluation.tables import RECALL_NAMES, duration, gallery_line, markdown, percent, searched, share
+from polyalign.serving.places import info_of, is_local, published
 from polyalign.training.train import RESULT
-from polyalign.utils.errors import UserError
+from polyalign.utils.errors import UserError, did_you_mean
 from polyalign.utils.hub import check_hub
 from polyalign.utils.text import clean, for_markdown
 
@@ -26,6 +27,11 @@ LICENCES = (
     *("gpl-3.0", "agpl-3.0", "cc-by-nc-4.0", "cc-by-nc-sa-4.0", "cc-by-nd-4.0", "cc-by-nc-nd-4.0"),
 )
 """Licences by the hub's names; each asks at least as much of the user as those before it."""
+
+MARK = b"\nlibrary_name: polyalign\n"
+"""Tells a card from other files."""
+
+Parts = dict[str, tuple[str | None, str | None]]
 
 _NAMES = ("R@1", "R@5", "R@10")
 
@@ -39,15 +45,16 @@ def card(
 
     Raises:
         UserError: the folder has no result, or the licence of the towers or the data is not known and none is given, or
-            a given one is less strict than a known one.
+            a given one is less strict than a known one or cannot be compared with it.
     """
     check_finished(run)
     if not (run / RESULT).is_file():
         raise UserError(f"{run} has no {RESULT}: a card needs the results of a trained run")
     record = Run.load_json(run / RESULT)
     name = repo or run.absolute().name
-    known = {part: found for part, (_, found) in _parts(record).items()}
-    terms = _strictest(known, licence)
+    parts = _parts(record)
+    terms = _strictest({part: found for part, (_, found) in parts.items()}, licence)
+    record = Run.model_validate(published(record.model_dump(mode="json")))
     data = ModelCardData(
         language=list(record.langs),
         license=terms if terms in LICENCES else "other",
@@ -55,26 +62,26 @@ def card(
         library_name="polyalign",
         pipeline_tag="zero-shot-image-classification",
         tags=["polyalign", "clip", "image-text-retrieval", record.strategy],
-        base_model=list(base_models) or [found for _, (found, _) in _parts(record).items() if found] or None,
+        base_model=list(base_models) or [found for found, _ in parts.values() if found] or None,
         model_name=name,
         eval_results=[score for test in record.test for score in _scores(test)],
     )
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(record, name, terms)}")
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{_body(record, name, terms, parts)}")
 
 
-def _parts(record: Run) -> dict[str, tuple[str | None, str | None]]:
+def _parts(record: Run) -> Parts:
     """Return the name on the hub and the licence of the vision tower, the text tower and the data, where known."""
     vision, text = record.recipe["vision"], record.recipe["text"]
     return {
-        f"the vision tower {_known_as(vision['model'])}": _vision(vision["model"], vision.get("weights")),
-        f"the text tower {_known_as(text['model'])}": _text(text["model"]),
+        f"the vision tower {_known_as('vision', vision['model'])}": _vision(vision["model"], vision.get("weights")),
+        f"the text tower {_known_as('text', text['model'])}": _text(text["model"]),
         _data(record): (None, "apache-2.0" if record.recipe["source"]["name"] == "starter" else None),
     }
 
 
 def _data(record: Run) -> str:
     source = record.recipe["source"]["name"]
-    info = infos().get(source)
+    info = info_of(source)
     return f"the data ({clean(source, 80)}{f': {info.licence}' if info else ''})"
 
 
@@ -118,7 +125,7 @@ def _licence_on_hub(name: str) -> str | None:
         return None
     try:
         found = model_info(name).card_data
-    except (HfHubHTTPError, OSError):  # then the user is asked
+    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError):  # then the user is asked
         return None
     terms = None if found is None else found.get("license")
     return terms if isinstance(terms, str) else None
@@ -128,9 +135,12 @@ def _strictest(known: dict[str, str | None], given: str | None) -> str:
     """Return the given licence, or the strictest of the parts.
 
     Raises:
-        UserError: that of a part is unknown and none is given, or a part's is stricter than the given one.
+        UserError: that of a part is unknown and none is given, or a part's is stricter than the given one or cannot be
+            compared with it.
     """
     order = {name: place for place, name in enumerate(LICENCES)}
+    if given is not None and given.casefold() in order:
+        given = given.casefold()
     unknown = [part for part, terms in known.items() if terms not in order]
     stated = {part: terms for part, terms in known.items() if terms is not None and terms in order}
     if given is None and unknown:
@@ -139,6 +149,11 @@ def _strictest(known: dict[str, str | None], given: str | None) -> str:
             "with --license, such as cc-by-4.0"
         )
     part, terms = max(stated.items(), key=lambda one: order[one[1]], default=("", LICENCES[0]))
+    if given is not None and given not in order and stated and given not in known.values():
+        raise UserError(
+            f'--license "{clean(given, 100)}" cannot be compared with {terms}, the licence of {part}: '
+            f"{did_you_mean(given.casefold(), LICENCES)}"
+        )
     if given in order and order[given] < order[terms]:
         raise UserError(f"--license {given} asks less of users than {terms}, the licence of {part}: use {terms}")
     return given or terms
@@ -172,13 +187,14 @@ def _scores(test: Retrieval) -> list[EvalResult]:
     ]
 
 
-def _body(record: Run, name: str, terms: str) -> str:
+def _body(record: Run, name: str, terms: str, known: Parts) -> str:
     """Return the text of the card as Markdown."""
     recipe, spoken = record.recipe, ", ".join(_language(code) for code in record.langs)
     about = (
         f"A model that embeds images and sentences in {spoken} as vectors of {recipe['projection']['dim']} numbers, "
-        f"close if they belong together. Made by polyalign from the towers {_tower(recipe['vision'])} (images) and "
-        f"{_tower(recipe['text'])} (text) with the strategy `{record.strategy}`."
+        f"close if they belong together. Made by polyalign with the strategy `{record.strategy}`. Its image tower is "
+        f"{_known_as('vision', recipe['vision']['model'])}, its text tower "
+        f"{_known_as('text', recipe['text']['model'])}."
     )
     parts = [
         f"# {for_markdown(name.rpartition('/')[2])}",
@@ -192,7 +208,7 @@ def _body(record: Run, name: str, terms: str) -> str:
         "## What is not in it",
         "The photos and captions it was trained on are not part of this model, and neither is the list of their names.",
         "## Licence",
-        f"`{terms}`. Its parts: {'; '.join(_stated(record))}.",
+        f"`{terms}`. Its parts: {'; '.join(_stated(known))}.",
         "## How to open it",
         _usage(record, name),
     ]
@@ -206,18 +222,13 @@ def _language(code: str) -> str:
         return code
 
 
-def _tower(spec: dict[str, object]) -> str:
-    return f"`{_known_as(str(spec['model']))}`"
-
-
-def _known_as(model: str) -> str:
+def _known_as(side: str, model: str) -> str:
     """Return the name of a tower, that of a local folder without its place on this machine."""
-    is_local = model.startswith(("/", "~", ".", "local-dir:")) or Path(model).is_dir()
-    return clean(Path(model).name if is_local else model, 200).replace("`", "")
+    return "from a local folder" if is_local(f"{side}.model", model) else f"`{clean(model, 200).replace('`', '')}`"
 
 
-def _stated(record: Run) -> list[str]:
-    return [f"{for_markdown(part)}: {terms or 'not stated'}" for part, (_, terms) in _parts(record).items()]
+def _stated(parts: Parts) -> list[str]:
+    return [f"{for_markdown(part)}: {terms or 'not stated'}" for part, (_, terms) in parts.items()]
 
 
 def _results(record: Run) -> str:

@@ -10,7 +10,6 @@ from polyalign.data.pairs import CorruptImageError
 from polyalign.evaluation import html
 from polyalign.serving.search import Answer
 from polyalign.serving.thumbnails import thumbnail
-from polyalign.utils import storage
 
 _PX = 320
 _TEMPLATES = Path(__file__).with_name("templates")
@@ -20,11 +19,11 @@ def write(path: Path, answers: Sequence[Answer]) -> None:
     """Write the photos found for some queries as an HTML file.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: another file has this name, or the file cannot be written.
     """
     template = html.environment(_TEMPLATES).get_template("contact_sheet.html")
     shown = [{"query": one.query.splitlines(), "photos": list(map(_photo, one.found))} for one in answers]
-    storage.write_text(path, template.render(title=", ".join(one.query for one in answers[:3]), answers=shown))
+    html.save(path, template.render(title=", ".join(one.query for one in answers[:3]), answers=shown))
 
 
 def _photo(found: Any) -> dict[str, Any]:

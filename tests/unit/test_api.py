@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import polyalign
+from polyalign import api
 from polyalign.evaluation.results import Run
 from polyalign.training import train as training
 from tests import tiny
@@ -147,3 +148,16 @@ def test_every_public_name_is_there_and_documented():
 def test_pairs_that_were_trained_on_are_named_too(model, caplog):
     polyalign.evaluate(model, tiny.table("train"))
     assert any("trained on images of this gallery: 64 of the 64" in line for line in caplog.messages)
+
+
+def test_the_metrics_can_be_sent_to_a_tracker(trained, tmp_path, monkeypatch):
+    seen = []
+
+    def train_into(folder: Path, recipe: object, **options: object) -> Run:
+        seen.append(options["track"])
+        return trained.record
+
+    monkeypatch.setattr(api, "train_into", train_into)
+    polyalign.train("starter", lang="sw", out=tmp_path, track="tensorboard")
+    polyalign.distill(trained, lang="sw", parallel="captions", out=tmp_path, track="wandb")
+    assert seen == ["tensorboard", "wandb"]

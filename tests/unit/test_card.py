@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 from types import SimpleNamespace
 
+import httpx
 import pytest
 from huggingface_hub import ModelCard
+from huggingface_hub.errors import HFValidationError
 
 from polyalign.evaluation.results import Change, Retention, Run
 from polyalign.experiments.run_folders import train_into
@@ -96,7 +98,16 @@ def test_the_strictest_licence_counts_and_a_laxer_one_is_refused(monkeypatch, fi
     assert made.base_model == ["timm/vit_small_patch14_dinov2.lvd142m", "someone/encoder"]
     with pytest.raises(UserError, match=r"mit asks less of users than cc-by-nc-4\.0, the licence of the text"):
         card(run, licence="mit")
-    other = card(run, licence="our-own-terms").data
+    assert card(run, licence="CC-BY-NC-4.0").data.license == "cc-by-nc-4.0"
+    for laxer in ("MIT", "Apache-2.0"):
+        with pytest.raises(UserError, match="asks less of users than cc-by-nc"):
+            card(run, licence=laxer)
+    with pytest.raises(UserError, match=r'cannot be compared with cc-by-nc-4\.0.*did you mean "apache-2\.0"'):
+        card(run, licence="Apache 2.0")
+
+
+def test_terms_that_nothing_is_known_against_may_be_given(finished):
+    other = card(finished, licence="our-own-terms").data
     assert (other.license, other.license_name) == ("other", "our-own-terms")
 
 
@@ -105,7 +116,7 @@ def test_the_licence_of_a_local_tower_is_in_its_readme(finished, tmp_path):
     (tmp_path / "tower" / "README.md").write_text("---\nlicense: gpl-3.0\n---\n# Tower\n")
     assert card(with_towers(finished, "starter", str(tmp_path / "tower"))).data.license == "gpl-3.0"
     (tmp_path / "tower" / "README.md").write_text("# Tower\n")
-    with pytest.raises(UserError, match="the licence of the text tower tower is not known"):
+    with pytest.raises(UserError, match="the licence of the text tower from a local folder is not known"):
         card(with_towers(finished, "starter", str(tmp_path / "tower")))
 
 
@@ -134,6 +145,29 @@ def test_it_can_be_written_to_a_file(run, finished, tmp_path):
     assert ModelCard.load(tmp_path / "README.md").data.license == "mit"
 
 
+def test_only_a_card_is_replaced(run, finished, tmp_path):
+    words = ("card", finished, "--license", "mit", "--out", tmp_path / "README.md")
+    assert [run(*words)[0] for _ in range(2)] == [0, 0]
+    (tmp_path / "README.md").write_text("# My project\n", encoding="utf-8")
+    code, _, err = run(*words)
+    assert (code, "was not written by polyalign" in err) == (2, True)
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == "# My project\n"
+
+
+@pytest.mark.parametrize("error", [httpx.ProxyError("403 Forbidden"), HFValidationError("no name")])
+def test_a_hub_that_cannot_be_asked_knows_no_licence(error, monkeypatch, finished):
+    def model_info(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(cards, "model_info", model_info)
+    monkeypatch.setattr(cards, "check_hub", lambda: None)
+    monkeypatch.setattr(cards.hub, "HF_HUB_OFFLINE", False)
+    with pytest.raises(UserError, match="the licence of the text tower `a/encoder` is not known"):
+        card(with_towers(finished, "starter", "a/encoder"))
+    with pytest.raises(UserError, match="the text tower from a local folder is not known"):
+        card(with_towers(finished, "starter", "a/b/encoder"))
+
+
 def test_licences_are_read_from_the_hub(monkeypatch, finished):
     asked = []
 
@@ -149,15 +183,15 @@ def test_licences_are_read_from_the_hub(monkeypatch, finished):
     made = card(with_towers(finished, "hf-hub:someone/encoder", "someone/encoder")).data
     assert (made.license, made.base_model) == ("cc-by-sa-4.0", ["someone/encoder"] * 2)
     for name in ("someone/gone", "someone/silent"):
-        with pytest.raises(UserError, match=f"the licence of the text tower {name} is not known"):
+        with pytest.raises(UserError, match=f"the licence of the text tower `{name}` is not known"):
             card(with_towers(finished, "starter", name))
     monkeypatch.setattr(cards.hub, "HF_HUB_OFFLINE", True)
     asked.clear()
-    with pytest.raises(UserError, match="someone/encoder is not known"):
+    with pytest.raises(UserError, match="`someone/encoder` is not known"):
         card(with_towers(finished, "starter", "someone/encoder"))
     assert not asked
 
 
 def test_an_unknown_timm_model_has_no_licence(finished):
-    with pytest.raises(UserError, match="the licence of the vision tower vit_of_mine is not known"):
+    with pytest.raises(UserError, match="the licence of the vision tower `vit_of_mine` is not known"):
         card(with_towers(finished, "vit_of_mine", "starter"))

@@ -11,7 +11,7 @@ import polyalign
 from polyalign.evaluation.model import Model
 from polyalign.models import checkpoint
 from polyalign.models.strategies import lora
-from polyalign.serving.export import onnx, open_clip, plain
+from polyalign.serving.export import onnx, open_clip, plain, transformers
 from polyalign.serving.export.check import RECORD, Export
 from polyalign.serving.export.run import Options, export
 from polyalign.utils.errors import UserError
@@ -57,7 +57,7 @@ def check_onnx(folder, wanted) -> None:
 def test_onnx_opens_with_the_runtime_alone_and_int8_has_a_recall_of_its_own(run, tmp_path):
     trained(tmp_path / "run", "lilt")
     wanted = vectors(tmp_path / "run")
-    code, out, _ = run("export", tmp_path / "run", "--to", "onnx", "--int8", "--out", tmp_path / "out", "--images", 20)
+    code, out, _ = run("export", tmp_path / "run", "--to", "onnx", "--int8", "--out", tmp_path / "out", "--compare", 20)
     assert code == 0
     done = Export.load_json(tmp_path / "out" / RECORD)
     assert (done.images, done.texts, done.strategy) == (20, 40, "lilt")
@@ -201,6 +201,12 @@ def test_a_tower_without_a_mask_is_refused(tmp_path):
     assert "without a mask" in plain.problem(aligner)
 
 
+def test_a_tower_that_lowers_the_case_is_refused_where_it_cannot_be_stated():
+    aligner = tiny.aligner()
+    aligner.text.lower_case = True
+    assert "lowers the case" in transformers.problem(aligner)
+
+
 def test_sentences_that_open_clip_rewrites_are_refused(tmp_path):
     trained(tmp_path / "run", "projection")
     encoder = next(iter(_reloaded(tmp_path).values()))
@@ -243,14 +249,15 @@ def test_a_missing_library_names_the_extra(monkeypatch, tmp_path):
         export(tmp_path / "run", "onnx", tmp_path / "out", Options())
 
 
-def test_a_failure_of_the_library_is_one_line(monkeypatch, tmp_path):
+@pytest.mark.parametrize("kind", [RuntimeError, OSError])
+def test_a_failure_of_the_library_is_one_line(kind, monkeypatch, tmp_path):
     trained(tmp_path / "run", "projection")
 
     def fail(*_: object) -> None:
-        raise RuntimeError("unsupported\noperator")
+        raise kind("unsupported\noperator")
 
     monkeypatch.setattr(onnx, "_write_graph", fail)
-    with pytest.raises(UserError, match="cannot be exported to onnx: RuntimeError: unsupported; choose another --to"):
+    with pytest.raises(UserError, match=f"exported to onnx: {kind.__name__}: unsupported; choose another --to"):
         export(tmp_path / "run", "onnx", tmp_path / "out")
     assert polyalign.load(tmp_path / "run").encode_text(["red"]).shape == (1, 16)
 

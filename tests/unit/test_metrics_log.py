@@ -230,3 +230,12 @@ def test_only_the_main_process_writes(tmp_path, monkeypatch):
     log = metrics_log.MetricsLog(tmp_path / METRICS, tiny.resolved(), accelerator, None)
     log.write(1, {"loss": 1.0})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("tracker", ["wandb", "trackio", "mlflow"])
+def test_offline_nothing_is_sent_to_a_tracker(tracker, run, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run("train", "--lang", "sw", "--offline", "--track", tracker)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"--track {tracker} may use the network: leave out --offline" in err
+    assert not list(tmp_path.iterdir())

@@ -83,6 +83,22 @@ def test_what_is_wrong_is_refused_with_what_was_meant(words, problem, run, folde
     assert not list(folder.rglob("*"))
 
 
+@pytest.mark.parametrize("words", [(), ("--overwrite",)])
+def test_a_shipped_language_is_not_hidden(words, run, folder):
+    code, _, err = run("lang", "new", "sw", "--name", "Kiswahili", "--script", "Latn", *words)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "polyalign has the language sw already: choose another code" in err
+    assert not list(folder.rglob("*"))
+
+
+def test_the_end_of_the_input_at_a_prompt_ends_the_command(run, folder, monkeypatch):
+    answers(monkeypatch)
+    sys.stdin.read()
+    code, _, err = run("lang", "new", "ay")
+    assert (code, "Traceback" in err) == (130, False)
+    assert not list(folder.rglob("*"))
+
+
 def test_an_existing_file_is_replaced_only_if_asked_for(run, folder):
     words = ("lang", "new", "ay", "--script", "Latn", "--name")
     assert run(*words, "one")[0] == 0

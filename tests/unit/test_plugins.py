@@ -6,7 +6,9 @@ from importlib.metadata import EntryPoint
 import pytest
 
 from polyalign.config import plugins, source_spec
+from polyalign.config.resolve import usual_strategies
 from polyalign.utils.errors import UserError
+from tests import tiny
 
 HOME = {"strategies": "models.strategies", "sources": "data.sources", "tasks": "evaluation.tasks"}
 KINDS = ("strategies", "sources", "tasks")
@@ -125,3 +127,18 @@ def test_only_a_plugin_that_is_named_is_run(tmp_path, monkeypatch):
     for name in ("../sources/bomb", "sources.bomb", str(tmp_path / "sources" / "bomb"), "bomb.py"):
         with pytest.raises(UserError, match="unknown source"):
             plugins.load_plugin("sources", name)
+
+
+def test_no_strategy_is_run_that_nobody_named(own, tmp_path):
+    own.joinpath("lilt.py").unlink()
+    assert usual_strategies("starter") == tuple(plugins.shipped_plugins("strategies"))
+    (tmp_path / "mine.toml").write_text('extends = "starter"\n[strategies.my-way]\n', encoding="utf-8")
+    assert set(usual_strategies("mine.toml")) == {*plugins.shipped_plugins("strategies"), "my-way"}
+
+
+@pytest.mark.parametrize("command", ["plan", "strategies"])
+def test_the_commands_that_take_all_strategies_run_only_these(command, own, tmp_path, run):
+    code, out, err = run(command, "--lang", "en", "--recipe", tiny.write(tmp_path / "tiny.toml"), "--json")
+    assert code == 0, err
+    assert "bomb" not in out
+    assert "running code" not in err

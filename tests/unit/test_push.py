@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -10,8 +11,13 @@ import pytest
 from huggingface_hub import ModelCard, constants
 
 import polyalign
-from polyalign.config.run_files import WEIGHTS
+from polyalign.config import resolve
+from polyalign.config.run_files import RECIPE, WEIGHTS
 from polyalign.data.trained_images import TRAINED_IMAGES
+from polyalign.evaluation.results import Run
+from polyalign.models import checkpoint
+from polyalign.serving.places import ELSEWHERE, without_places
+from polyalign.serving.push import prepare
 from tests import tiny
 from tests.unit.test_card import train
 
@@ -149,3 +155,71 @@ def test_a_refusal_of_the_hub_is_one_line(run, finished, hub):
 def test_without_network_it_says_so(run, finished):
     code, _, err = run("push", finished, "--repo", "ana/quarters", "--license", "mit")
     assert (code, "the hub is switched off" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("source", "gallery"),
+    [
+        ({"name": "folder", "root": "acme-photos", "captions": "acme.csv"}, "folder-test"),
+        ({"name": "folder", "root": "/srv/acme/photos", "images": "acme"}, "folder-test"),
+        ({"name": "hub", "dataset": "acme-saved"}, "hub-test"),
+        ({"name": "hub", "dataset": "acme/saved", "caption_column": "acme/column"}, "hub-test"),
+    ],
+)
+def test_no_name_of_a_folder_is_published(source, gallery, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = shutil.copytree(finished, tmp_path / "acme-run")
+    shutil.copytree(tiny.data(), tmp_path / "acme-photos")
+    (tmp_path / "acme-photos" / "captions.csv").rename(tmp_path / "acme-photos" / "acme.csv")
+    for name in ("acme-saved", "acme/saved"):
+        (tmp_path / name).mkdir(parents=True)
+    before = resolve.read_recipe(run / RECIPE).table()
+    recipe = {
+        **before,
+        "source": source,
+        "data": {**before["data"], "keep_out": [{"name": "folder", "root": "acme-photos"}, source]},
+        "parallel": {"text": "acme.tsv"},
+        "parent": {"run": "runs/acme", "weights": "0" * 64},
+    }
+    checkpoint.replace_recipe(run, resolve.validate(recipe, "here"))
+    result = (run / "result.json").read_text(encoding="utf-8").replace("quarters-test", "acme-photos-test")
+    (run / "result.json").write_text(json.dumps({**json.loads(result), "recipe": recipe}), encoding="utf-8")
+    told = prepare(run, tmp_path / "hub", "ana/corners", licence="mit")
+    for name in told.files:
+        assert b"acme" not in (tmp_path / "hub" / name).read_bytes(), name
+    public = Run.load_json(tmp_path / "hub" / "result.json")
+    assert {one.gallery for one in (*public.test, public.untrained)} == {gallery}
+    assert (public.recipe["parent"]["run"], public.recipe["source"]["name"]) == (ELSEWHERE, source["name"])
+    polyalign.load(tmp_path / "hub").encode_text(["red"])
+    places = (tmp_path / "hub" / "difference" / RECIPE).read_text(encoding="utf-8")
+    for tower in (tiny.vision(), tiny.text()):
+        places = places.replace(f'model = "{ELSEWHERE}"', f'model = "{tower}"', 1)
+    (tmp_path / "hub" / "difference" / RECIPE).write_text(places, encoding="utf-8")
+    polyalign.load(tmp_path / "hub" / "difference").encode_text(["red"])
+
+
+@pytest.mark.parametrize(
+    ("section", "value", "stays"),
+    [
+        ("vision", {"model": "vit_small_patch14_dinov2.lvd142m"}, True),
+        ("vision", {"model": "hf-hub:ana/vit"}, True),
+        ("vision", {"model": "starter"}, True),
+        ("vision", {"model": "local-dir:/home/ana/vit"}, False),
+        ("vision", {"model": "towers/vit"}, False),
+        ("text", {"model": "ana/encoder", "prompt": "query/passage: ", "revision": "refs/pr/1"}, True),
+        ("text", {"model": "ana/towers/encoder"}, False),
+        ("text", {"model": "~/encoder"}, False),
+        ("source", {"name": "hub", "dataset": "ana/photos", "revision": "refs/convert/parquet"}, True),
+        ("source", {"name": "hub", "dataset": "../photos"}, False),
+        ("source", {"name": "folder", "origin": "human", "caption_column": "caption"}, True),
+        ("parallel", {"text": "hub:ana/sentences:qu-es"}, True),
+        ("parallel", {"text": "captions"}, True),
+        ("parallel", {"text": "C:\\sentences.tsv"}, False),
+        ("teacher", {"run": "english", "weights": "0", "strategy": {"towers": "text"}}, False),
+    ],
+)
+def test_names_on_the_hub_stay_and_places_do_not(section, value, stays, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("text", "human", "captions", "starter", "folder"):
+        (tmp_path / name).mkdir()
+    assert (without_places({section: value})[section] == value) is stays

@@ -107,3 +107,25 @@ def test_an_existing_copy_is_kept(run, folder):
     (folder / "recipes" / "mine.toml").write_text('description = "edited."\n', encoding="utf-8")
     assert run("recipe", "copy", "starter", "mine")[0] == 2
     assert (folder / "recipes" / "mine.toml").read_text(encoding="utf-8") == 'description = "edited."\n'
+
+
+def test_a_copy_finds_the_same_files_or_is_refused(run, folder):
+    (folder / "other" / "photos").mkdir(parents=True)
+    (folder / "photos").mkdir()
+    for place in ("other/own.toml", "own.toml"):
+        (folder / place).write_text(
+            'extends = "starter"\nsource = {name = "folder", root = "./photos"}\n', encoding="utf-8"
+        )
+    code, _, err = run("recipe", "copy", "other/own.toml", "mine")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "other/own.toml names files beside it, which its copy would not find" in err
+    assert not (folder / "recipes").exists()
+    assert run("recipe", "copy", "own.toml", "mine")[0] == 0
+    (folder / "recipes" / "photos").mkdir()
+    assert run("recipe", "copy", "mine", "again")[0] == 0
+    assert resolve("again", "sw").source["root"] == resolve("mine", "sw").source["root"]
+    assert run("recipe", "copy", "own.toml", "third")[0] == 2
+
+
+def test_a_language_is_known_by_its_name(run):
+    assert "Language qu." in run("recipe", "show", "starter", "--lang", "Quechua")[1]

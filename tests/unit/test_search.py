@@ -256,6 +256,11 @@ def test_the_contact_sheet(run, index, photos, tmp_path, monkeypatch):  # noqa: 
     assert "\u202e" not in page
     assert "default-src 'none'" in page
     assert (photos / "a&<i>\n.png").as_uri() in page
+    assert run("search", index, "red", "--sheet", tmp_path / "found.html")[0] == 0
+    (tmp_path / "captions.csv").write_text("image,caption\n", encoding="utf-8")
+    code, _, err = run("search", index, "red", "--sheet", tmp_path / "captions.csv")
+    assert (code, "was not written by polyalign" in err) == (2, True)
+    assert (tmp_path / "captions.csv").read_text(encoding="utf-8") == "image,caption\n"
     shown = []
     monkeypatch.setattr(webbrowser, "open", shown.append)
     assert run("search", index, "red", "--open")[0] == 0

@@ -22,7 +22,7 @@ from polyalign.models.strategies import lora
 from polyalign.serving.export.check import RECORD, Export, Pairs, Vectors, test_pairs
 from polyalign.training.inherit import weights_digest
 from polyalign.utils import storage
-from polyalign.utils.errors import UserError, did_you_mean, first_line
+from polyalign.utils.errors import DISK_ERRORS, UserError, did_you_mean, first_line
 from polyalign.utils.progress import progress
 from polyalign.utils.text import clean
 from polyalign.utils.versions import versions
@@ -130,9 +130,11 @@ def _reported(target: str) -> Iterator[None]:
     """Turn what another library raises on a model that it does not take into one line."""
     try:
         yield
-    except (UserError, OSError):
+    except UserError:
         raise
     except Exception as error:
+        if isinstance(error, OSError) and (error.filename is not None or error.errno in DISK_ERRORS):
+            raise
         problem = f"{type(error).__name__}: {clean(first_line(error), 300)}"
         raise UserError(f"this model cannot be exported to {target}: {problem}; choose another --to") from error
 

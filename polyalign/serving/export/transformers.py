@@ -48,6 +48,8 @@ def problem(aligner: Aligner) -> str | None:
     _, unknown = _inserted(aligner)
     if unknown is not None:
         return f"training inserted {clean(unknown, 80)}"
+    if aligner.text.lower_case:
+        return "its text tower lowers the case of sentences"
     name = type(aligner.text.model).__name__
     return plain.of_towers(aligner) or (None if hasattr(transformers, name) else f"transformers has no {name} by name")
 
