@@ -90,8 +90,10 @@ def test_a_recipe_that_needs_settings_has_names_too(tmp_path):
         runs.default_folder(recipe.resolve(str(path), "en", "lilt", {"source": {"root": root}}), str(path)).name
         for root in ("one", "two")
     ]
-    assert all(name.startswith("bare-en-lilt-all-s0-") for name in found)
-    assert found[0] != found[1]
+    assert all(
+        name.startswith(f"bare-{root}-en-lilt-all-s0-") for name, root in zip(found, ("one", "two"), strict=True)
+    )
+    assert found[0][-6:] != found[1][-6:]
 
 
 def test_a_finished_run_is_given_back_and_not_trained_again(finished, caplog):
@@ -302,8 +304,19 @@ def test_how_it_computes_can_be_another_this_time(trained, monkeypatch):
 
 
 def test_several_languages_one_result_each(trained):
-    results = evaluate(trained, langs=["en", "de", "sw"], split="test", overrides={})
-    assert [result.lang for result in results] == ["en", "de", "sw"]
+    results = evaluate(trained, langs=["en", "de"], split="test", overrides={})
+    assert [result.lang for result in results] == ["en", "de"]
+
+
+@pytest.mark.parametrize("langs", [["sw"], ["en", "sw"], ["sw", "th"]])
+def test_captions_are_not_given_for_a_language_that_they_do_not_state(langs, trained):
+    with pytest.raises(UserError, match=r"the same captions in .* state the language .* --set source\.lang="):
+        evaluate(trained, langs=langs, split="test", overrides={})
+    source = {**tiny.resolved().source, "lang": "th", "caption_column": "caption"}
+    [result] = evaluate(trained, langs=["th"], split="test", overrides={"source": source})
+    assert result.lang == "th"
+    with pytest.raises(UserError, match=r"has captions in th \(source\.lang\), not in sw"):
+        evaluate(trained, langs=["sw"], split="test", overrides={"source": source})
 
 
 def test_another_split_and_another_source(trained, tmp_path):
