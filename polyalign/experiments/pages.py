@@ -186,8 +186,15 @@ def _tuning(comparison: Comparison) -> list[str]:
     """State for each method which settings were tuned on dev, over which values, how, and which were chosen."""
     methods = sorted(comparison.methods, key=lambda method: method.name)
     tuned = [_tuned(method) for method in methods if any(run.tuned for run in method.runs)]
-    rates = _each(comparison, lambda run: _setting(run, "optim.lr"))
+    rates = _each(comparison, _rates)
     return tuned or [f"Nothing was tuned for this table; learning rates of the recipe: {rates}."]
+
+
+def _rates(run: Run) -> str:
+    """Return the learning rate of a run, and those of its parts that have their own."""
+    optim = run.recipe.get("optim", {})
+    own = [f"{part} {optim[f'{part}_lr']}" for part in ("vision", "text", "projection") if f"{part}_lr" in optim]
+    return str(_setting(run, "optim.lr")) + (f" ({', '.join(own)})" if own else "")
 
 
 def _tuned(method: Method) -> str:

@@ -60,7 +60,7 @@ def _photos(folder: Path) -> None:
         rows = list(csv.DictReader(file))
     with (folder / "captions.csv").open("w", encoding="utf-8", newline="") as file:
         sheet = csv.writer(file)
-        sheet.writerow(["image", "caption", "split"])
+        sheet.writerow(rows[0])
         for split, count in ROWS.items():
             for row in [row for row in rows if row["split"] == split][:: tiny.CAPTIONS_PER_IMAGE][:count]:
                 shutil.copy(tiny.data() / "images" / row["image"], folder / "images")

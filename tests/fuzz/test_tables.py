@@ -9,11 +9,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import openpyxl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from openpyxl.cell.cell import ILLEGAL_CHARACTERS_RE
 
 from polyalign.data.readers.sheet import SUFFIXES
 from tests.fuzz.harness import Sandbox, cases, sandbox
@@ -59,6 +61,24 @@ def parquet(table: list[dict[str, Any]]) -> bytes:
     return file.getvalue().to_pybytes()
 
 
+def workbook(table: list[dict[str, Any]]) -> bytes:
+    """Write the table; what no cell can hold, as text."""
+    keys = list(dict.fromkeys(key for row in table if isinstance(row, dict) for key in row))
+    book = openpyxl.Workbook()
+    book.active.append([_cell(key) for key in keys])
+    for row in table:
+        book.active.append([_cell(row.get(key) if isinstance(row, dict) else row) for key in keys])
+    file = io.BytesIO()
+    book.save(file)
+    return file.getvalue()
+
+
+def _cell(value: Any) -> Any:
+    if value is None or (isinstance(value, int) and abs(value) < 2**53):
+        return value
+    return ILLEGAL_CHARACTERS_RE.sub("", _utf8(str(value)))[:32_000]
+
+
 def _utf8(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
@@ -68,6 +88,7 @@ FORMATS: dict[str, Callable[[list[dict[str, Any]]], bytes]] = {
     ".tsv": lambda table: separated(table, "\t"),
     ".jsonl": json_lines,
     ".parquet": parquet,
+    ".xlsx": workbook,
 }
 
 

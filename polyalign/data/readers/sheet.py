@@ -7,7 +7,7 @@ import io
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,13 +127,13 @@ def _read_excel(path: Path) -> Sheet:
     from openpyxl import load_workbook
 
     try:
-        with zipfile.ZipFile(path) as archive:
+        content = io.BytesIO(path.read_bytes())
+        with zipfile.ZipFile(content) as archive:
             size = sum(member.file_size for member in archive.infolist())
         if size > _LARGEST_WORKBOOK:
             raise ValueError(f"it has {size / 2**30:.0f} GiB of content: save it as CSV")
-        book = load_workbook(path, read_only=True, data_only=True)
-        rows = [[_as_text(cell) for cell in row] for row in book.worksheets[0].iter_rows(values_only=True)]
-        book.close()
+        with closing(load_workbook(content, read_only=True, data_only=True)) as book:
+            rows = [[_as_text(cell) for cell in row] for row in book.worksheets[0].iter_rows(values_only=True)]
     except Exception as error:  # openpyxl passes on those of zipfile, of XML parsers and of dates
         raise UserError(f"cannot read {path}: {clean(first_line(error) or type(error).__name__, 200)}") from error
     numbered = [(number, row) for number, row in enumerate(rows, start=1) if any(row)]
