@@ -168,7 +168,7 @@ class Grid:
             recipe = distillation(self.teacher, cell.lang, cell.strategy, table)
         name = run_name(recipe, cell.recipe, usual)
         source = self.overrides.get("source", {})
-        if "name" in source:  # other data than the recipe's
+        if source.get("name", "folder") != "folder":  # other data than the recipe's; a folder is in the name of the run
             data = Path(source["root"]).resolve().stem if "root" in source else source["name"]
             name = safe_stem(f"{name}-{data}")
         return Job(

@@ -192,8 +192,8 @@ def _tuning(comparison: Comparison) -> list[str]:
 
 def _rates(run: Run) -> str:
     """Return the learning rate of a run, and those of its parts that have their own."""
-    optim = run.recipe.get("optim", {})
-    own = [f"{part} {optim[f'{part}_lr']}" for part in ("vision", "text", "projection") if f"{part}_lr" in optim]
+    rates = {part: _setting(run, f"optim.{part}_lr") for part in ("vision", "text", "projection")}
+    own = [f"{part} {rate}" for part, rate in rates.items() if rate is not None]
     return str(_setting(run, "optim.lr")) + (f" ({', '.join(own)})" if own else "")
 
 

@@ -330,7 +330,7 @@ def test_other_data_is_asked_for_no_language_it_may_not_speak_and_has_results_of
     own = only(grid("starter"))
     other = only(grid("starter", overrides={"source": {"name": "folder", "root": str(tiny.data())}}))
     assert own.result.stem == "starter-en-projection-10k-pairs-s0"
-    assert re.fullmatch("starter-en-projection-10k-pairs-s0-[0-9a-f]{6}-quarters", other.result.stem)
+    assert re.fullmatch("starter-quarters-en-projection-10k-pairs-s0-[0-9a-f]{6}", other.result.stem)
     assert other.recipe.test.languages == ()
     assert other.recipe.test.knowledge
 
