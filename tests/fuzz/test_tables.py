@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,12 @@ def parquet(table: list[dict[str, Any]]) -> bytes:
 
 def workbook(table: list[dict[str, Any]]) -> bytes:
     """Write the table; what no cell can hold, as text."""
+    return _workbook(json.dumps(table, default=repr))
+
+
+@lru_cache(maxsize=64)  # a workbook has the time at which it was written in it
+def _workbook(content: str) -> bytes:
+    table = json.loads(content)
     keys = list(dict.fromkeys(key for row in table if isinstance(row, dict) for key in row))
     book = openpyxl.Workbook()
     book.active.append([_cell(key) for key in keys])
