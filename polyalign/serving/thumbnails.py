@@ -34,7 +34,7 @@ def as_jpeg(image: Image.Image, px: int) -> bytes:
     """Return an image as a JPEG file whose longer side has at most ``px`` pixels; it is made smaller in place."""
     image.thumbnail((px, px), Image.Resampling.LANCZOS)
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=80)
+    image.save(out, "JPEG", quality=75)
     return out.getvalue()
 
 

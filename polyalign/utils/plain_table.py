@@ -49,7 +49,8 @@ class PlainTable(Table):
             longest = max(map(cell_len, lines), default=0)
             widths.append(longest if column.no_wrap else min(longest, column.min_width or _LEAST))
         left, right = self.padding[3], self.padding[1]
-        return sum(widths) + (left + right) * len(widths)
+        lines = 0 if self.box is None else len(widths) - 1 + 2 * self.show_edge
+        return sum(widths) + (left + right) * len(widths) + lines
 
     def _as_lists(self) -> Iterator[Text]:
         if self.title:

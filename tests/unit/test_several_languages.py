@@ -210,8 +210,8 @@ def test_tables_of_other_images_keep_their_own():
 
 
 def test_one_set_of_captions_is_not_two_languages():
-    with pytest.raises(UserError, match="has the same captions in en and de: state the language of each caption"):
-        load_tables(tiny.resolved(data={"also_langs": ["de"]}))
+    with pytest.raises(UserError, match="has the same captions in en and sw: state the language of each caption"):
+        load_tables(tiny.resolved(data={"also_langs": ["sw"]}))
 
 
 def test_budgets_of_the_other_languages_tell_runs_apart(run, tmp_path):

@@ -190,10 +190,10 @@ def test_a_folder_without_a_run_is_one_line(tmp_path):
 
 def test_few_photos_and_chance_are_warned_of(moved):
     page = checked(show.page(moved / "run"))
-    assert "English: only 24 test photos, so that the intervals are wide." in page.text
+    assert "Few test images (24): mean recall is only known to be in [" in page.text
     run = Run.load_json(moved / "run" / train.RESULT)
     page = checked(show.page(edited(moved, test=(run.untrained,))))
-    assert "This is not clearly better than guessing" in page.text
+    assert "Not better than chance, as far as 24 test images can tell" in page.text
 
 
 # Hostile

@@ -70,7 +70,7 @@ def test_overview_of_languages_fits() -> None:
     assert text.count("100.0 ±0.0") == 21
 
 
-@pytest.mark.parametrize("width", [50, 80, 120])
+@pytest.mark.parametrize("width", [50, 80, 92, 100, 104, 120])
 def test_no_table_cuts_a_number_or_a_language(width: int) -> None:
     results = [wide(a_retrieval()).model_copy(update={"lang": lang}) for lang in ("qu", "gn", "zh-Hant")]
     one = show(tables.retrieval_table(results[0], a_retrieval(noise=50)), width)

@@ -122,8 +122,8 @@ def test_tables_without_a_shared_image_are_refused() -> None:
 
 
 def test_questions_come_from_the_recipe() -> None:
-    asked = retention.probes(tiny.resolved("full", test={"languages": ["sw"]}))
-    assert [table.lang for table in asked.parallel] == ["en", "sw"]
+    asked = retention.probes(tiny.resolved("full", test={"languages": ["de"]}))
+    assert [table.lang for table in asked.parallel] == ["en", "de"]
     assert asked.labelled is None
     assert asked.before.count()[0] == tiny.aligner("projection").count()[0]
 
