@@ -49,8 +49,8 @@ class PlainTable(Table):
             longest = max(map(cell_len, lines), default=0)
             widths.append(longest if column.no_wrap else min(longest, column.min_width or _LEAST))
         left, right = self.padding[3], self.padding[1]
-        lines = 0 if self.box is None else len(widths) - 1 + 2 * self.show_edge
-        return sum(widths) + (left + right) * len(widths) + lines
+        of_box = 0 if self.box is None else len(widths) - 1 + 2 * self.show_edge
+        return sum(widths) + (left + right) * len(widths) + of_box
 
     def _as_lists(self) -> Iterator[Text]:
         if self.title:
