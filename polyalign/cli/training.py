@@ -49,7 +49,9 @@ def train(
         raise UserError("name the language with --lang, or the run to go on from with --from")
     else:
         resolved = options.resolve(recipe, lang, strategy, set_, **changes)
-    if recipe.endswith(".toml") and (run := Path(recipe).parent / "result.json").is_file():
+    from polyalign.config.run_files import RESULT
+
+    if recipe.endswith(".toml") and (run := Path(recipe).parent / RESULT).is_file():
         options.say(f"{recipe} is the recipe of a run: training starts anew (to go on from it: --from {run.parent})")
     from polyalign.experiments.run_folders import default_folder
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from polyalign.utils.errors import UserError
 
 WEIGHTS = "model.safetensors"
+RESULT = "result.json"
 RECIPE = "recipe.toml"
 """The resolved recipe in the folder of a run."""
 

@@ -86,7 +86,8 @@ class Request:
             UserError: the source lacks a language or the split, or does not state the languages of its captions.
         """
         recipes = [self.recipe_for(code) for code in self.codes()]
-        refuse_equal_captions(self._captions(recipes))  # before a large model is loaded
+        if {recipe.lang for recipe in recipes} != {self.recipe and self.recipe.lang}:
+            refuse_equal_captions(self._captions(recipes))  # before a large model is loaded
         for recipe in recipes:
             yield load_split(recipe, self.split)
 

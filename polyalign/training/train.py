@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from polyalign.config import run_files
 from polyalign.config.schema import Recipe
 from polyalign.data.load import load_split, load_table, refuse_equal_captions, without_trained
 from polyalign.data.pairs import PairTable
@@ -29,7 +30,7 @@ from polyalign.training.state import State
 from polyalign.utils.process import peak_memory, processes
 from polyalign.utils.versions import versions
 
-RESULT, STATE = "result.json", "state.safetensors"
+RESULT, STATE = run_files.RESULT, "state.safetensors"
 FILES = (*checkpoint.FILES, TRAINED_IMAGES, RESULT, STATE, METRICS)
 """All that a run writes into its folder; ``--overwrite`` deletes these and nothing else."""
 
