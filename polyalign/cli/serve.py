@@ -28,7 +28,7 @@ def serve(
     """Show a page in the browser on which photos are found with a sentence, until Ctrl-C.
 
     The page needs no JavaScript and loads nothing from other hosts. Thumbnails are kept in the folder of the index.
-    Photos that `polyalign index update` adds meanwhile are found after the next start.
+    Photos that `polyalign index update` adds meanwhile are found within some seconds.
     """
     go_offline(offline)
     try:

@@ -76,7 +76,7 @@ class Index:
     @property
     def is_current(self) -> bool:
         """Whether the photos are those of when the index was opened; if not, open it again."""
-        return self._digest == self.store.digest()
+        return self._digest == self.store.digest() and not self.store.is_replaced()
 
     def search(
         self,
@@ -100,7 +100,6 @@ class Index:
         Raises:
             UserError: the vector does not fit, there is no such column, or the index is damaged.
         """
-        query = self._query(vector)
         ids, rows, distinct = self._ids, self._rows, self._distinct
         if where or without is not None:
             kept = ids != without
@@ -108,19 +107,48 @@ class Index:
                 kept &= np.isin(ids, self._ids_where(where))
             ids, rows = ids[kept], rows[kept]
             distinct = _distinct(rows)
-        if top < 1 or skip >= len(ids):
+        return self._search([vector], [skip], top, ids, rows, distinct)[0]
+
+    def search_many(self, vectors: Sequence[Vector], skips: Sequence[int], top: int = 10) -> list[list[Hit]]:
+        """Return what ``search`` returns for each vector and number of photos to leave out; the index is read once.
+
+        Raises:
+            UserError: a vector does not fit, or the index is damaged.
+        """
+        return self._search(vectors, skips, top, self._ids, self._rows, self._distinct)
+
+    def _search(
+        self,
+        vectors: Sequence[Vector],
+        skips: Sequence[int],
+        top: int,
+        ids: npt.NDArray[np.int64],
+        rows: npt.NDArray[np.int64],
+        distinct: npt.NDArray[np.int64],
+    ) -> list[list[Hit]]:
+        """Search the photos ``ids``, sorted by their ``rows``; ``distinct`` are these rows without repetitions."""
+        queries = np.array([self._query(vector) for vector in vectors], np.float32).reshape(-1, self.dim)
+        if top < 1 or not len(ids):
+            return [[] for _ in queries]
+        answers = []
+        counts = [max(top + skip, _RESCORED) for skip in skips]
+        for query, skip, near in zip(queries, skips, self._nearest(queries, distinct, counts), strict=True):
+            parts = np.array_split(near, len(near) // _BLOCK + 1)
+            double = query.astype(np.float64)
+            exact = np.concatenate([self._vectors[part].astype(np.float64) @ double for part in parts])
+            begins, ends = np.searchsorted(rows, near), np.searchsorted(rows, near, side="right")
+            scores = np.repeat(exact.astype(np.float32), ends - begins)
+            found = np.concatenate([ids[begin:end] for begin, end in zip(begins, ends, strict=True)])
+            answers.append(self._best(found, scores, top, skip))
+        return answers
+
+    def _best(self, ids: npt.NDArray[np.int64], scores: Vector, top: int, skip: int) -> list[Hit]:
+        """Return the photos of the ``top`` highest scores after the first ``skip``."""
+        if skip >= len(ids):
             return []
-        near = self._nearest(query, distinct, max(top + skip, _RESCORED))
-        parts = np.array_split(near, len(near) // _BLOCK + 1)
-        double = query.astype(np.float64)
-        exact = np.concatenate([self._vectors[part].astype(np.float64) @ double for part in parts]).astype(np.float32)
-        begins, ends = np.searchsorted(rows, near), np.searchsorted(rows, near, side="right")
-        scores = np.repeat(exact, ends - begins)
-        found = np.concatenate([ids[begin:end] for begin, end in zip(begins, ends, strict=True)])
-        # The best photos, and those with the same score as the last of them.
         last = np.sort(scores)[::-1][min(top + skip, len(scores)) - 1]
-        best = scores >= last
-        score_of = dict(zip(found[best].tolist(), scores[best].tolist(), strict=True))
+        best = scores >= last  # also those with the same score as the last one, to be ordered by path
+        score_of = dict(zip(ids[best].tolist(), scores[best].tolist(), strict=True))
         hits = [Hit(photo, score_of[photo.id]) for photo in self._photos(list(score_of))]
         return sorted(hits, key=lambda hit: (-hit.score, os.fsencode(hit.photo.path)))[skip : skip + top]
 
@@ -208,22 +236,24 @@ class Index:
         found = self.store.read(f"SELECT id FROM photos WHERE row IS NOT NULL AND {condition}", values)
         return np.array([photo_id for (photo_id,) in found], np.int64)
 
-    def _nearest(self, query: Vector, rows: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-        """Return the best ``count`` of these rows, and all others that rounding may have put below them."""
+    def _nearest(
+        self, queries: Vector, rows: npt.NDArray[np.int64], counts: Sequence[int]
+    ) -> Iterator[npt.NDArray[np.int64]]:
+        """Yield for each query the best ``count`` of these rows, and all others that rounding may have put below."""
         import torch
 
-        matrix, unit = torch.from_numpy(self._vectors), torch.from_numpy(query)
-        scores = torch.empty(len(matrix))
+        matrix, units = torch.from_numpy(self._vectors), torch.from_numpy(queries)
+        scores = torch.empty(len(queries), len(matrix))
         block = torch.empty(_BLOCK, self.dim)
         for start in range(0, len(matrix), _BLOCK):
             part = matrix[start : start + _BLOCK]
-            torch.mv(block[: len(part)].copy_(part), unit, out=scores[start : start + len(part)])
-        if len(rows) < len(matrix):
-            scores = scores[torch.from_numpy(rows)]
-        lowest = torch.topk(scores, min(count, len(scores))).values[-1]
-        near = torch.nonzero(scores >= lowest - _ROUNDING)[:, 0]
-        found: npt.NDArray[np.int64] = rows[near.numpy()]
-        return found
+            scores[:, start : start + len(part)] = units @ block[: len(part)].copy_(part).T
+        chosen = None if len(rows) == len(matrix) else torch.from_numpy(rows)
+        for count, all_rows in zip(counts, scores, strict=True):
+            row_scores = all_rows if chosen is None else all_rows[chosen]
+            lowest = torch.topk(row_scores, min(count, len(row_scores))).values[-1]
+            near = torch.nonzero(row_scores >= lowest - _ROUNDING)[:, 0]
+            yield rows[near.numpy()]
 
 
 def _distinct(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -90,6 +90,7 @@ class Store:
         _refuse_links(folder)
         with self._errors():
             self._database = _connect(folder / PHOTOS)
+            self._file_id = _file_id(folder)
         weakref.finalize(self, self._database.close)
         facts = {str(name): str(value) for name, value in self.read("SELECT name, value FROM facts")}
         if facts.pop("format", None) != _FORMAT:
@@ -216,6 +217,10 @@ class Store:
         found = self.read("SELECT value FROM facts WHERE name = 'digest'")
         return str(found[0][0]) if found else ""
 
+    def is_replaced(self) -> bool:
+        """Return whether another index was made in the folder since this one was opened."""
+        return is_store(self.folder) and _file_id(self.folder) != self._file_id
+
     def append(
         self, vectors: npt.NDArray[np.floating[Any]], contents: Sequence[bytes], entries: Sequence[Entry]
     ) -> None:
@@ -304,6 +309,11 @@ def delete(folder: Path) -> None:
 def size(folder: Path) -> int:
     """Return the size of the files of an index in bytes."""
     return sum(path.stat().st_size for name in _FILES if (path := folder / name).is_file())
+
+
+def _file_id(folder: Path) -> tuple[int, int]:
+    facts = (folder / PHOTOS).stat()
+    return facts.st_dev, facts.st_ino
 
 
 def _refuse_links(folder: Path) -> None:

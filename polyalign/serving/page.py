@@ -25,6 +25,7 @@ from polyalign.evaluation.html import environment
 from polyalign.serving.index import Hit, Index, Photo
 from polyalign.serving.page_limits import Guarded, Workers
 from polyalign.serving.page_queries import Queries
+from polyalign.serving.reopened import Reopened
 from polyalign.serving.thumbnails import Thumbnails, thumbnail
 from polyalign.utils.errors import UserError
 from polyalign.utils.text import clean
@@ -88,9 +89,8 @@ class Page:
             spoken: code of the language of sentences and captions, None if it is not known.
             shown: the language of the page's own texts.
         """
-        self._index, self._spoken, self._shown = index, spoken, shown
-        self._root = index.root.resolve()
-        self._queries = Queries(encode)
+        self._opened, self._spoken, self._shown = Reopened(index), spoken, shown
+        self._queries = Queries(encode, lambda vectors, skips: self._index.search_many(vectors, skips, PER_PAGE + 1))
         self._thumbnails = Thumbnails(index.folder / ".thumbnails", _THUMBNAIL_PX)
         self._searches, self._images = Workers(threads=8, waiting=64), Workers(threads=os.cpu_count() or 1, waiting=256)
         self._template = environment(_TEMPLATES).get_template("page.html")
@@ -145,7 +145,7 @@ class Page:
         return self._render_error(500)
 
     def _search(self, query: str, number: int) -> str:
-        hits = self._index.search(self._queries.vector(query), top=PER_PAGE + 1, skip=(number - 1) * PER_PAGE)
+        hits = self._queries.hits(query, skip=(number - 1) * PER_PAGE)
         return self._render_hits(query, hits, number, {"q": query}, query=query)
 
     def _search_similar(self, photo_id: int, number: int) -> str:
@@ -189,9 +189,13 @@ class Page:
             (entry.size, entry.mtime) == (facts.st_size, facts.st_mtime_ns)
             for entry in self._index.store.entries("id = ?", (photo.id,))
         )
-        if not (path.is_file() and (is_as_indexed or path.is_relative_to(self._root))):
+        if not (path.is_file() and (is_as_indexed or path.is_relative_to(self._index.root.resolve()))):
             raise HTTPException(404)
         return path
+
+    @property
+    def _index(self) -> Index:
+        return self._opened.current()
 
     @property
     def _texts(self) -> Any:

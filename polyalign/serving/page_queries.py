@@ -1,51 +1,70 @@
-"""Vectors of the queries of several threads."""
+"""Queries of several threads, encoded and searched together."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass, field
 
 from polyalign.evaluation.encoders import Vectors
-from polyalign.serving.index import Vector
+from polyalign.serving.index import Hit, Vector
 
 _KEPT = 1024  # 2 MiB of vectors at 512 dimensions
 
 
+@dataclass(frozen=True)
+class _Asked:
+    query: str
+    skip: int
+    answer: Future[list[Hit]] = field(default_factory=Future)
+
+
 class Queries:
-    """Encodes queries: those that arrive while others are encoded make up the next batch; the last 1,024 are kept."""
+    """Answers queries in batches: those that arrive while others are answered make up the next batch.
 
-    def __init__(self, encode: Callable[[Sequence[str]], Vectors]) -> None:
-        """Encode with a function that is not called by two threads at once, as fast tokenizers require."""
-        self._encode = encode
-        self._listing, self._encoding = threading.Lock(), threading.Lock()
-        self._known: dict[str, Future[Vector]] = {}
-        self._waiting: dict[str, Future[Vector]] = {}
+    A batch is encoded at once and read through the index at once. Vectors of the last 1,024 queries are kept.
+    """
 
-    def vector(self, query: str) -> Vector:
-        """Return the vector ``(D,)`` of a query."""
+    def __init__(
+        self,
+        encode: Callable[[Sequence[str]], Vectors],
+        search: Callable[[Sequence[Vector], Sequence[int]], list[list[Hit]]],
+    ) -> None:
+        """Answer with two functions; each is called by one thread at a time, as fast tokenizers require.
+
+        Args:
+            encode: the vectors ``(N, D)`` of N sentences.
+            search: the best photos for each of N vectors, without as many of the better ones as the number says.
+        """
+        self._encode, self._search = encode, search
+        self._listing, self._answering = threading.Lock(), threading.Lock()
+        self._waiting: list[_Asked] = []
+        self._vectors: dict[str, Vector] = {}
+
+    def hits(self, query: str, skip: int = 0) -> list[Hit]:
+        """Return the best photos for a query, without the first ``skip``."""
+        asked = _Asked(query, skip)
         with self._listing:
-            future = self._known.get(query)
-            if future is None:
-                future = self._known[query] = self._waiting[query] = Future()
-                if len(self._known) > _KEPT:
-                    del self._known[next(iter(self._known))]
-        if not future.done():
-            with self._encoding:
-                self._encode_waiting()
-        return future.result()
+            self._waiting.append(asked)
+        with self._answering:
+            self._answer_waiting()
+        return asked.answer.result()
 
-    def _encode_waiting(self) -> None:
+    def _answer_waiting(self) -> None:
         with self._listing:
-            batch, self._waiting = self._waiting, {}
+            batch, self._waiting = self._waiting, []
         if not batch:
             return
         try:
-            vectors = self._encode(list(batch))
+            if new := list(dict.fromkeys(asked.query for asked in batch if asked.query not in self._vectors)):
+                self._vectors.update(zip(new, self._encode(new), strict=True))
+            found = self._search([self._vectors[asked.query] for asked in batch], [asked.skip for asked in batch])
         except BaseException as error:
-            for query, future in batch.items():
-                self._known.pop(query, None)
-                future.set_exception(error)
+            for asked in batch:
+                asked.answer.set_exception(error)
             raise
-        for future, vector in zip(batch.values(), vectors, strict=True):
-            future.set_result(vector)
+        for asked, hits in zip(batch, found, strict=True):
+            asked.answer.set_result(hits)
+        while len(self._vectors) > _KEPT:
+            del self._vectors[next(iter(self._vectors))]

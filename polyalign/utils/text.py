@@ -21,7 +21,10 @@ def clean(text: object, limit: int | None = None) -> str:
 
     Everything printed that comes from a file goes through this function.
     """
-    line: str = " ".join(UNSAFE.sub(" ", str(text)).split())
+    line = str(text)
+    if not line.isprintable():  # true of most, and ten times as fast
+        line = UNSAFE.sub(" ", line)
+    line = " ".join(line.split())
     return line if limit is None or len(line) <= limit else f"{line[: limit - 1]}…"
 
 

@@ -91,6 +91,14 @@ def _shared(factory) -> Index:
     return _SHARED[0]
 
 
+@given(st.lists(st.tuples(st.integers(0, 99), st.integers(0, 110)), max_size=9), st.integers(0, 130))
+def test_many_searches_find_what_each_finds(tmp_path_factory, asked, top):
+    index = _shared(tmp_path_factory)
+    queries, skips = [unit(1, seed)[0] for seed, _ in asked], [skip for _, skip in asked]
+    each = [index.search(query, top, skip) for query, skip in zip(queries, skips, strict=True)]
+    assert index.search_many(queries, skips, top) == each
+
+
 def test_search_is_exact_over_many_blocks(tmp_path, monkeypatch):
     monkeypatch.setattr(index_module, "_BLOCK", 8)
     monkeypatch.setattr(index_module, "_RESCORED", 3)

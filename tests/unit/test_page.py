@@ -20,8 +20,9 @@ from starlette.exceptions import HTTPException
 from starlette.testclient import TestClient
 
 from polyalign.config.language import load_language
+from polyalign.serving import reopened
 from polyalign.serving.index import Index
-from polyalign.serving.index_store import Entry, Store
+from polyalign.serving.index_store import Entry, Store, delete
 from polyalign.serving.page import LAST_PAGE, LONGEST_QUERY, PER_PAGE, Page, page_language
 from polyalign.serving.page_limits import LOOPBACK, Workers
 from polyalign.utils.errors import UserError
@@ -376,6 +377,39 @@ def test_a_query_is_encoded_once(tmp_path: Path) -> None:
     assert asked == ["a", "b"]
 
 
+def test_photos_added_to_the_index_are_found_soon(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(reopened, "_SECONDS", 0)
+    monkeypatch.setattr(reopened, "_SHARE", 0)
+    client = client_of(index := shelf(tmp_path, ["a hill"]))
+    assert ids(client.get("/?q=a").text) == [1]
+    entry = Entry(0, b"new.jpg", 1, 1, -1, metadata='{"caption": "a lake"}')
+    Store(index.folder).append(np.ones((1, DIM)) / DIM**0.5, [b"new"], [entry])
+    html = client.get("/?q=a").text
+    assert sorted(ids(html)) == [1, 2]
+    assert "a lake" in html
+
+
+def test_an_index_is_looked_at_again_after_a_while(tmp_path: Path, monkeypatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(reopened.time, "monotonic", lambda: now[0])
+    index = indexed(tmp_path, {"a.jpg": "a"})
+    newest = reopened.Reopened(index)
+    Store(index.folder).append(np.empty((0, DIM)), [], [Entry(0, b"again.jpg", 1, 1, 0)])
+    now[0] = 1.9
+    assert len(newest.current()) == 1
+    now[0] = 2.1
+    assert len(newest.current()) == 2
+
+
+def test_an_index_that_another_model_filled_meanwhile_is_an_error(tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(reopened, "_SECONDS", 0)
+    client = client_of(index := shelf(tmp_path, ["a hill"]))
+    delete(index.folder)
+    Store.create(index.folder, index.store.facts | {"identity": "cd"})
+    assert client.get("/?q=a").status_code == 500
+    assert "start `polyalign serve` again" in caplog.text
+
+
 def test_a_busy_page_says_so(client: TestClient, monkeypatch) -> None:
     monkeypatch.setattr(Workers, "run", _refuse)
     answer = client.get("/?q=a")
@@ -394,6 +428,6 @@ def test_the_page_of_an_index_of_another_model_does_not_start(tmp_path: Path, mo
     def refuse(*_: object, **__: object) -> None:
         raise UserError("another length")
 
-    monkeypatch.setattr(index, "search", refuse)
+    monkeypatch.setattr(index, "search_many", refuse)
     with pytest.raises(UserError, match="another length"):
         Page(index, encode, "en", page_language("en")).warm_up()

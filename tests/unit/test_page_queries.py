@@ -18,8 +18,14 @@ from polyalign.serving.page_queries import Queries
 from tests.shelf import encode
 
 
-def test_queries_that_arrive_together_are_one_batch(monkeypatch) -> None:
+def rounded(vectors, skips):
+    """Stand for an index: give the first number of each vector, and the skip."""
+    return [[(round(float(vector[0]), 6), skip)] for vector, skip in zip(vectors, skips, strict=True)]
+
+
+def test_queries_that_arrive_together_are_one_batch() -> None:
     batches: list[list[str]] = []
+    searches: list[int] = []
     first, go = threading.Event(), threading.Event()
 
     def wait(batch):
@@ -28,17 +34,22 @@ def test_queries_that_arrive_together_are_one_batch(monkeypatch) -> None:
         assert go.wait(10)
         return encode(batch)
 
-    queries = Queries(wait)
+    def search(vectors, skips):
+        searches.append(len(skips))
+        return rounded(vectors, skips)
+
+    queries = Queries(wait, search)
     with ThreadPoolExecutor(6) as pool:
-        found = [pool.submit(queries.vector, "a")]
+        found = [pool.submit(queries.hits, "a")]
         assert first.wait(10)
-        found += [pool.submit(queries.vector, text) for text in "bcdb"]
-        while len(queries._waiting) < 3 or pool._work_queue.qsize():
+        found += [pool.submit(queries.hits, text, skip) for skip, text in enumerate("bcdb")]
+        while len(queries._waiting) < 4 or pool._work_queue.qsize():
             time.sleep(0.001)
         go.set()
-        vectors = [future.result(10) for future in found]
+        answers = [future.result(10) for future in found]
     assert [sorted(batch) for batch in batches] == [["a"], ["b", "c", "d"]]
-    assert [vector.tolist() for vector in vectors] == encode(list("abcdb")).tolist()
+    assert searches == [1, 4]
+    assert answers == rounded(encode(list("abcdb")), [0, 0, 1, 2, 3])
 
 
 def test_a_query_that_failed_is_tried_again_and_old_ones_are_forgotten(monkeypatch) -> None:
@@ -51,12 +62,33 @@ def test_a_query_that_failed_is_tried_again_and_old_ones_are_forgotten(monkeypat
             raise RuntimeError("once")
         return encode(batch)
 
-    queries = Queries(fail_first)
+    queries = Queries(fail_first, rounded)
     with pytest.raises(RuntimeError, match="once"):
-        queries.vector("a")
+        queries.hits("a")
     for text in "aabbca":
-        queries.vector(text)
+        queries.hits(text)
     assert "".join(asked) == "aabca"
+
+
+def test_all_of_a_batch_learn_that_searching_failed() -> None:
+    first, go = threading.Event(), threading.Event()
+
+    def fail(vectors, skips):
+        first.set()
+        assert go.wait(10)
+        raise RuntimeError("the disk is gone")
+
+    queries = Queries(encode, fail)
+    with ThreadPoolExecutor(3) as pool:
+        found = [pool.submit(queries.hits, "a")]
+        assert first.wait(10)
+        found += [pool.submit(queries.hits, text) for text in "bc"]
+        while len(queries._waiting) < 2:
+            time.sleep(0.001)
+        go.set()
+        for future in found:
+            with pytest.raises(RuntimeError, match="the disk is gone"):
+                future.result(10)
 
 
 def test_work_beyond_what_may_wait_is_refused_and_later_accepted() -> None:
