@@ -119,7 +119,8 @@ def zeroshot(
     names: Annotated[
         str | None,
         typer.Option(
-            help="Class names: a .tsv or .json file, or Babel-ImageNet's file; openai: those of CLIP for ImageNet."
+            help="Class names: a table (CSV, Excel) with the columns class and name, or class and a code such as sw; "
+            "a .tsv or .json file; Babel-ImageNet's file; openai: those of CLIP for ImageNet."
         ),
     ] = None,
     prompt: Annotated[

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from polyalign.config.language import Lang
-from polyalign.data.readers import files
+from polyalign.data.readers import columns, files, sheet
 from polyalign.utils.errors import UserError, did_you_mean
+from polyalign.utils.text import clean
 
 OPENAI = "openai"
 """Selects the ImageNet class names or prompt templates of the CLIP authors in place of a file."""
 
 Names = dict[str, tuple[str, ...]]
 
+_TABLES = tuple(suffix for suffix in sheet.SUFFIXES if suffix != ".tsv")
 _IMAGENET_CLASSES = 1000
 _WNID = re.compile(r"n\d{8}")
 # CUB class names are numbered: "001.Black_footed_Albatross".
@@ -48,8 +50,10 @@ def in_order(classes: Iterable[str]) -> list[str]:
 def read(source: str, lang: Lang, classes: Sequence[str]) -> Names:
     """Read class names in a language from a file, or return the CLIP authors' names for ``openai``.
 
-    Supported are ``.tsv`` files with one tab-separated class and name per line, ``.json`` files of the form
-    ``{class: name or [names]}``, and Babel-ImageNet's ``.json``, ``{LANG: [indices of ImageNet classes, names]}``.
+    Supported are tables (CSV, Excel, JSON Lines, Parquet) with a column ``class`` and the names in the column ``sw``,
+    ``name_sw`` or ``name``; ``.tsv`` files without a header, with one tab-separated class and name per line; ``.json``
+    files of the form ``{class: name or [names]}``; and Babel-ImageNet's ``.json``,
+    ``{LANG: [indices of ImageNet classes, names]}``. A class on several lines has several names.
 
     Raises:
         UserError: the file cannot be read, or has no names in this language.
@@ -57,7 +61,7 @@ def read(source: str, lang: Lang, classes: Sequence[str]) -> Names:
     path = Path(source)
     if source == OPENAI and not path.exists():
         return _openai(lang, classes)
-    table = _read(path)
+    table = _read(path, lang)
     if _is_babel(table):
         return _babel(table, lang, classes)
     names = {key: tuple(map(str, value if isinstance(value, list) else [value])) for key, value in table.items()}
@@ -75,7 +79,7 @@ def languages(source: str, known: Iterable[Lang]) -> list[str]:
         UserError: the file cannot be read, or has another format, with names in one language.
     """
     try:
-        table = _read(Path(source))
+        table = files.read_json(Path(source)) if source.endswith(".json") else {}
     except UserError:
         table = {}
     if not _is_babel(table):
@@ -83,7 +87,9 @@ def languages(source: str, known: Iterable[Lang]) -> list[str]:
     return [lang.code for lang in known if _babel_code(lang) in table]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, lang: Lang) -> dict[str, Any]:
+    if path.suffix in _TABLES:
+        return _from_table(sheet.read(path), lang)
     if path.suffix == ".json":
         table = files.read_json(path)
         if not isinstance(table, dict):
@@ -96,6 +102,20 @@ def _read(path: Path) -> dict[str, Any]:
             if not tab or "\t" in name:
                 raise UserError(f'{path}, line {number} is not "class<TAB>name": {line[:60]!r}')
             names.setdefault(key, []).append(name)
+    return names
+
+
+def _from_table(table: sheet.Sheet, lang: Lang) -> dict[str, list[str]]:
+    """Return the names in a language; rows without one are left out."""
+    wanted = (lang.code, f"name_{lang.code}", "name")
+    of_class, named = (columns.find(table, "--names", None, usual) for usual in (("class",), wanted))
+    if of_class is None or named is None:
+        known = clean(", ".join(table.names), 300)
+        raise UserError(f"{table.where} needs the columns class and {' or '.join(wanted)}; its columns are {known}")
+    names: dict[str, list[str]] = {}
+    for key, name in zip(table.column(of_class), table.column(named), strict=True):
+        if name is not None and str(name).strip():
+            names.setdefault(str(key).strip(), []).append(str(name).strip())
     return names
 
 

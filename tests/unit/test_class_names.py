@@ -90,9 +90,28 @@ def test_names_from_tsv_and_json(tmp_path: Path) -> None:
         assert class_names.read(str(tmp_path / name), SW, ["a", "b"]) == {"a": ("paka", "nyau"), "b": ("mbwa",)}
 
 
+def test_names_from_tables_with_a_header(tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("Class;Name\na;paka\nb;mbwa\na;nyau\nc;\n")
+    (tmp_path / "two.csv").write_text('class,en,sw\na,cat,paka\nb,"dog, hound",mbwa\na,,nyau\n')
+    (tmp_path / "three.jsonl").write_text('{"class": "a", "name_sw": "paka"}\n{"class": "a", "name_sw": "nyau"}\n')
+    both = {"a": ("paka", "nyau"), "b": ("mbwa",)}
+    for name, wanted in (("one.csv", both), ("two.csv", both), ("three.jsonl", {"a": ("paka", "nyau")})):
+        assert class_names.read(str(tmp_path / name), SW, ["a", "b", "c"]) == wanted
+    english = class_names.read(str(tmp_path / "two.csv"), languages.load_language("en"), ["a", "b"])
+    assert english == {"a": ("cat",), "b": ("dog, hound",)}
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
+        ("n.csv", "a,paka\n", "has no rows"),
+        (
+            "n.csv",
+            "kind,name\na,paka\n",
+            "needs the columns class and sw or name_sw or name; its",
+        ),
+        ("n.csv", "class,de\na,Katze\n", "needs the columns class and sw"),
+        ("n.csv", "class,name\na,b,c\n", "line 2 has 3 fields"),
         ("n.tsv", "a\n", 'line 1 is not "class<TAB>name"'),
         ("n.tsv", "a\tb\tc\n", 'line 1 is not "class<TAB>name"'),
         ("n.json", "{", "is not JSON"),
