@@ -12,6 +12,7 @@ from polyalign.config.schema import Recipe, Teacher
 from polyalign.config.tower import Preprocessing
 from polyalign.models.aligner import Aligner
 from polyalign.models.towers.base import ValuesNeededError
+from polyalign.models.towers.text import TextTower
 from polyalign.models.towers.text_loading import build_text
 from polyalign.models.towers.vision import VisionTower
 from polyalign.models.towers.vision_loading import build_vision
@@ -25,7 +26,7 @@ def build_aligner(
     tokenizer: Path | None = None,
     text_only: bool = False,
 ) -> Aligner:
-    """Build both towers and the projections and apply the strategy; seeded by ``train.seed``.
+    """Build both towers and ``align`` them.
 
     ``pretrained=False`` initialises at random, which takes no memory under ``torch.device("meta")``.
     ``preprocessing`` and ``tokenizer`` (a folder) come from a checkpoint and replace those of the towers. With
@@ -34,12 +35,40 @@ def build_aligner(
     Raises:
         UserError: a tower cannot be loaded or does not support the strategy.
     """
+    towers = build_towers(
+        recipe, pretrained=pretrained, preprocessing=preprocessing, tokenizer=tokenizer, text_only=text_only
+    )
+    return align(recipe, *towers)
+
+
+def build_towers(
+    recipe: Recipe,
+    *,
+    pretrained: bool = True,
+    preprocessing: Preprocessing | None = None,
+    tokenizer: Path | None = None,
+    text_only: bool = False,
+) -> tuple[VisionTower, TextTower]:
+    """Build both towers as they were pretrained, see ``build_aligner``.
+
+    Raises:
+        UserError: a tower cannot be loaded.
+    """
     if text_only:
         vision = _without_weights(recipe, preprocessing)
     else:
         vision = build_vision(recipe.vision, pretrained=pretrained, preprocessing=preprocessing)
     text = build_text(recipe.text, pretrained=pretrained, tokenizer=tokenizer)
     text.lang = recipe.lang
+    return vision, text
+
+
+def align(recipe: Recipe, vision: VisionTower, text: TextTower) -> Aligner:
+    """Put projections on two towers and apply the strategy to them; seeded by ``train.seed``.
+
+    Raises:
+        UserError: a tower does not support the strategy.
+    """
     torch.manual_seed(recipe.train.seed)
     aligner = Aligner(vision, text, recipe.projection.dim, bias=recipe.optim.loss == "sigmoid")
     pretrained_names = {name for name, _ in aligner.named_parameters()}

@@ -59,7 +59,7 @@ def test_a_run_is_made_of_files(world: Path) -> None:
             assert box.run(*command, idle=True).code == 0
 
 
-@cases(90)
+@cases(45)
 @given(data=st.data())
 def test_damaged_bytes(world: Path, data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(files(world)) | st.just("model.safetensors"))
@@ -69,7 +69,7 @@ def test_damaged_bytes(world: Path, data: st.DataObject) -> None:
         read(box, data.draw(readers), signed=name != WEIGHTS and data.draw(st.booleans()))
 
 
-@cases(60)
+@cases(30)
 @given(data=st.data())
 def test_swapped_and_missing_files(world: Path, data: st.DataObject) -> None:
     names = st.sampled_from(files(world))
@@ -81,7 +81,7 @@ def test_swapped_and_missing_files(world: Path, data: st.DataObject) -> None:
         read(box, data.draw(readers))
 
 
-@cases(90)
+@cases(45)
 @given(data=st.data())
 def test_an_edited_recipe(world: Path, data: st.DataObject) -> None:
     table = tomllib.loads((world / "run" / "recipe.toml").read_text(encoding="utf-8"))
@@ -94,7 +94,7 @@ JSON = ("towers.json", "result.json", "tokenizer/tokenizer.json", "tokenizer/tok
 
 
 @pytest.mark.parametrize("name", JSON)
-@cases(30)
+@cases(20)
 @given(data=st.data())
 def test_edited_json(world: Path, name: str, data: st.DataObject) -> None:
     base = json.loads((world / "run" / name).read_text(encoding="utf-8"))
@@ -104,7 +104,7 @@ def test_edited_json(world: Path, name: str, data: st.DataObject) -> None:
         read(box, data.draw(readers), signed=True)
 
 
-@cases(80)
+@cases(40)
 @given(data=st.data())
 def test_an_edited_header_of_the_weights(world: Path, data: st.DataObject) -> None:
     """The header says names, types, shapes and places: here it says something else."""
@@ -128,7 +128,7 @@ def _places_of(header: dict[str, Any]) -> st.SearchStrategy[Any]:
     )
 
 
-@cases(30)
+@cases(20)
 @given(query=st.sampled_from(NASTY) | st.text(max_size=200) | st.sampled_from(("a" * 100_000, "[PAD]", "[MASK] [CLS]")))
 def test_any_query(world: Path, query: str) -> None:
     with sandbox(world) as box:

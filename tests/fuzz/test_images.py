@@ -56,7 +56,7 @@ def test_the_undamaged_image_is_read(world: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@cases(12)
+@cases(8)
 @given(data=st.data())
 def test_a_damaged_image(world: Path, kind: str, data: st.DataObject) -> None:
     content = data.draw(mutated(picture(kind)))
@@ -74,7 +74,7 @@ def test_a_damaged_image(world: Path, kind: str, data: st.DataObject) -> None:
             box.run("data", "check", "--lang", "en", "--data", "few", "--set=source.dev_share=0.3")
 
 
-@cases(30)
+@cases(15)
 @given(
     name=st.text(st.characters(exclude_characters="/\0", codec="utf-8"), min_size=1, max_size=20), as_json=st.booleans()
 )

@@ -23,7 +23,7 @@ def test_languages_with_a_lexicon_are_found() -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-@cases(14)
+@cases(8)
 @given(data=st.data())
 def test_a_damaged_language_of_the_starter_world(world: Path, path: Path, data: st.DataObject) -> None:
     content = data.draw(toml(tomllib.loads(path.read_text(encoding="utf-8"))))
@@ -34,7 +34,7 @@ def test_a_damaged_language_of_the_starter_world(world: Path, path: Path, data: 
         box.run("leakage", "starter", "starter", "--train-lang", path.stem, "--test-lang", path.stem, *arguments)
 
 
-@cases(80)
+@cases(40)
 @given(data=st.data())
 def test_a_damaged_language_in_a_recipe(world: Path, data: st.DataObject) -> None:
     table = tomllib.loads((REPO / "langs" / "sw.toml").read_text(encoding="utf-8"))

@@ -76,7 +76,7 @@ def _any(kind: Any) -> st.SearchStrategy[Any]:
     return by_schema(kind) if isinstance(kind, type) and issubclass(kind, BaseModel) else toml_values
 
 
-@cases(90)
+@cases(50)
 @given(data=st.data())
 def test_a_table_by_the_schema(world: Path, data: st.DataObject) -> None:
     table = data.draw(by_schema(Recipe))

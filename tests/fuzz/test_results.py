@@ -19,7 +19,7 @@ def report(box: Sandbox, *, idle: bool = True) -> None:
     box.run("report", may_write=("eval",), idle=idle)
 
 
-@cases(110)
+@cases(60)
 @given(data=st.data())
 def test_an_edited_result(world: Path, data: st.DataObject) -> None:
     base = json.loads((world / RESULT).read_text(encoding="utf-8"))
@@ -41,7 +41,7 @@ def test_damaged_bytes(world: Path, data: st.DataObject) -> None:
 FIELDS = ("lang", "strategy", "budget", "device", "recipe", "versions", "gallery")
 
 
-@cases(100)
+@cases(50)
 @given(field=st.sampled_from(FIELDS), text=strings, whole=st.booleans())
 def test_any_text_in_a_result(world: Path, field: str, text: str, whole: bool) -> None:
     """Names in a result become file names, table cells and figure titles."""
