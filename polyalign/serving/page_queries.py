@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from polyalign.evaluation.encoders import Vectors
@@ -31,14 +31,14 @@ class Queries:
         encode: Callable[[Sequence[str]], Vectors],
         search: Callable[[Sequence[Vector], Sequence[int]], list[list[Hit]]],
     ) -> None:
-        """Answer with two functions; each is called by one thread at a time, as fast tokenizers require.
+        """Answer with two functions, which are called in a thread of their own, as fast tokenizers require.
 
         Args:
             encode: the vectors ``(N, D)`` of N sentences.
             search: the best photos for each of N vectors, without as many of the better ones as the number says.
         """
         self._encode, self._search = encode, search
-        self._listing, self._answering = threading.Lock(), threading.Lock()
+        self._listing, self._worker = threading.Lock(), ThreadPoolExecutor(1)
         self._waiting: list[_Asked] = []
         self._vectors: dict[str, Vector] = {}
 
@@ -47,8 +47,7 @@ class Queries:
         asked = _Asked(query, skip)
         with self._listing:
             self._waiting.append(asked)
-        with self._answering:
-            self._answer_waiting()
+        self._worker.submit(self._answer_waiting)
         return asked.answer.result()
 
     def _answer_waiting(self) -> None:
@@ -60,10 +59,10 @@ class Queries:
             if new := list(dict.fromkeys(asked.query for asked in batch if asked.query not in self._vectors)):
                 self._vectors.update(zip(new, self._encode(new), strict=True))
             found = self._search([self._vectors[asked.query] for asked in batch], [asked.skip for asked in batch])
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised where the answer is awaited
             for asked in batch:
                 asked.answer.set_exception(error)
-            raise
+            return
         for asked, hits in zip(batch, found, strict=True):
             asked.answer.set_result(hits)
         while len(self._vectors) > _KEPT:
