@@ -84,7 +84,8 @@ def _open_clip(name: str) -> ExternalModel:
 
     place, net = device(), cast(Any, model.eval().to(device()))
     transform = image_transform_v2(PreprocessCfg(**net.visual.preprocess_cfg), is_train=False)
-    tokenize = get_tokenizer(architecture)
+    with external.open_clip_log():
+        tokenize = get_tokenizer(architecture)
     return ExternalModel(
         f"open_clip:{name}",
         lambda batch: net.encode_image(torch.stack([transform(image) for image in batch]).to(place)),

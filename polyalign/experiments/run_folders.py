@@ -99,7 +99,8 @@ def distillation(
         UserError: there is no such teacher, it cannot teach, or the settings are invalid.
     """
     if is_external(str(teacher)):
-        weights, dim = _external(str(teacher))
+        files = Path(str(teacher).partition(":")[2]).glob("*.safetensors")
+        weights, dim = _external(str(teacher), tuple((file, file.stat().st_mtime_ns) for file in sorted(files)))
         return resolve_student(
             Parent(run=str(teacher), weights=weights), dim, recipe or STUDENT, lang, strategy, overrides
         )
@@ -110,8 +111,11 @@ def distillation(
 
 
 @cache
-def _external(name: str) -> tuple[str, int]:
-    """Return the SHA-256 of the weights of an external model, and the dimension of its vectors."""
+def _external(name: str, files: tuple[tuple[Path, int], ...]) -> tuple[str, int]:
+    """Return the SHA-256 of the weights of an external model, and the dimension of its vectors.
+
+    ``files`` are those in its folder, if it is one, with the times of their last changes.
+    """
     model = external_models.load(name)
     return weights_of(model), model.encode_text(["."]).shape[1]
 

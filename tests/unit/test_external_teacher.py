@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import polyalign
 from polyalign.config.tower import VisionSpec
 from polyalign.evaluation import external_models
+from polyalign.experiments.compare import Grid
 from polyalign.experiments.run_folders import distillation
 from polyalign.models import checkpoint
 from polyalign.models.towers.vision_loading import build_vision
@@ -36,7 +37,7 @@ def teacher(folder: Path, family: str, seed: int = 1) -> str:
     path, generator = folder / WEIGHTS[family], torch.Generator().manual_seed(seed)
     noise = {name: torch.randn(one.shape, generator=generator) for name, one in load_file(path).items()}
     noisy = {name: one + noise[name] * ("embed" in name and one.ndim == 2) for name, one in load_file(path).items()}
-    save_file(noisy, path, {"format": "pt"})
+    save_file({**noisy, "logit_scale": torch.tensor(3.0)}, path, {"format": "pt"})
     return f"{family}:{folder}"
 
 
@@ -66,7 +67,9 @@ def student_of(model: str, inputs: Path, **changes):
 def taught(request, inputs, tmp_path_factory):
     model = teacher(tmp_path_factory.mktemp("teacher"), request.param)
     out = tmp_path_factory.mktemp("student") / "run"
-    return model, out, train.train(student_of(model, inputs), out, resume=False)
+    settings = {"recipe": inputs / "tiny.toml", "overrides": {"test.knowledge": True}}
+    made = polyalign.distill(model, lang="de", parallel=inputs / "text.tsv", strategy="full", out=out, **settings)
+    return model, out, made.record
 
 
 def test_a_student_finds_what_its_teacher_says_and_learns_only_the_text_side(taught):
@@ -82,7 +85,7 @@ def test_a_student_finds_what_its_teacher_says_and_learns_only_the_text_side(tau
     assert all(name.startswith("text") for name in aligner.trainable())
     assert (recipe.teacher.run, recipe.vision.model, recipe.projection.dim) == (model, model, 16)
     assert recipe.teacher.weights == run.recipe["teacher"]["weights"]
-    assert aligner.scale.item() == pytest.approx(1 / 0.07, rel=1e-3)  # that of both models
+    assert aligner.scale.item() == pytest.approx(np.exp(3))
 
 
 def test_a_student_has_the_image_vectors_of_its_teacher(taught):
@@ -167,6 +170,17 @@ def test_what_cannot_teach_says_why(inputs, tmp_path, monkeypatch):
         student_of("mclip:x", inputs)
     with pytest.raises(UserError, match=r"vision\.image_px: .* leave it out"):
         build_vision(VisionSpec(model=f"hf:{tmp_path}", image_px=64))
+
+
+def test_the_recipe_of_a_student_is_that_of_its_text_tower(taught, inputs, tmp_path):
+    model, text = taught[0], {"parallel": {"text": str(inputs / "text.tsv")}}
+    usual = distillation(model, "de", "lora", text)
+    assert (usual.text.model, usual.optim.loss) == ("FacebookAI/xlm-roberta-base", "mse")
+    assert (usual.parallel.pivot, usual.strategy["towers"]) == ("en", "text")
+    axes = ((str(inputs / "tiny.toml"),), ("de",), (), ("lora",))
+    grid = Grid(*axes, 1, text, tmp_path, tmp_path, model)
+    job = grid.job(grid.cells()[0], 0)
+    assert (job.recipe.teacher, job.recipe.text.model) == (usual.teacher, str(tiny.text()))
 
 
 def test_bad_settings_of_a_student_are_one_line(inputs, tmp_path):

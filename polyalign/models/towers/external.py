@@ -124,7 +124,7 @@ def open_clip_model(name: str, *, pretrained: bool = True) -> tuple[nn.Module, s
         if not weights:
             known = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
             raise UserError(f"name the weights, as in open_clip:{architecture}/PRETRAINED (known: {known})")
-    with _own_log():
+    with open_clip_log():
         if pretrained:
             model = open_clip.create_model_from_pretrained(architecture, pretrained=weights, return_transform=False)
         else:
@@ -134,7 +134,7 @@ def open_clip_model(name: str, *, pretrained: bool = True) -> tuple[nn.Module, s
 
 
 @contextmanager
-def _own_log() -> Iterator[None]:
+def open_clip_log() -> Iterator[None]:
     """Keep open_clip, which logs with the functions of ``logging``, from configuring the log of the whole program."""
     handler = logging.NullHandler()
     logging.root.addHandler(handler)
