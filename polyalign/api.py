@@ -94,21 +94,26 @@ def distill(
     lang: str,
     parallel: str | Path,
     strategy: str = "lit",
+    recipe: str | Path | None = None,
+    data: str | Path | None = None,
     out: str | Path | None = None,
     overrides: Overrides | None = None,
     resume: bool = False,
     overwrite: bool = False,
     track: Tracker | None = None,
 ) -> TrainedRun:
-    """Teach the text tower of a finished run another language without images, like ``polyalign distill``.
+    """Teach a text tower another language without images, like ``polyalign distill``.
 
     Args:
-        teacher: a finished run in one of the languages of the parallel text, or its folder.
+        teacher: a finished run in one of the languages of the parallel text, or its folder; or an external model,
+            ``open_clip:NAME/PRETRAINED`` or ``hf:NAME``, which reads English or ``parallel.pivot``.
         lang: the language to teach, or several separated by commas.
         parallel: sentences with their translations, as for ``train``.
         strategy: what to train in the text tower.
+        recipe: the recipe with the text tower of an external model's student; default: ``xlmr-dinov2``.
+        data: a folder with images and captions, or the name of a source, to test on; default: that of the recipe.
         out: folder of the run, as for ``train``.
-        overrides: keys of the teacher's recipe to change.
+        overrides: keys of the recipe to change.
         resume: continue an interrupted run.
         overwrite: delete an existing run in ``out`` and start over.
         track: also send the metrics of the training to this tracker, such as ``tensorboard``.
@@ -116,9 +121,10 @@ def distill(
     Raises:
         UserError: invalid settings or data, or ``out`` contains another run.
     """
-    folder = teacher.folder if isinstance(teacher, TrainedRun) else Path(teacher)
-    resolved = distillation(folder, lang, strategy, _changes(overrides, parallel=parallel))
-    return _run(resolved, resolved.name, out, resume=resume, overwrite=overwrite, track=track)
+    model = teacher.folder if isinstance(teacher, TrainedRun) else teacher
+    name = None if recipe is None else str(recipe)
+    resolved = distillation(model, lang, strategy, _changes(overrides, data=data, parallel=parallel), name)
+    return _run(resolved, name or resolved.name, out, resume=resume, overwrite=overwrite, track=track)
 
 
 def _run(
@@ -184,7 +190,7 @@ def compare(
     """Train strategies on the same pairs and write tables and figures to ``out``, like ``polyalign compare``.
 
     Finished runs are not trained again. Languages joined by a plus (``qu+es``) are trained on together. With
-    ``teacher``, a finished run, the text tower is distilled from it.
+    ``teacher``, a finished run or an external model, the text tower is distilled from it.
 
     Returns:
         The same as ``polyalign.results(out)``.
@@ -196,7 +202,7 @@ def compare(
         _check_list(name, given)
     changes = _changes(overrides, data=data, parallel=parallel)
     axes = (tuple(map(str, recipes)), tuple(langs), tuple(budgets), tuple(strategies))
-    grid = Grid(*axes, seeds, changes, Path(out), Path("runs") / "compare", None if teacher is None else Path(teacher))
+    grid = Grid(*axes, seeds, changes, Path(out), Path("runs") / "compare", None if teacher is None else str(teacher))
     with progress_bars():
         run_grid(grid, Pool(workers, on), tune=tune)
     return results(out)

@@ -49,9 +49,11 @@ def compare(
     data: options.DataOption = None,
     parallel: options.ParallelText = None,
     teacher: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
-            help="Distil the text tower from this finished run with parallel text, instead of training on pairs."
+            callback=options.finished_or_external,
+            help="Distil the text tower from this run, or open_clip:NAME/PRETRAINED or hf:NAME, with parallel text, "
+            "instead of training on pairs.",
         ),
     ] = None,
     tune: Annotated[bool, typer.Option("--tune", help="First tune the learning rate of each strategy on dev.")] = False,
@@ -73,10 +75,9 @@ def compare(
     options.go_offline(offline)
     from polyalign.config.resolve import check_names
 
-    if teacher is not None and (budget is not None or towers is not None or recipe != "starter" or lang is None):
+    if teacher is not None and (budget is not None or towers is not None or lang is None):
         raise UserError(
-            "distillation takes the recipe of the teacher, uses no pairs and trains the text tower: give --lang, and "
-            "leave out --recipe, --budget and --towers"
+            "distillation uses no pairs and trains the text tower: give --lang, and leave out --budget and --towers"
         )
     if any("=" in part and "+" not in part for part in (budget or "").split(",")):
         raise UserError(f"join the budgets of one run with a plus, as in qu=1k-pairs+es=10k-pairs, not {budget}")

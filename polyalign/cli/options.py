@@ -94,9 +94,9 @@ def _finished(folder: Path | list[Path] | None) -> Path | list[Path] | None:
     return folder
 
 
-def finished_or_external(model: str) -> str:
+def finished_or_external(model: str | None) -> str | None:
     """Check the folder of a finished run; names of external models have a colon."""
-    if ":" not in model or Path(model).exists():
+    if model is not None and (":" not in model or Path(model).exists()):
         _finished(Path(model))
     return model
 
@@ -116,7 +116,11 @@ FinishedParent = Annotated[
     ),
 ]
 Teacher = Annotated[
-    Path, typer.Option(callback=_finished, help="Folder of a finished run in a language of the parallel text.")
+    str,
+    typer.Option(
+        callback=finished_or_external,
+        help="Folder of a finished run in a language of the parallel text; or open_clip:NAME/PRETRAINED, hf:NAME.",
+    ),
 ]
 Model = Annotated[
     str,

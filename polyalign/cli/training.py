@@ -70,6 +70,11 @@ def distill(
         str, typer.Option(callback=options.by_name, help="Language to teach, or several separated by commas.")
     ],
     parallel: options.ParallelText = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Recipe with the text tower of a published model's student. Default: xlmr-dinov2."),
+    ] = None,
+    data: options.DataOption = None,
     strategy: Annotated[str, typer.Option(help="What to train in the text tower; see `polyalign strategies`.")] = "lit",
     layers: options.Layers = None,
     seed: options.Seed = None,
@@ -81,17 +86,21 @@ def distill(
     offline: options.Offline = False,
     as_json: options.Json = False,
 ) -> None:
-    """Teach the text tower of a finished run another language from parallel sentences, without images.
+    """Teach a text tower another language from parallel sentences, without images.
 
     Each sentence is trained to have the vector that the teacher gives to its translation in the pivot language. The
-    vision side is that of the teacher; images are used only to test the result.
+    teacher is a finished run, or a published model such as CLIP. The vision side is that of the teacher; images are
+    used only to test the result.
+
+    A model is taken to read English; name another language with --set parallel.pivot=es. The text tower of its student
+    is that of --recipe, and --data names the images of the test.
     """
     options.go_offline(offline, track)
     from polyalign.experiments.run_folders import default_folder, distillation
 
-    changes = options.overrides(set_, parallel=parallel, layers=layers, seed=seed)
-    resolved = distillation(teacher, lang, strategy, changes)
-    folder = out or default_folder(resolved, resolved.name)
+    changes = options.overrides(set_, data=data, parallel=parallel, layers=layers, seed=seed)
+    resolved = distillation(teacher, lang, strategy, changes, recipe)
+    folder = out or default_folder(resolved, recipe or resolved.name)
     _train(folder, resolved, None, resume=resume, overwrite=overwrite, track=track, as_json=as_json)
 
 

@@ -146,6 +146,31 @@ def resolve_distillation(run: Parent, lang: str, strategy: str, overrides: dict[
     return recipe
 
 
+def resolve_student(model: Parent, dim: int, name: str, lang: str, strategy: str, overrides: dict[str, Any]) -> Recipe:
+    """Resolve a run whose text tower learns from the vectors ``(N, dim)`` of an external model.
+
+    All but the vision side is as in the recipe ``name``. The sentences that the model reads are English unless
+    ``parallel.pivot`` says otherwise.
+
+    Raises:
+        UserError: an unknown recipe, strategy, language or value, or ``overrides`` change the vision side.
+    """
+    vision, projection = {"model": model.run}, {"dim": dim}
+    changed = {key: overrides.get(key, {}) for key in ("vision", "projection")}
+    if any(value not in ({}, own) for value, own in zip(changed.values(), (vision, projection), strict=True)):
+        raise UserError(f"the vision side is that of {model.run}: leave out vision and projection")
+    usual: dict[str, Any] = {
+        "vision": vision,
+        "projection": projection,
+        "data": {"budget": None, "views": None},
+        "optim": {"loss": "mse"},
+        **({"parallel": {"pivot": "en"}} if overrides.get("parallel", {}).get("text") else {}),
+    }
+    trained = {"name": "projection", "towers": "vision"}
+    fixed = {"strategy": {"towers": "text"}, "teacher": {**model.model_dump(), "strategy": trained}}
+    return resolve(name, lang, strategy, merge(merge(usual, overrides), fixed))
+
+
 def split_languages(text: str) -> list[str]:
     """Split languages that are trained on together, separated by commas or plus signs.
 

@@ -160,7 +160,10 @@ class Parent(_Section):
 
 
 class Teacher(Parent):
-    """The finished run whose vision side and joint space a distilled run takes; ``strategy`` is what it trained."""
+    """The finished run or external model whose vision side and joint space a distilled run takes.
+
+    ``strategy`` is what the run trained. The joint space of an external model is that of its image vectors.
+    """
 
     strategy: dict[str, Any]
 

@@ -21,6 +21,7 @@ Channels = tuple[Channel] | tuple[Channel, Channel, Channel]
 class VisionSpec(BaseModel):
     """A timm model: a hub name, a local folder, or a safetensors file together with the timm name and arguments.
 
+    Or the image side of a model of another library, ``open_clip:NAME/PRETRAINED`` or ``hf:NAME``, with nothing else.
     ``image_px`` is the size of the square image that the model takes, or its height and width.
     """
 

@@ -11,18 +11,19 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from torch import nn
 
 from polyalign.data.pairs import ImageRef
 from polyalign.evaluation.encoders import Vectors, device, in_batches
+from polyalign.models.towers import external
 from polyalign.models.towers.common import masked_pool
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError, did_you_mean
-from polyalign.utils.hub import check_hub
 
 # The vision towers that M-CLIP's text towers were trained to match (see its model card), by open_clip name.
 _MCLIP_VISION = {
@@ -35,11 +36,15 @@ _MCLIP_VISION = {
 
 @dataclass(frozen=True)
 class ExternalModel:
-    """The two encoders of an external model; each returns features ``(B, D)`` of a batch, not yet normalised."""
+    """The two encoders of an external model; each returns features ``(B, D)`` of a batch, not yet normalised.
+
+    ``model`` has both sides; it is None where they are of two models.
+    """
 
     name: str
     images: Callable[[list[Image.Image]], torch.Tensor]
     captions: Callable[[list[str]], torch.Tensor]
+    model: nn.Module | None = None
 
     def encode_image(self, images: Sequence[ImageRef]) -> Vectors:
         """Return unit vectors ``(I, D)``."""
@@ -64,15 +69,8 @@ def load(model: str) -> ExternalModel:
     family, _, name = model.partition(":")
     if family not in _LOADERS:
         raise UserError(f'unknown model family "{family}": {did_you_mean(family, _LOADERS)}')
-    if not name:
-        raise UserError(f"{model}: the model's name is missing after the colon, see polyalign eval --help")
-    if not Path(name.removeprefix("local-dir:")).exists():
-        check_hub()
-    try:
+    with external.reported(model):
         return _LOADERS[family](name)
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"{model} cannot be loaded: {reason}") from error
 
 
 def _unit(features: torch.Tensor) -> torch.Tensor:
@@ -80,43 +78,28 @@ def _unit(features: torch.Tensor) -> torch.Tensor:
 
 
 def _open_clip(name: str) -> ExternalModel:
-    try:
-        import open_clip
-    except ImportError as error:
-        raise UserError("open_clip is not installed: pip install 'polyalign[peers]'") from error
-    if Path(name).is_dir():
-        if not any(Path(name).glob("*.safetensors")):
-            raise UserError(f"{name} holds no safetensors weights: other formats are not read, since they can run code")
-        architecture, pretrained = f"local-dir:{Path(name).resolve()}", None
-    elif name.startswith("hf-hub:"):
-        architecture, pretrained = name, None
-    else:
-        architecture, _, weights = name.partition("/")
-        if architecture not in open_clip.list_models():
-            raise UserError(f'open_clip has no "{architecture}": {did_you_mean(architecture, open_clip.list_models())}')
-        if not weights:
-            known = ", ".join(open_clip.list_pretrained_tags_by_model(architecture))
-            raise UserError(f"name the weights, as in open_clip:{architecture}/PRETRAINED (known: {known})")
-        pretrained = weights
-    place = device()
-    model, transform = open_clip.create_model_from_pretrained(architecture, pretrained=pretrained, device=place)
-    tokenize = open_clip.get_tokenizer(architecture)
-    model.eval()
+    model, architecture = external.open_clip_model(name)
+    from open_clip import get_tokenizer
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    place, net = device(), cast(Any, model.eval().to(device()))
+    transform = image_transform_v2(PreprocessCfg(**net.visual.preprocess_cfg), is_train=False)
+    with external.open_clip_log():
+        tokenize = get_tokenizer(architecture)
     return ExternalModel(
         f"open_clip:{name}",
-        lambda batch: model.encode_image(torch.stack([transform(image) for image in batch]).to(place)),
-        lambda batch: model.encode_text(tokenize(batch).to(place)),
+        lambda batch: net.encode_image(torch.stack([transform(image) for image in batch]).to(place)),
+        lambda batch: net.encode_text(tokenize(batch).to(place)),
+        model,
     )
 
 
 def _hf(name: str) -> ExternalModel:
-    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+    from transformers import AutoImageProcessor, AutoTokenizer
 
-    place = device()
-    model: Any = AutoModel.from_pretrained(name, dtype=torch.float32, use_safetensors=True, trust_remote_code=False)
-    model.eval().to(place)
-    if not hasattr(model, "get_image_features") or not hasattr(model, "get_text_features"):
-        raise UserError(f"hf:{name} is a {type(model).__name__}, which does not embed both images and captions")
+    place, model = device(), external.hf_model(name).eval()
+    tower = external.tower_of(f"hf:{name}", model)
+    model.to(place)
     processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)
     tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
     limit = _max_tokens(model.config.text_config, tokenizer)
@@ -126,19 +109,15 @@ def _hf(name: str) -> ExternalModel:
     padding, wanted = ("max_length", {"input_ids"}) if is_siglip else (True, {"input_ids", "attention_mask"})
 
     def images(batch: list[Image.Image]) -> torch.Tensor:
-        return _pooled(model.get_image_features(**processor(images=batch, return_tensors="pt").to(place)))
+        if tower is None:  # such as patches of images of any size
+            return external.pooled(model.get_image_features(**processor(images=batch, return_tensors="pt").to(place)))
+        return cast(torch.Tensor, tower.to(place)(torch.stack([tower.transform(image) for image in batch]).to(place)))
 
     def captions(batch: list[str]) -> torch.Tensor:
         tokens = tokenizer(batch, padding=padding, truncation=True, max_length=limit, return_tensors="pt").to(place)
-        return _pooled(model.get_text_features(**{key: tokens[key] for key in tokens if key in wanted}))
+        return external.pooled(model.get_text_features(**{key: tokens[key] for key in tokens if key in wanted}))
 
-    return ExternalModel(f"hf:{name}", images, captions)
-
-
-def _pooled(features: Any) -> torch.Tensor:
-    """Return the features, which transformers wraps in an output object since version 5."""
-    found: torch.Tensor = features if isinstance(features, torch.Tensor) else features.pooler_output
-    return found
+    return ExternalModel(f"hf:{name}", images, captions, model)
 
 
 def _max_tokens(config: Any, tokenizer: Any) -> int:

@@ -108,8 +108,8 @@ class Grid:
 
     By default, languages and budgets are those of each recipe, and strategies are ``STRATEGIES``. ``overrides`` are
     keys of the recipe to change in all runs, ``out`` is the folder of the results, ``work`` that of the trained runs. A
-    language may be several that are trained on together (``qu+es``). With ``teacher``, a finished run, the text tower
-    is distilled from it.
+    language may be several that are trained on together (``qu+es``). With ``teacher``, a finished run or an external
+    model, the text tower is distilled from it.
     """
 
     recipes: tuple[str, ...]
@@ -120,7 +120,7 @@ class Grid:
     overrides: dict[str, Any]
     out: Path
     work: Path
-    teacher: Path | None = None
+    teacher: str | None = None
 
     def cells(self) -> list[Cell]:
         """Return all cells.
@@ -165,7 +165,8 @@ class Grid:
             recipe = resolve(cell.recipe, cell.lang, cell.strategy, table)
         else:
             table["data"] = {**table.get("data", {}), "budget": None}
-            recipe = distillation(self.teacher, cell.lang, cell.strategy, table)
+            own_recipe = None if cell.recipe == "starter" else cell.recipe
+            recipe = distillation(self.teacher, cell.lang, cell.strategy, table, own_recipe)
         name = run_name(recipe, cell.recipe, usual)
         source = self.overrides.get("source", {})
         if source.get("name", "folder") != "folder":  # other data than the recipe's; a folder is in the name of the run

@@ -237,7 +237,8 @@ def _vision_repo(recipe: Recipe) -> tuple[str, str | None] | None:
     if spec.model == "starter" or spec.weights is not None or Path(spec.model).expanduser().is_dir():
         return None
     if ":" in spec.model:
-        return spec.model.partition(":")[2], None
+        place = spec.model.partition(":")[2]
+        return None if Path(place).is_dir() else (place, None)
     config = timm.get_pretrained_cfg(spec.model, allow_unregistered=True)
     return (str(config.hf_hub_id), None) if config is not None and config.hf_hub_id else None
 

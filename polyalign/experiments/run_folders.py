@@ -7,19 +7,22 @@ import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 import polyalign
-from polyalign.config.resolve import resolve, resolve_continuation, resolve_distillation
+from polyalign.config.resolve import resolve, resolve_continuation, resolve_distillation, resolve_student
 from polyalign.config.schema import Parent, Recipe, merge
+from polyalign.evaluation import external_models
+from polyalign.evaluation.external_models import is_external
 from polyalign.evaluation.results import Run
 from polyalign.experiments.workers import LOG, RECIPE, RESTARTS, RUNNING
 from polyalign.models import checkpoint
 from polyalign.training import train
-from polyalign.training.inherit import weights_digest
+from polyalign.training.inherit import weights_digest, weights_of
 from polyalign.training.metrics_log import Tracker
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError, first_line
@@ -32,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = ".polyalign.files.json"
 """Lists the files of a run with hashes of their contents, None while they may be written."""
+
+STUDENT = "xlmr-dinov2"
+"""The recipe of students of an external model, if none is given; its vision tower is not used."""
 
 
 def default_folder(recipe: Recipe, recipe_file: str) -> Path:
@@ -81,9 +87,37 @@ def continuation(run: Path, lang: str | None, overrides: dict[str, Any]) -> Reci
     return resolve_continuation(Parent(run=str(run), weights=weights_digest(run)), lang, overrides)
 
 
-def distillation(run: Path, lang: str, strategy: str, overrides: dict[str, Any]) -> Recipe:
-    """Resolve a run whose text tower learns from a finished one; see ``resolve_distillation``."""
+def distillation(
+    teacher: str | Path, lang: str, strategy: str, overrides: dict[str, Any], recipe: str | None = None
+) -> Recipe:
+    """Resolve a run whose text tower learns from a finished run, or from an external model.
+
+    ``recipe`` names the text tower, the tests and the training of a student of an external model; a run has its own.
+    See ``resolve_distillation`` and ``resolve_student``.
+
+    Raises:
+        UserError: there is no such teacher, it cannot teach, or the settings are invalid.
+    """
+    if is_external(str(teacher)):
+        files = Path(str(teacher).partition(":")[2]).glob("*.safetensors")
+        weights, dim = _external(str(teacher), tuple((file, file.stat().st_mtime_ns) for file in sorted(files)))
+        return resolve_student(
+            Parent(run=str(teacher), weights=weights), dim, recipe or STUDENT, lang, strategy, overrides
+        )
+    if recipe is not None:
+        raise UserError(f"the recipe is that of {teacher}: leave out --recipe")
+    run = Path(teacher)
     return resolve_distillation(Parent(run=str(run), weights=weights_digest(run)), lang, strategy, overrides)
+
+
+@cache
+def _external(name: str, files: tuple[tuple[Path, int], ...]) -> tuple[str, int]:
+    """Return the SHA-256 of the weights of an external model, and the dimension of its vectors.
+
+    ``files`` are those in its folder, if it is one, with the times of their last changes.
+    """
+    model = external_models.load(name)
+    return weights_of(model), model.encode_text(["."]).shape[1]
 
 
 def versioned_digest(recipe: Recipe) -> str:

@@ -88,7 +88,7 @@ def _data(record: Run) -> str:
 def _vision(model: str, weights: object) -> tuple[str | None, str | None]:
     if model == "starter":
         return None, "apache-2.0"
-    if model.startswith(("hf-hub:", "hf_hub:")):
+    if model.startswith(("hf-hub:", "hf_hub:", "hf:")):
         place = model.partition(":")[2]
         return place, _licence_on_hub(place)
     if weights is not None or "/" in model:

@@ -14,6 +14,7 @@ from polyalign.evaluation.model import Model
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
+from polyalign.models.towers.external import ExternalVision
 from polyalign.models.towers.saving import save_text, save_vision
 from polyalign.models.towers.text_loading import build_text
 from polyalign.models.towers.vision_loading import build_vision
@@ -29,7 +30,9 @@ TOLERANCE = 1e-6
 
 
 def problem(aligner: Aligner) -> str | None:
-    """Return None: every run can be merged."""
+    """Return what of the model the folder of a run cannot hold, or None."""
+    if isinstance(aligner.vision, ExternalVision):
+        return "its vision tower is the image side of a published model, which opens from its own place"
     return None
 
 

@@ -52,7 +52,8 @@ def is_local(key: str, value: str) -> bool:
     if key == "parallel.text":
         return value != CAPTIONS and not (value.startswith(HUB) and _on_hub(value.split(":")[1]))
     if key == "vision.model" and ":" in value:
-        return not (value.startswith(("hf-hub:", "hf_hub:")) and _on_hub(value.split(":", 1)[1].partition("@")[0]))
+        on_hub = value.startswith(("hf-hub:", "hf_hub:", "hf:", "open_clip:"))
+        return not (on_hub and _on_hub(value.split(":", 1)[1].partition("@")[0]))
     return not _on_hub(value) or (key == "vision.model" and "/" in value)
 
 

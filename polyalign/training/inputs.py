@@ -17,7 +17,6 @@ from polyalign.data.pairs import Origin, PairTable, stable_hash
 from polyalign.data.parallel import ParallelText, load_parallel
 from polyalign.data.trained_images import join
 from polyalign.evaluation.encoders import Encoder
-from polyalign.evaluation.evaluate import open_model
 from polyalign.evaluation.results import Amount
 from polyalign.evaluation.tasks.retention import sentence_retrieval
 from polyalign.models.aligner import Aligner
@@ -30,7 +29,7 @@ from polyalign.models.embed import (
     sentence_features,
 )
 from polyalign.models.feature_cache import CachedFeatures, caption_features, vectors
-from polyalign.training.inherit import trained_images
+from polyalign.training.inherit import open_teacher, trained_images
 from polyalign.training.plan import check_divisible
 from polyalign.utils.errors import UserError
 from polyalign.utils.process import one_first
@@ -124,17 +123,18 @@ def _other_tests(recipe: Recipe) -> list[PairTable]:
     return [*(load_table(recipe, "test", lang) for lang in recipe.transfer), *load_kept_out(recipe)]
 
 
-def of_teacher(recipe: Recipe, aligner: Aligner) -> Inputs:
+def of_teacher(recipe: Recipe, aligner: Aligner, load_teacher: Callable[[], Encoder] | None = None) -> Inputs:
     """Load parallel sentences, and compute the teacher's vectors of those in the pivot language.
 
     The sentences in all languages, the pivot among them, are trained to have these vectors. A tenth of the rows, at
-    most 500, is the dev split.
+    most 500, is the dev split. ``load_teacher`` (default: ``open_teacher``) is called if the
+    teacher's vectors are not cached.
 
     Raises:
         UserError: bad data or leakage, or the run is not taught all of its languages.
     """
-    teacher = recipe.teacher
-    assert teacher is not None
+    assert recipe.teacher is not None
+    load_teacher = load_teacher or cache(partial(open_teacher, recipe.teacher))
     earlier = trained_images(recipe)
     galleries = load_tests(recipe, earlier)
     text = load_parallel(recipe, [*galleries.values(), *_other_tests(recipe)], list(galleries.values()))
@@ -148,7 +148,7 @@ def of_teacher(recipe: Recipe, aligner: Aligner) -> Inputs:
     dev_rows, train_rows = ([rows[i] for i in part] for part in (order[:held_out], order[held_out:]))
     with one_first():
         _report_known(aligner, text, recipe.cache)
-        taught = partial(_taught, recipe, aligner, cache(partial(open_model, teacher.run)))
+        taught = partial(_taught, recipe, aligner, load_teacher)
         train = taught(train_rows, text.langs, text.langs[0])
         targets = recipe.data.targets or recipe.langs
         dev = tuple(taught(dev_rows, text.langs, text.langs[0], only=lang) for lang in targets)

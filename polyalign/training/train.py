@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
 from polyalign.models.embed import PairFeatures, embed_features, prepare
 from polyalign.training.guards import rehearse
-from polyalign.training.inherit import inherit
+from polyalign.training.inherit import inherit, open_teacher
 from polyalign.training.inputs import Inputs, of_pairs, of_teacher
 from polyalign.training.loop import Loop, rows_at_a_time
 from polyalign.training.metrics_log import METRICS, Tracker, end_training, tracking_accelerator
@@ -98,12 +99,16 @@ def set_up(recipe: Recipe, track: Tracker | None = None, out: Path | None = None
     accelerator = tracking_accelerator(track, out)
     _warn_of_drawn_towers(recipe)
     aligner = build_aligner(recipe).to(accelerator.device)
-    inherit(aligner, recipe)
+    load_teacher = cache(partial(open_teacher, recipe.teacher)) if recipe.teacher is not None else None
+    inherit(aligner, recipe, load_teacher)
     rehearse(aligner)
     check_blocks(aligner, recipe.train)
     if recipe.transfer:  # read in full after training
         refuse_equal_captions(load_table(recipe, "test", lang) for lang in (*recipe.langs, *recipe.transfer))
-    inputs = of_teacher(recipe, aligner) if recipe.distils else of_pairs(recipe, aligner, accelerator.num_processes)
+    if recipe.distils and load_teacher is not None:
+        inputs = of_teacher(recipe, aligner, load_teacher)
+    else:
+        inputs = of_pairs(recipe, aligner, accelerator.num_processes)
     untrained = [one.without_ranks() for one in _tests(aligner, inputs, recipe)]
     loop = Loop(recipe, aligner, inputs.train, inputs.dev, accelerator, inputs.sentences)
     return Start(inputs, loop, untrained)

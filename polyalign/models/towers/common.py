@@ -37,12 +37,17 @@ def masked_pool(tokens: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch
 
 
 def fingerprint(*modules: nn.Module) -> str:
-    """Hash every parameter and buffer by name, dtype, shape and value (SHA-256, first 16 hex digits)."""
+    """Return the first 16 hex digits of ``weights_hash``."""
+    return weights_hash(*modules)[:16]
+
+
+def weights_hash(*modules: nn.Module) -> str:
+    """Hash every parameter and buffer by name, dtype, shape and value (SHA-256)."""
     digest = hashlib.sha256()
     for name, tensor in (entry for module in modules for entry in sorted(module.state_dict().items())):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()[:16]
+    return digest.hexdigest()
 
 
 def structure(module: nn.Module) -> str:

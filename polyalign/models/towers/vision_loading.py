@@ -1,4 +1,4 @@
-"""Load a vision tower: a timm model from the hub, a local folder, or a file of weights."""
+"""Load a vision tower: a timm model from the hub, a local folder or a file of weights, or that of another library."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from polyalign.config.language import describe_error
 from polyalign.config.shipped import read_toml
 from polyalign.config.tower import STARTER, Preprocessing, VisionSpec
 from polyalign.models.towers.common import check_numbers, check_size, fingerprint, read_json, to_safetensors
+from polyalign.models.towers.external import FAMILIES, build_external
 from polyalign.models.towers.vision import VisionTower
 from polyalign.utils.errors import UserError, did_you_mean, first_line
 from polyalign.utils.hub import check_hub
@@ -49,6 +50,8 @@ def build_vision(
         UserError: unknown timm name, missing or misfitting weights, no network and nothing in the local cache, or the
             model does not take images of the size that the recipe states.
     """
+    if spec.model.partition(":")[0] in FAMILIES:
+        return build_external(spec, pretrained=pretrained, preprocessing=preprocessing)
     name, args, weights, stated = _locate(spec)
     _check_args(args, f"vision.args of {spec.model}")
     if stated.image_px is not None and "img_size" not in args and _is_of_fixed_size(name):

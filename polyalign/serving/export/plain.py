@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from polyalign.models.aligner import Aligner
+from polyalign.models.towers.external import ExternalVision
 from polyalign.models.towers.languages import language_token
 from polyalign.models.towers.text import TextTower
 from polyalign.utils.text import clean
@@ -18,6 +19,8 @@ def problem(aligner: Aligner) -> str | None:
 
 def of_towers(aligner: Aligner) -> str | None:
     """Return what of the two towers other libraries do not know, or None."""
+    if isinstance(aligner.vision, ExternalVision):
+        return "its vision tower is the image side of a published model, not a network of timm"
     if aligner.vision.pooling != "tower":
         return f"its vision.pooling = {aligner.vision.pooling} is not the vision tower's own"
     if not is_masked(aligner.text):
