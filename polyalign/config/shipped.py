@@ -39,7 +39,9 @@ def find_shipped(kind: Kind, name: str) -> Path:
     if name in found:
         return found[name]
     singular = {"recipes": "recipe", "langs": "language", "suites": "suite"}[kind]
-    raise UserError(f'unknown {singular} "{clean(name, 100)}": {did_you_mean(str(name), found)}')
+    is_here = kind == "recipes" and name in {path.stem for path in Path.cwd().glob("*.toml")}
+    known = f"for the file in this folder, write {name}.toml" if is_here else did_you_mean(str(name), found)
+    raise UserError(f'unknown {singular} "{clean(name, 100)}": {known}')
 
 
 def is_shipped(kind: Kind, name: str) -> bool:

@@ -150,6 +150,13 @@ def test_what_is_wrong_is_said_in_one_line_that_says_where(overrides, said):
     assert said in complaint("starter", "sw", None, overrides)
 
 
+def test_the_name_of_a_file_in_the_working_folder_says_how_to_name_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.toml").write_text('extends = "starter"\n')
+    assert 'unknown recipe "mine": for the file in this folder, write mine.toml' in complaint("mine", "sw", "lilt")
+    assert recipe.resolve("mine.toml", "sw", "lilt").name == "mine"
+
+
 def test_unknown_names_say_did_you_mean():
     assert 'unknown recipe "startr": did you mean "starter"?' in complaint("startr", "sw", "lilt")
     assert 'unknown language "swx": did you mean "sw"?' in complaint("starter", "swx", "lilt")
