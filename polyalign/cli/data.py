@@ -182,9 +182,11 @@ def leakage(
     ] = "en",
     test_lang: Annotated[str, typer.Option(help="The same for the second source.")] = "en",
     pixels: Annotated[bool, typer.Option(help="Compare images by perceptual hash as well as by id.")] = True,
+    offline: Offline = False,
     as_json: Json = False,
 ) -> None:
     """Find the images that two sources share, by id and by perceptual hash; exit code 1 if there are any."""
+    go_offline(offline)
     from polyalign.data.leakage import find_leaks
 
     first = source_table(train, train_set, train_lang, "train")

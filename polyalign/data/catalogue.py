@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Column
 
-from polyalign.config.plugins import load_plugin, plugin_names
+from polyalign.config.plugins import load_plugin, plugin_names, shipped_plugins
 from polyalign.data.readers.info import LABELLED, Info, LabelledSet
 from polyalign.utils.errors import UserError, did_you_mean
 from polyalign.utils.plain_table import PlainTable
@@ -19,8 +19,8 @@ _SHORT = 40  # characters of a column
 
 
 def infos() -> dict[str, Info]:
-    """Return the facts of all published datasets of captions by source name."""
-    modules = {name: load_plugin("sources", name) for name in plugin_names("sources")}
+    """Return the facts of the published datasets of captions by source name, without running code of the user's."""
+    modules = {name: load_plugin("sources", name) for name in shipped_plugins("sources")}
     return {name: module.INFO for name, module in modules.items() if hasattr(module, "INFO")}
 
 
@@ -36,6 +36,10 @@ def facts(name: str) -> Info | LabelledSet:
         UserError: there is no dataset of this name.
     """
     known = everything()
+    if name not in known and name in plugin_names("sources"):
+        own = getattr(load_plugin("sources", name), "INFO", None)
+        if isinstance(own, Info):
+            return own
     if name not in known:
         raise UserError(f'there is no dataset "{name}": {did_you_mean(name, known)}')
     return known[name]

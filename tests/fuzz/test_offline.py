@@ -58,6 +58,7 @@ LINES: dict[str, list[tuple[str, ...]]] = {
     "data audit": [
         ("hub", "hub", "--lang", "en", "--candidate-set", f"dataset={DATASET}", "--reference-set", f"dataset={DATASET}")
     ],
+    "leakage": [("hub", "photos", "--train-set", f"dataset={DATASET}")],
     "search": [("hf:someone/some-model", "red", "--images", "photos/images")],
     "export": [("hub-run", "--to", "onnx", "--out", "again")],
     "merge": [("hub-run", "--out", "again")],

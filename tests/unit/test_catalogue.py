@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from io import StringIO
 
 import pytest
@@ -7,12 +8,28 @@ from rich.console import Console
 
 from polyalign.config import plugins
 from polyalign.data import catalogue
+from polyalign.data.sources import xtd
 from polyalign.utils.errors import UserError
 
 
 def test_all_sources_but_those_for_the_users_own_data_are_datasets():
     known = catalogue.infos()
     assert set(plugins.plugin_names("sources")) - set(known) == {"starter", "folder", "hub"}
+
+
+def test_a_source_of_the_working_folder_is_run_only_when_it_is_named(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sources").mkdir()
+    shutil.copy(xtd.__file__, tmp_path / "sources" / "mine.py")
+    assert "mine" not in catalogue.everything()
+    assert caplog.messages == []
+    assert catalogue.describe("mine").endswith(
+        "use it: --data mine --set source.root=FOLDER --set source.images=FOLDER"
+    )
+    assert "running code from the working folder" in caplog.text
+    (tmp_path / "sources" / "bare.py").write_text("from polyalign.data.sources.folder import Config, load\n")
+    with pytest.raises(UserError, match='there is no dataset "bare"'):
+        catalogue.facts("bare")
 
 
 def test_one_is_described_in_full_and_an_unknown_one_is_refused():
