@@ -247,7 +247,7 @@ class Index:
         block = torch.empty(_BLOCK, self.dim)
         for start in range(0, len(matrix), _BLOCK):
             part = matrix[start : start + _BLOCK]
-            scores[:, start : start + len(part)] = units @ block[: len(part)].copy_(part).T
+            torch.mm(units, block[: len(part)].copy_(part).T, out=scores[:, start : start + len(part)])
         chosen = None if len(rows) == len(matrix) else torch.from_numpy(rows)
         for count, all_rows in zip(counts, scores, strict=True):
             row_scores = all_rows if chosen is None else all_rows[chosen]
