@@ -27,6 +27,11 @@ def _language_name(code: str) -> str:
     return for_markdown(f"{load_language(code).english_name} ({code})" if code in language_codes() else code)
 
 
+def language_link(code: str) -> str:
+    """Return a link to the page of a language."""
+    return f"[{_language_name(code)}]({safe_stem(code)}.md)"
+
+
 def index(found: Sequence[Comparison]) -> str:
     """Return the page that lists all comparisons, with the highest mean recall of each."""
     header = ["language", "gallery", "recipe", "budget", "seeds", "highest", "mean recall"]
@@ -38,11 +43,10 @@ def index(found: Sequence[Comparison]) -> str:
             standing: "; ".join(method.name for method in comparison.methods if method.standing == standing) or "none"
             for standing in _MARKS
         }
-        link = f"[{_language_name(comparison.lang)}]({safe_stem(comparison.lang)}.md)"
         gallery = f"{comparison.gallery.gallery}, {comparison.gallery.images:,} images"
         score, seeds = tables.percent(best.scores[-1]), str(len(best.runs))
         cells = [gallery, comparison.recipe, comparison.budget, seeds, best.name, score, *by_standing.values()]
-        rows.append([link, *map(for_markdown, cells)])
+        rows.append([language_link(comparison.lang), *map(for_markdown, cells)])
     return (
         "# Comparison of training strategies by language\n\n"
         f"{NOTICE}\n{tables.markdown(header, rows)}\n"

@@ -13,7 +13,7 @@ from polyalign.config.schema import complete
 from polyalign.evaluation import html
 from polyalign.evaluation.ranking import COLUMNS
 from polyalign.evaluation.results import LeftOut, Retrieval, Run, Score, recall_scores
-from polyalign.experiments import figures, html_report, pages, quotes
+from polyalign.experiments import figures, html_report, pages, quotes, which
 from polyalign.experiments.significance import Comparison, Method, comparisons, flatten
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
@@ -105,8 +105,11 @@ def check(folder: Path) -> None:
 
 
 def texts(found: Sequence[Comparison]) -> dict[str, str]:
-    """Return all text files by name: the index, and ``<lang>.md`` and ``<lang>.csv`` for each language."""
+    """Return all text files by name: the index, which strategy to use, and two files for each language."""
     files = {INDEX: pages.index(found)}
+    if which_to_use := which.page(found):
+        files[which.NAME] = which_to_use
+        files[INDEX] += f"\n[Which strategy to use]({which.NAME}), by language, number of pairs and time.\n"
     for lang in dict.fromkeys(comparison.lang for comparison in found):
         own = [comparison for comparison in found if comparison.lang == lang]
         files[f"{safe_stem(lang)}.md"] = pages.page(lang, own)
