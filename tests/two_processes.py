@@ -20,10 +20,9 @@ from polyalign.config import resolve as recipe
 from polyalign.config.schema import Recipe
 from polyalign.data.load import load_table
 from polyalign.models import embed
-from polyalign.models import feature_cache as cache
 from polyalign.models.build import build_aligner
 from polyalign.training.loop import Loop, average_gradients
-from polyalign.utils import storage
+from polyalign.utils import row_store, storage
 from polyalign.utils.process import processes
 
 
@@ -90,16 +89,16 @@ def main(folder: Path, arguments: list[str]) -> None:
 
 
 def _note_fillings(path: Path) -> None:
-    """Write a line for every store that this process computes."""
-    whole = cache._store
+    """Write a line for every space that this process fills."""
+    whole = row_store._fill
 
-    def noted(key, *given):  # type: ignore[no-untyped-def]
+    def noted(space, *given):  # type: ignore[no-untyped-def]
         with path.open("a", encoding="utf-8") as file:
-            print(key, file=file)
-        return whole(key, *given)
+            print(space.name, file=file)
+        return whole(space, *given)
 
     path.touch()
-    cache._store = noted
+    row_store._fill = noted
 
 
 if __name__ == "__main__":

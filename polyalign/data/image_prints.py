@@ -6,12 +6,11 @@ on the same images.
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from typing import Any, NamedTuple
+from itertools import islice
+from typing import NamedTuple
 
 import imagehash
 import numpy as np
@@ -19,14 +18,17 @@ import numpy.typing as npt
 from PIL import Image
 
 from polyalign.data.pairs import CorruptImageError, EncodedImage, ImageRef
-from polyalign.utils import array_cache
-from polyalign.utils.process import Spent
+from polyalign.utils import row_store
+from polyalign.utils.gathered import Ints
 from polyalign.utils.progress import progress
+from polyalign.utils.row_blocks import Space
+from polyalign.utils.row_store import Batch
 
 _THUMB_PX = 16
 _BITS = 64
 _HASH_FROM_PX = 64
-_VERSION = 2
+_BATCH = 256
+_SPACE = Space(name=f"prints-{'2':0>24}", what="checks")  # the digits are a version
 # Fewer images are not worth caching on disk.
 _WORTH_KEEPING = 100
 
@@ -75,25 +77,17 @@ def prints(images: Sequence[ImageRef]) -> dict[int, Print]:
     encoded = {i: image for i, image in enumerate(images) if isinstance(image, EncodedImage)}
     keys = {i: key(image) for i, image in encoded.items()}
     new = [i for i, name in keys.items() if name is None or name not in _KNOWN]
-    kept = _name([keys[i] for i in new]) if len(new) >= _WORTH_KEEPING else None
-    found = None if kept is None else _load(kept, len(new))
-    if found is None:
-        began = Spent.until_now()
-        found = _open_all([encoded[i] for i in new])
-        if kept is not None and not any(one.is_missing for one in found):
-            _save(kept, found, Spent.until_now() - began)
-    fresh = dict(zip(new, found, strict=True))
+    open_all = _stored if len(new) >= _WORTH_KEEPING else _open_all
+    fresh = dict(zip(new, open_all([encoded[i] for i in new]), strict=True))
     _KNOWN.update((name, one) for i, one in fresh.items() if (name := keys[i]) is not None and not one.is_missing)
     return {i: fresh[i] if i in fresh else _KNOWN[str(name)] for i, name in keys.items()}
 
 
-def _open_all(images: Sequence[EncodedImage]) -> list[Print]:
-    found = []
+def _open_all(images: Sequence[EncodedImage]) -> Iterator[Print]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for one in pool.map(_open, images):
-            found.append(one)
-            progress("checking images", len(found), len(images))
-    return found
+        for done, one in enumerate(pool.map(_open, images), start=1):
+            progress("checking images", done, len(images))
+            yield one
 
 
 def _open(image: EncodedImage) -> Print:
@@ -107,25 +101,25 @@ def _open(image: EncodedImage) -> Print:
     return Print(imagehash.dhash(small).hash.ravel(), thumb.ravel())
 
 
-def _name(keys: Sequence[str | None]) -> str:
-    digest = hashlib.sha256("\0".join([str(_VERSION), *map(str, keys)]).encode())
-    return f"prints-{digest.hexdigest()[:24]}"
+def _stored(images: Sequence[EncodedImage]) -> list[Print]:
+    """Return fingerprints from disk, or computed and stored; those of missing files are not stored."""
+    names = [key(image) for image in images]
+    found: dict[int, Print] = {}
+    here = [i for i, name in enumerate(names) if name is not None]
 
+    def compute(rows: Ints) -> Iterator[Batch]:
+        opened = zip(rows.tolist(), _open_all([images[here[row]] for row in rows]), strict=True)
+        while some := list(islice(opened, _BATCH)):
+            kept = [(row, one) for row, one in some if not one.is_missing]
+            if kept:
+                values = np.stack([np.concatenate([one.bits.astype(np.uint8), one.thumb]) for _, one in kept])
+                notes = {row: one.problem for row, one in kept if one.problem is not None}
+                yield Batch(np.array([row for row, _ in kept]), values, notes)
 
-def _save(name: str, prints: Sequence[Print], spent: Spent) -> None:
-    problems = {i: one.problem for i, one in enumerate(prints) if one.problem is not None}
-
-    def fill(rows: npt.NDArray[np.uint8]) -> dict[str, Any]:
-        for row, one in zip(rows, prints, strict=True):
-            row[:_BITS], row[_BITS:] = one.bits, one.thumb
-        return {"what": "checks", "rows": len(prints), "notes": problems, **asdict(spent)}
-
-    array_cache.write(name, (len(prints), _BITS + 3 * _THUMB_PX**2), np.uint8, fill)
-
-
-def _load(name: str, count: int) -> list[Print] | None:
-    found = array_cache.find(name)
-    if found is None or found[0].shape != (count, _BITS + 3 * _THUMB_PX**2):
-        return None
-    rows, card = found
-    return [Print(row[:_BITS] != 0, row[_BITS:], card.notes.get(i)) for i, row in enumerate(np.array(rows))]
+    table = row_store.fetch(_SPACE, [str(names[i]) for i in here], compute)
+    there = np.flatnonzero(table.present).tolist()
+    for row, values in zip(there, np.array(table.values), strict=True):
+        found[here[row]] = Print(values[:_BITS] != 0, values[_BITS:], table.notes.get(row))
+    lost = [i for i in range(len(images)) if i not in found]
+    found.update(zip(lost, _open_all([images[i] for i in lost]), strict=True))
+    return [found[i] for i in range(len(images))]

@@ -127,7 +127,8 @@ def peak_of(recipe: Recipe) -> int:
     loop = train.set_up(unbound(recipe)).loop
     sentences = [] if loop.sentences is None else [loop.sentences.store]
     for store in (loop.features.images, loop.features.captions, *sentences):
-        store.values.max()  # reads every page
+        for part in store.parts():
+            part.max()  # reads every page
     longest = _longest(loop.features, recipe.optim.batch_size)
     loop.batch = lambda step: longest  # type: ignore[method-assign]
     loop.plan = replace(loop.plan, steps=_STEPS, dev_evaluations=frozenset({_STEPS}))

@@ -101,11 +101,11 @@ class _Data:
     counted: bool
 
     def cache(self, recipe: Recipe, of: costs.Shapes) -> int:
-        """Return the bytes of all features; tables of the same images share those."""
+        """Return the bytes of all features; tables of the same images share those, and equal captions are one."""
         tables = [self.train, *self.dev, *self.others]
         images = sum({table.image_ids: len(table.images) for table in tables[1:]}.values())
         images += len(self.train.images) * (recipe.data.views or 1)
-        captions = sum(len(table) for table in tables)
+        captions = len({(table.lang, caption) for table in tables for caption in table.captions})
         return round(images * of.image + captions * (of.caption + of.token * float(self.lengths.mean())))
 
     def seconds(self, recipe: Recipe, of: costs.Seconds) -> float:

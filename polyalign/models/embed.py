@@ -18,7 +18,6 @@ from polyalign.data.pairs import ImageRef, PairTable
 from polyalign.data.parallel import ParallelText
 from polyalign.models.aligner import Aligner
 from polyalign.models.feature_cache import CachedFeatures, caption_features, image_features
-from polyalign.utils.process import Spent
 
 _OF_LIKE_LENGTH = 64
 
@@ -42,11 +41,6 @@ class PairFeatures:
         """Return the rows of the images of these pairs, in the view of this epoch."""
         return self.image_of[pairs] + epoch % self.views * (len(self.images) // self.views)
 
-    @property
-    def spent(self) -> Spent:
-        """The cost of computing both."""
-        return self.images.spent + self.captions.spent
-
 
 @dataclass(frozen=True)
 class SentenceFeatures:
@@ -65,11 +59,6 @@ class SentenceFeatures:
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(self.row_of)
-
-    @property
-    def spent(self) -> Spent:
-        """The cost of computing the features."""
-        return self.store.spent
 
     def pick(self, rows: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
         """Return two sentences of each row, as places ``(B, 2)``: that of the pivot and a random other one.

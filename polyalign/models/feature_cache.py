@@ -1,19 +1,21 @@
 """Cache of frozen features: the output of the stages below a tower's first trainable one, computed once, on disk.
 
-At cut 0 a store has decoded uint8 pixels (captions are token ids, which are not stored); at the last cut it has one
-vector for each image or caption. Training, evaluation and all runs of a comparison share the stores.
+At cut 0 a space has decoded uint8 pixels (captions are token ids, which are not stored); at the last cut it has one
+vector for each image or caption. Tables, runs and evaluations share the rows of an image or caption. Its content is the
+key of the image (of a file: path, size and time of modification) or the token ids of the caption.
 """
 
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 import math
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -25,23 +27,23 @@ from polyalign.config.schema import Cache
 from polyalign.data.pairs import ImageRef
 from polyalign.models.towers.text import TextTower, Tokens
 from polyalign.models.towers.vision import VisionTower
-from polyalign.utils import array_cache, precision
+from polyalign.utils import precision, row_store
 from polyalign.utils.errors import UserError
+from polyalign.utils.gathered import Gathered, Ints, ranges
 from polyalign.utils.process import Spent
 from polyalign.utils.progress import progress
-from polyalign.utils.text import binary_size
+from polyalign.utils.row_blocks import Space
+from polyalign.utils.row_store import Batch, Costs, Table
+from polyalign.utils.text import binary_size, clean
 
 logger = logging.getLogger(__name__)
 
-folder, clear = array_cache.folder, array_cache.clear
-
 _BATCH = 64
-_FORMAT = "5"  # version of the stores and their keys
+_AHEAD = 2  # batches of images that are decoded while the tower computes
+_SORTED = 16 * _BATCH  # captions that are computed in order of length
+_ROWS = 4096
+_FORMAT = "6"  # version of the rows and of the names of spaces
 _LIBRARIES = {"vision": ("torch", "timm", "pillow"), "text": ("torch", "transformers")}
-
-Places = npt.NDArray[np.int64]
-Filled = tuple[Places, npt.NDArray[Any]]
-"""Row indices of a store and the values of these rows."""
 
 
 @dataclass(frozen=True)
@@ -49,22 +51,17 @@ class CachedFeatures:
     """The input of stage ``cut`` of a tower, for every image or caption of a table.
 
     ``values`` is ``(N, ...)``; for token sequences it is ``(total tokens, ...)`` with row ``i`` at ``offsets[i] :
-    offsets[i + 1]``. ``spent`` is the cost of computing the features, also if they were read from disk. With
-    ``in_bf16`` they were computed in bf16, and the stages above are evaluated in bf16 too.
+    offsets[i + 1]``. ``costs`` is what computing the features took, also if they were read from disk. With ``in_bf16``
+    they were computed in bf16, and the stages above are evaluated in bf16 too.
     """
 
-    values: npt.NDArray[Any]
+    values: npt.NDArray[Any] | Gathered
     cut: int
     offsets: npt.NDArray[np.int64] | None = None
     ids: npt.NDArray[np.int64] | None = None
     pad: int = 0
-    spent: Spent = field(default_factory=Spent)
+    costs: Costs | None = None
     in_bf16: bool = False
-
-    @property
-    def name(self) -> str:
-        """The file of the values, or what tells them from others in memory."""
-        return str(getattr(self.values, "filename", None) or id(self.values))
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -76,9 +73,9 @@ class CachedFeatures:
             return _tensor(self.values[rows], device)
         lengths = self._lengths(rows)
         mask = np.arange(lengths.max()) < lengths[:, None]
-        places = _places(self.offsets, rows)
+        places = ranges(self.offsets[rows], lengths)
 
-        def padded(values: npt.NDArray[Any], pad: int) -> torch.Tensor:
+        def padded(values: npt.NDArray[Any] | Gathered, pad: int) -> torch.Tensor:
             full = np.full((*mask.shape, *values.shape[1:]), pad, values.dtype)
             full[mask] = values[places]
             return _tensor(full, device)
@@ -92,15 +89,20 @@ class CachedFeatures:
         """Return the indices ``(N,)`` that sort these rows by length, shortest first."""
         return np.argsort(self._lengths(rows), kind="stable")
 
+    def parts(self) -> Iterator[npt.NDArray[Any]]:
+        """Yield all values, some thousand at a time."""
+        for start in range(0, len(self.values), _ROWS):
+            yield self.values[start : start + _ROWS]
+
     def _lengths(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         if self.offsets is None:
             return np.ones(len(rows), np.int64)
         return self.offsets[rows + 1] - self.offsets[rows]
 
 
-def _places(offsets: Places, rows: Places) -> Places:
-    """Return the indices of the tokens of these rows in ``values``."""
-    return np.concatenate([np.arange(offsets[row], offsets[row + 1]) for row in rows])
+def together(stores: Sequence[CachedFeatures]) -> Spent:
+    """Return what computing features took; an image or caption in several of them counts once."""
+    return Costs.together([store.costs for store in stores if store.costs is not None])
 
 
 def _tensor(values: npt.NDArray[Any], device: torch.device | str) -> torch.Tensor:
@@ -120,18 +122,19 @@ def image_features(tower: VisionTower, refs: Sequence[ImageRef], cut: int, confi
     device = next(tower.parameters()).device
     in_bf16 = precision.infers_in_bf16(config.precision, device)
 
-    def batches(dtype: str) -> Iterator[Filled]:
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for start in range(0, len(refs), _BATCH):
-                pixels = list(pool.map(lambda ref: tower.transform(ref.open()), refs[start : start + _BATCH]))
-                with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
-                    stage = tower.prefix(torch.stack(pixels).to(device), cut)
-                yield np.arange(start, start + len(pixels)), _array(stage, dtype)
+    def compute(dtype: str, rows: Ints) -> Iterator[Batch]:
+        done = 0
+        for batch, pixels in _ahead(lambda row: tower.transform(refs[row].open()), rows):
+            with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
+                stage = tower.prefix(pixels.to(device), cut)
+            yield Batch(batch, _array(stage, dtype))
+            done += len(batch)
+            progress("preparing images", done, len(rows))
 
     how = tower.preprocessing.model_dump_json() + (tower.variant if cut else "")
-    key = _key(tower, cut, config, [ref.key() for ref in refs], how, in_bf16=in_bf16)
-    values, spent = _stored(key, batches, len(refs), len(refs), config, "images")
-    return CachedFeatures(values, cut, spent=spent, in_bf16=in_bf16)
+    spaces = _spaces(tower, "images", cut, config, how, in_bf16=in_bf16)
+    found = _fetch(spaces, [ref.key() for ref in refs], compute, config)
+    return CachedFeatures(found.values, cut, costs=found.costs, in_bf16=in_bf16)
 
 
 @torch.no_grad()
@@ -154,40 +157,78 @@ def caption_features(
     tokens = CachedFeatures(flat, 0, offsets, pad=tower.pad, in_bf16=in_bf16)
     if cut == 0:
         return tokens
-    by_length = tokens.by_length(np.arange(len(ids)))
+    lengths = np.diff(offsets) if cut < tower.whole else np.ones(len(ids), np.int64)
 
-    def batches(dtype: str) -> Iterator[Filled]:
-        for start in range(0, len(ids), _BATCH):
-            rows = by_length[start : start + _BATCH]
+    def compute_sorted(dtype: str, rows: Ints, done: Callable[[int], object]) -> npt.NDArray[Any]:
+        values: npt.NDArray[Any] | None = None
+        sizes, order = lengths[rows], tokens.by_length(rows)
+        starts = np.cumsum(sizes) - sizes
+        for begin in range(0, len(rows), _BATCH):
+            part = order[begin : begin + _BATCH]
             with torch.autocast(device.type, torch.bfloat16, enabled=in_bf16):
-                stage = tower.prefix(tokens.batch(rows, device), cut)
-            if isinstance(stage, Tokens):
-                yield _places(offsets, rows), _array(tower.values(stage)[stage.mask], dtype)
-            else:
-                yield rows, _array(stage, dtype)
+                stage = tower.prefix(tokens.batch(rows[part], device), cut)
+            made = _array(tower.values(stage)[stage.mask] if isinstance(stage, Tokens) else stage, dtype)
+            if values is None:
+                values = np.empty((sizes.sum(), *made.shape[1:]), made.dtype)
+            values[ranges(starts[part], sizes[part])] = made
+            done(begin + len(part))
+        assert values is not None
+        return values
 
+    def compute(dtype: str, rows: Ints) -> Iterator[Batch]:
+        for start in range(0, len(rows), _SORTED):
+            chunk = rows[start : start + _SORTED]
+            done = partial(_report, "captions", start, len(rows))
+            yield Batch(chunk, compute_sorted(dtype, chunk, done))
+
+    spaces = _spaces(tower, "captions", cut, config, tower.variant, in_bf16=in_bf16)
     contents = [" ".join(map(str, sequence)) for sequence in ids]
-    key = _key(tower, cut, config, contents, tower.variant, in_bf16=in_bf16)
-    total = len(flat) if cut < tower.whole else len(ids)
-    values, spent = _stored(key, batches, total, len(ids), config, "captions")
+    found = _fetch(spaces, contents, compute, config, lengths)
     if cut == tower.whole:
-        return CachedFeatures(values, cut, pad=tower.pad, spent=spent, in_bf16=in_bf16)
-    return CachedFeatures(values, cut, offsets, flat, tower.pad, spent, in_bf16)
+        return CachedFeatures(found.values, cut, pad=tower.pad, costs=found.costs, in_bf16=in_bf16)
+    return CachedFeatures(found.values, cut, offsets, flat, tower.pad, found.costs, in_bf16)
 
 
 def vectors(
-    model: str, texts: Sequence[str], encode: Callable[[], npt.NDArray[np.float32]], config: Cache
-) -> tuple[npt.NDArray[Any], Spent]:
-    """Return the vectors ``(N, D)`` of texts by another model, from disk or from ``encode``, and the cost of computing.
+    model: str, texts: Sequence[str], encode: Callable[[list[str]], npt.NDArray[np.float32]], config: Cache
+) -> CachedFeatures:
+    """Return the vectors ``(N, D)`` of texts by another model, from disk or from ``encode``.
 
     ``model`` identifies the model and its weights.
     """
-    digest = hashlib.sha256("\0".join([_FORMAT, "vectors", model, *texts]).encode()).hexdigest()
 
-    def batches(_: str) -> Iterator[Filled]:
-        yield np.arange(len(texts)), encode()
+    def compute(_: str, rows: Ints) -> Iterator[Batch]:
+        for start in range(0, len(rows), _SORTED):
+            part = rows[start : start + _SORTED]
+            yield Batch(part, encode([texts[row] for row in part]))
 
-    return _stored(f"text-0-{digest[:24]}", batches, len(texts), len(texts), config, "sentences")
+    digest = hashlib.sha256(f"{_FORMAT}\0{model}".encode()).hexdigest()
+    found = _fetch([Space(name=f"vectors-{digest[:24]}", what="sentences")], texts, compute, config)
+    return CachedFeatures(found.values, 0, costs=found.costs)
+
+
+def _ahead(function: Callable[[int], torch.Tensor], rows: Ints) -> Iterator[tuple[Ints, torch.Tensor]]:
+    """Yield batches of rows and what a function gives for them, computed in threads some batches ahead."""
+    begun: deque[tuple[Ints, list[Future[torch.Tensor]]]] = deque()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        try:
+            for start in range(0, len(rows), _BATCH):
+                batch = rows[start : start + _BATCH]
+                begun.append((batch, [pool.submit(function, row) for row in batch.tolist()]))
+                if len(begun) > _AHEAD:
+                    yield _awaited(*begun.popleft())
+            while begun:
+                yield _awaited(*begun.popleft())
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _awaited(rows: Ints, made: list[Future[torch.Tensor]]) -> tuple[Ints, torch.Tensor]:
+    return rows, torch.stack([one.result() for one in made])
+
+
+def _report(what: str, before: int, total: int, done: int) -> None:
+    progress(f"preparing {what}", before + done, total)
 
 
 class _TooLargeForFloat16(Exception):  # noqa: N818 - it never reaches the user
@@ -209,69 +250,51 @@ def _array(tensor: torch.Tensor, dtype: str) -> npt.NDArray[Any]:
     return values.cpu().numpy().astype(dtype)  # numpy has no bf16
 
 
-def _key(
-    tower: VisionTower | TextTower, cut: int, config: Cache, contents: list[str], how: str, *, in_bf16: bool
-) -> str | None:
-    """Return the name of a store, which contains a hash of everything that determines its values.
+def _spaces(
+    tower: VisionTower | TextTower, what: str, cut: int, config: Cache, how: str, *, in_bf16: bool
+) -> list[Space]:
+    """Return the space of the rows, and that of rows too large for float16.
 
-    It is None, and nothing is stored, for the stages of a tower without pretrained weights.
+    There is none, and nothing is stored, for the stages of a tower without pretrained weights.
     """
     if cut > 0 and (tower.fingerprint is None or tower.is_random):
-        return None
-    weights = [tower.fingerprint, str(cut), config.dtype, *(["bf16"] if in_bf16 else [])] if cut else []
+        return []
     libraries = [f"{library} {'.'.join(version(library).split('.')[:2])}" for library in _LIBRARIES[tower.kind]]
-    parts = [_FORMAT, tower.kind, *libraries, how, *map(str, weights), *contents]
-    digest = hashlib.sha256("\0".join(parts).encode())
-    return f"{tower.kind}-{cut}-{digest.hexdigest()[:24]}"
+    found = []
+    for dtype in (config.dtype, *(["float32, not float16"] if cut and config.dtype == "float16" else [])):
+        weights = [tower.fingerprint, str(cut), dtype, *(["bf16"] if in_bf16 else [])] if cut else []
+        digest = hashlib.sha256("\0".join([_FORMAT, tower.kind, *libraries, how, *map(str, weights)]).encode())
+        name = f"{tower.kind}-{cut}-{digest.hexdigest()[:24]}"
+        found.append(Space(name=name, what=what, tower=clean(tower.place, 500), cut=cut))
+    return found
 
 
-def _stored(
-    key: str | None, batches: Callable[[str], Iterator[Filled]], total: int, items: int, config: Cache, what: str
-) -> tuple[npt.NDArray[Any], Spent]:
-    """Return a store of ``total`` rows and the cost of computing it, from disk or computed.
+def _fetch(
+    spaces: Sequence[Space],
+    contents: Sequence[str],
+    compute: Callable[[str, Ints], Iterator[Batch]],
+    config: Cache,
+    lengths: Ints | None = None,
+) -> Table:
+    """Return the rows of contents, from disk or computed.
 
-    It is computed in ``config.dtype``, or in float32 where values are too large for float16.
+    They are computed in ``config.dtype``, or in float32 if the space of rows too large for float16 has any.
     """
-    found = None if key is None else array_cache.find(key)
-    if found is not None and len(found[0]) == total:
-        return found[0], Spent(found[1].seconds, found[1].cpu_seconds)
-    try:
-        return _store(key, batches(config.dtype), total, items, config, what)
-    except _TooLargeForFloat16:
-        logger.info(f"features of {what} exceed 65,504, the largest number of float16: they are cached in float32")
-        return _store(key, batches("float32"), total, items, config, what)
+    what = spaces[0].what if spaces else "features"
 
+    def check(size: int) -> None:
+        if size > config.max_gib * 2**30:
+            raise UserError(
+                f"the cache of {len(contents):,} {what} would take {binary_size(size)}, "
+                f"more than cache.max_gib = {config.max_gib:g}: raise it, train on fewer pairs, "
+                "or keep only pixels with --set cache.prefix=false"
+            )
 
-def _store(
-    key: str | None, batches: Iterator[Filled], total: int, items: int, config: Cache, what: str
-) -> tuple[npt.NDArray[Any], Spent]:
-    """Write the batches into one array of ``total`` rows: atomically on disk, or in memory if ``key`` is None."""
-    began = spent = Spent.until_now()
-    first = next(batches)
-    shape, dtype = (total, *first[1].shape[1:]), first[1].dtype
-    size = total * first[1][0].nbytes
-    if size > config.max_gib * 2**30:
-        raise UserError(
-            f"the cache of {items:,} {what} would take {binary_size(size)}, "
-            f"more than cache.max_gib = {config.max_gib:g}: raise it, train on fewer pairs, "
-            "or keep only pixels with --set cache.prefix=false"
-        )
-    batches = itertools.chain([first], batches)
-
-    def fill(values: npt.NDArray[Any]) -> dict[str, Any]:
-        nonlocal spent
-        for number, (rows, batch) in enumerate(batches, start=1):
-            values[rows] = batch
-            progress(f"preparing {what} ({values.nbytes / 2**20:.0f} MiB)", min(number * _BATCH, items), items)
-        spent = Spent.until_now() - began
-        return {"what": what, "rows": items, **asdict(spent)}
-
-    if key is not None:
-        return array_cache.write(key, shape, dtype, fill), spent
-    fill(values := np.empty(shape, dtype))
-    return values, spent
-
-
-def list_entries() -> list[array_cache.Card]:
-    """Return the cards of the stores on disk, largest first."""
-    return sorted(array_cache.cards(), key=lambda card: (-card.bytes, card.name))
+    first, wide = (spaces[0], spaces[-1]) if spaces else (None, None)
+    fetch = partial(row_store.fetch, contents=contents, lengths=lengths, check=check)
+    if wide is None or wide is first or not row_store.exists(wide):
+        try:
+            return fetch(first, compute=partial(compute, config.dtype))
+        except _TooLargeForFloat16:
+            logger.info(f"features of {what} exceed 65,504, the largest number of float16: they are cached in float32")
+    return fetch(wide, compute=partial(compute, "float32"))

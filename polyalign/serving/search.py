@@ -6,8 +6,6 @@ import hashlib
 import io
 import logging
 import os
-import re
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -20,8 +18,9 @@ from polyalign.evaluation import external_models
 from polyalign.evaluation.evaluate import open_model
 from polyalign.evaluation.model import Model
 from polyalign.serving import index_build
+from polyalign.serving.cache import indexes_folder
 from polyalign.serving.index import Hit, Index, Vector
-from polyalign.serving.index_store import StaleIndexError, delete, is_store, size
+from polyalign.serving.index_store import StaleIndexError, delete, is_store
 from polyalign.utils import storage
 from polyalign.utils.errors import UserError
 from polyalign.utils.files import check_is_file
@@ -30,7 +29,6 @@ from polyalign.utils.text import clean
 
 logger = logging.getLogger(__name__)
 
-_KEPT = re.compile("[0-9a-f]{32}")
 _WAIT_SECONDS = 1
 
 
@@ -174,7 +172,7 @@ def kept_index(model: str, images: Path) -> Index:
         UserError: there is no such model or photo folder, or the cache folder cannot be written to.
     """
     place = hashlib.sha256(os.fsencode("\0".join([index_build.place(model), str(images.resolve())])))
-    folder = _kept_folder() / place.hexdigest()[:32]
+    folder = indexes_folder() / place.hexdigest()[:32]
     try:
         storage.check_writable(folder)
     except UserError as error:
@@ -185,7 +183,9 @@ def kept_index(model: str, images: Path) -> Index:
     is_told = False
     while True:
         try:
-            return _up_to_date(folder, model, images)
+            index = _up_to_date(folder, model, images)
+            os.utime(folder)  # the last use, for `cache prune`
+            return index
         except InUseError:
             if not is_told:
                 logger.info(f"another process computes the vectors of {images}: waiting until it ends")
@@ -206,21 +206,3 @@ def _up_to_date(folder: Path, model: str, images: Path) -> Index:
                 delete(folder)
     index_build.build(model, images, folder)
     return Index.open(folder)
-
-
-def clear_kept() -> int:
-    """Delete the indexes in the cache folder that are not in use, and return the number of bytes freed."""
-    freed = 0
-    for folder in _kept_folder().glob("*"):
-        if _KEPT.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink():
-            try:
-                with locked(folder):
-                    freed += size(folder)
-                    shutil.rmtree(folder)
-            except InUseError:
-                logger.info(f"{folder} is in use: it is kept")
-    return freed
-
-
-def _kept_folder() -> Path:
-    return storage.cache_folder() / "indexes"

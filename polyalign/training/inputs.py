@@ -28,7 +28,7 @@ from polyalign.models.embed import (
     prepare_sentences,
     sentence_features,
 )
-from polyalign.models.feature_cache import CachedFeatures, caption_features, vectors
+from polyalign.models.feature_cache import caption_features, vectors
 from polyalign.training.inherit import open_teacher, trained_images
 from polyalign.training.plan import check_divisible
 from polyalign.utils.errors import UserError
@@ -180,11 +180,11 @@ def _taught(
             raise UserError(f"{len(rows)} of the rows held out for dev have a sentence in {only}: give more of them")
     pivots = [row[0] for row in rows]
     digest = hashlib.sha256(f"{recipe.teacher.weights}\0{pivot}".encode()).hexdigest()
-    values, spent = vectors(digest, pivots, lambda: load_teacher().encode_text(pivots, pivot), recipe.cache)
+    found = vectors(digest, pivots, lambda texts: load_teacher().encode_text(texts, pivot), recipe.cache)
     columns = [i for i, lang in enumerate(langs) if only in (None, lang)]
     said = [(row[i], langs[i], place) for i in columns for place, row in enumerate(rows) if row[i]]
     sentences, spoken = [sentence for sentence, _, _ in said], [lang for _, lang, _ in said]
     image_of: npt.NDArray[np.int64] = np.array([place for _, _, place in said], dtype=np.int64)
     store = caption_features(aligner.text, sentences, aligner.cuts()[1], recipe.cache, spoken)
-    images = CachedFeatures(values, aligner.vision.whole + 1, spent=spent)
+    images = replace(found, cut=aligner.vision.whole + 1)
     return PairFeatures(images, store, image_of, number_distinct(sentences), number_distinct(spoken))

@@ -23,6 +23,7 @@ from polyalign.evaluation.results import DevEvaluation
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
 from polyalign.models.embed import PairFeatures, SentenceFeatures, embed_features, encode_captions
+from polyalign.models.feature_cache import together
 from polyalign.training import grad_cache
 from polyalign.training.guards import check_gradients
 from polyalign.training.loss import gather, info_nce, positives, sigmoid, squared_distance
@@ -93,8 +94,7 @@ class Loop:
         allowed = recipe.train.max_seconds
         stores = [store for one in (features, *dev) for store in (one.images, one.captions)]
         stores += [] if sentences is None else [sentences.store]
-        # Dev splits in several languages share their images.
-        self.prepared = sum({store.name: store.spent for store in stores}.values(), Spent())
+        self.prepared = together(stores)
         self.seconds = None if allowed is None else allowed - self.prepared.seconds
 
     def run(self, path: Path, *, resume: bool) -> State:

@@ -13,7 +13,6 @@ from polyalign.models.aligner import Aligner
 from polyalign.models.build import build_aligner
 from polyalign.models.embed import PairFeatures
 
-_ROWS = 4096
 _TOWER = (
     "the {} tower gives values that are not finite for some {}, even before training: use another tower, "
     "--set train.precision=fp32, or correct its preprocessing or weights"
@@ -38,8 +37,7 @@ def reason(recipe: Recipe, features: PairFeatures, encode: Callable[[Aligner], t
         encode: embeds the data in question with an aligner; returns the image and the caption embeddings.
     """
     for store in (features.images, features.captions):
-        parts = (store.values[start : start + _ROWS] for start in range(0, len(store.values), _ROWS))
-        if not all(np.isfinite(part).all() for part in parts):
+        if not all(np.isfinite(part).all() for part in store.parts()):
             return 3
     with torch.no_grad():
         image, text = encode(build_aligner(recipe))

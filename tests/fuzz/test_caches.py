@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import sqlite3
+from contextlib import closing
 from functools import cache
 from pathlib import Path
 
 import pytest
-import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,7 +17,7 @@ from polyalign.config.schema import Recipe
 from polyalign.data import image_prints
 from polyalign.models import checkpoint
 from polyalign.models.aligner import Aligner
-from polyalign.utils import array_cache
+from polyalign.utils import row_blocks, row_files, row_store
 from tests.fuzz.harness import Sandbox, cases, sandbox
 from tests.fuzz.mutate import json_file, mutated, put_in_place
 
@@ -26,6 +27,7 @@ READERS = (
     ("cache", "list"),
     ("cache", "list", "--json"),
     ("cache", "clear"),
+    ("cache", "prune", "--max-gib", "0"),
 )
 
 
@@ -56,12 +58,13 @@ def read(box: Sandbox, data: st.DataObject, world: Path) -> None:
     loaded = model(world)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image_prints, "_WORTH_KEEPING", 1)
+        patch.setattr(row_store, "_CHECKED", set())
         patch.setattr(checkpoint, "load", lambda _, **__: loaded)
         box.run(*data.draw(st.sampled_from(READERS)))
 
 
 def test_every_kind_of_store_is_there(filled: Path) -> None:
-    assert {Path(name).name.partition("-")[0] for name in files(filled)} >= {"vision", "text", "prints"}
+    assert {Path(name).parent.name.partition("-")[0] for name in files(filled)} >= {"vision", "text", "prints"}
 
 
 @cases(90)
@@ -78,21 +81,32 @@ def test_damaged_bytes(world: Path, filled: Path, data: st.DataObject) -> None:
 @cases(90)
 @given(data=st.data())
 def test_edited_cards(world: Path, filled: Path, data: st.DataObject) -> None:
-    """A card that says something else, with the checksum of what it says."""
-    name = data.draw(st.sampled_from([name for name in files(filled) if name.endswith((".array", ".json"))]))
-    whole = (filled / name).read_bytes()
-    values, card, end = b"", whole, b""
-    if name.endswith(".array"):
-        length, _ = array_cache._END.unpack(whole[-array_cache._END.size :])
-        start = len(whole) - array_cache._END.size - length
-        values, card = whole[:start], whole[start : start + length]
-    card = data.draw(json_file(json.loads(card)))
-    if name.endswith(".array"):
-        end = array_cache._END.pack(len(card), xxhash.xxh3_128_digest(card))
+    """The entry of a block that says something else, with the checksum of what it says; rows keep their shape."""
+    name = data.draw(st.sampled_from([name for name in files(filled) if name.endswith(row_files.DATABASE)]))
     with sandbox(world) as box:
         shutil.copytree(filled, box.cache, dirs_exist_ok=True)
-        (box.cache / name).write_bytes(values + card + end)
+        with closing(sqlite3.connect(box.cache / name, isolation_level=None)) as database:
+            ((facts,),) = database.execute("SELECT facts FROM space").fetchall()
+            number, card, keys, lengths = data.draw(
+                st.sampled_from(database.execute("SELECT id, card, keys, lengths FROM blocks").fetchall())
+            )
+            if data.draw(st.booleans()):
+                facts = data.draw(json_file(json.loads(facts))).decode(errors="replace")
+                database.execute("UPDATE space SET facts = ?", (facts,))
+            else:
+                edited = data.draw(json_file(json.loads(card))).decode(errors="replace")
+                card = edited if _shape(edited) in (None, _shape(card)) else card
+                keys, lengths = data.draw(mutated(keys)), data.draw(mutated(lengths or b"\1\0\0\0"))
+            entry = (card, keys, lengths, row_blocks._mark(facts, card, keys, lengths), number)
+            database.execute("UPDATE blocks SET card = ?, keys = ?, lengths = ?, mark = ? WHERE id = ?", entry)
         read(box, data, world)
+
+
+def _shape(card: str) -> object:
+    try:
+        return row_blocks.Card.model_validate_json(card).shape
+    except ValueError:
+        return None
 
 
 @cases(60)

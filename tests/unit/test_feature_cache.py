@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from PIL import Image
 
 from polyalign.config import plugins
 from polyalign.config.schema import Cache
@@ -17,6 +18,7 @@ from polyalign.models import feature_cache as cache
 from polyalign.models.embed import embed, prepare
 from polyalign.models.feature_cache import CachedFeatures
 from polyalign.training.train import Loop
+from polyalign.utils import row_blocks, row_files, row_store
 from polyalign.utils.errors import UserError
 from tests import tiny
 
@@ -41,8 +43,12 @@ def frozen():
     return tiny.aligner()
 
 
-def stores_in(folder) -> list[str]:
-    return sorted(path.name for path in folder.glob("*.array"))
+def rows_in(_) -> list[int]:
+    return [entry.rows for entry in row_blocks.entries()]
+
+
+def stores_in(_) -> list[str]:
+    return sorted(entry.name for entry in row_blocks.entries())
 
 
 # The same training with and without
@@ -178,9 +184,10 @@ def test_a_second_run_finds_it_and_runs_no_tower(frozen, table, monkeypatch):
     second = prepare(again, table, FULL)
     assert np.array_equal(first.images.values, second.images.values)
     assert np.array_equal(first.captions.values, second.captions.values)
-    assert second.spent == first.spent
-    assert first.spent.seconds > 0
-    assert first.spent.cpu_seconds > 0
+    spent = cache.together([first.images, first.captions])
+    assert cache.together([second.images, second.captions, first.images]) == spent
+    assert spent.seconds > 0
+    assert spent.cpu_seconds > 0
 
 
 def test_strategies_share_what_lies_below_them(table, folder):
@@ -201,7 +208,6 @@ def test_strategies_share_what_lies_below_them(table, folder):
         ("vision", {"mean": (0.1, 0.1, 0.1)}),
         ("vision", {"args": {"num_heads": 4}}),
         ("text", {"pooling": "max"}),
-        ("text", {"max_tokens": 5}),
         ("text", {"model": "xlmr"}),
     ],
 )
@@ -215,6 +221,13 @@ def test_another_way_of_computing_is_not_found_as_the_first(kind, other, table, 
     assert len(stores_in(folder)) == 3
     plain = embed(aligner, table, config=NONE)
     np.testing.assert_allclose(found.images, plain.images, atol=1e-5)
+    np.testing.assert_allclose(found.captions, plain.captions, atol=1e-5)
+
+
+def test_captions_that_are_cut_are_not_found_as_whole_ones(table):
+    prepare(tiny.aligner(), table, FULL)
+    aligner = tiny.aligner(text={"max_tokens": 5})
+    found, plain = (embed(aligner, table, config=config) for config in (FULL, NONE))
     np.testing.assert_allclose(found.captions, plain.captions, atol=1e-5)
 
 
@@ -289,7 +302,7 @@ def test_a_trained_tower_that_was_frozen_again_is_not_kept_as_the_pretrained_one
     trained.requires_grad_(False)
     expected = embed(trained, table, config=NONE), embed(plain, table, config=NONE)
     assert np.abs(expected[0].captions - expected[1].captions).max() > 0.01
-    cache.clear()
+    row_files.clear()
     for aligner, right in zip((trained, plain), expected, strict=True):
         found = embed(aligner, table, config=FULL)
         np.testing.assert_allclose(found.images, right.images, atol=1e-5)
@@ -319,17 +332,62 @@ def test_a_changed_image_file_is_not_found_as_the_old_one(frozen, cut, tmp_path,
     os.utime(path, ns=(1, 1))
     same = cache.image_features(frozen.vision, [FileImage(path)], cut, FULL).batch(np.array([0]))
     assert torch.equal(old, same)
-    assert len(stores_in(folder)) == 2
+    assert rows_in(folder) == [2]
     shutil.copy(tiny.table().images[1].path, path)
     new = cache.image_features(frozen.vision, [FileImage(path)], cut, FULL).batch(np.array([0]))
     assert not torch.equal(old, new)
-    assert len(stores_in(folder)) == 3
+    assert rows_in(folder) == [3]
 
 
-def test_order_and_number_of_rows_matter(frozen, table, folder):
-    for refs in (table.images[:3], table.images[:2], table.images[2::-1]):
-        assert len(cache.image_features(frozen.vision, refs, 5, FULL)) == len(refs)
-    assert len(stores_in(folder)) == 3
+@pytest.mark.parametrize("cut", [0, 3, 5])
+def test_tables_share_what_they_have_in_common(cut, frozen, table, folder, monkeypatch):
+    """Whatever the order of tables and rows, each image and caption is computed once, and its values are right."""
+    images, captions = list(table.images), ["red", "a red and blue", "green", "red then blue", "a blue and a green"]
+    alone = [cache.image_features(frozen.vision, [one], cut, NONE if cut == 0 else FULL).values[0] for one in images]
+    words = [cache.caption_features(frozen.text, [one], cut, FULL) for one in captions]
+    row_files.clear()
+    seen, whole = [], frozen.vision.prefix
+    monkeypatch.setattr(frozen.vision, "prefix", lambda x, cut: seen.append(len(x)) or whole(x, cut))
+    for rows in ([3, 1], [1, 2, 3, 3, 1], [4], [0, 1, 2, 3, 4], [4, 2, 0]):
+        found = cache.image_features(frozen.vision, [images[row] for row in rows], cut, FULL)
+        assert len(found) == len(rows)
+        for place, row in enumerate(rows):
+            np.testing.assert_allclose(found.batch(np.array([place]))[0], alone[row], rtol=1e-4, atol=1e-5)
+        found = cache.caption_features(frozen.text, [captions[row] for row in rows], cut, FULL)
+        for place, row in enumerate(rows):
+            one, other = (store.batch(np.array([at])) for store, at in ((found, place), (words[row], 0)))
+            if cut < 5:
+                assert torch.equal(one.ids, other.ids)
+                one, other = (x.hidden if cut else x.ids for x in (one, other))
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    assert seen == [2, 1, 1, 1]
+
+
+def test_ten_photos_more_are_ten_photos_to_compute(frozen, folder, tmp_path, monkeypatch):
+    rng, paths = np.random.default_rng(0), [tmp_path / f"{number}.png" for number in range(210)]
+    for path in paths:
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8)).save(path)
+    opened, whole = [], FileImage.open
+    monkeypatch.setattr(FileImage, "open", lambda self: opened.append(self.path) or whole(self))
+    refs = [FileImage(path) for path in paths]
+    cache.image_features(frozen.vision, refs[:50] + refs[60:], 5, FULL)
+    opened.clear()
+    found = cache.image_features(frozen.vision, refs, 5, FULL)
+    assert sorted(opened) == sorted(paths[50:60])
+    assert np.array_equal(found.values[0:210], cache.image_features(frozen.vision, refs, 5, FULL).values[0:210])
+    row_files.clear()
+    np.testing.assert_allclose(found.values, cache.image_features(frozen.vision, refs, 5, FULL).values, atol=1e-5)
+
+
+def test_what_several_tables_took_counts_each_row_once(frozen, table):
+    whole = cache.image_features(frozen.vision, table.images, 5, FULL)
+    halves = [cache.image_features(frozen.vision, table.images[part], 5, FULL) for part in (slice(6), slice(4, None))]
+    spent, both = cache.together([whole]), cache.together(halves)
+    assert both.seconds == pytest.approx(spent.seconds)
+    assert cache.together([*halves, whole]).seconds == pytest.approx(spent.seconds)
+    assert cache.together(halves[:1]).seconds == pytest.approx(spent.seconds * 6 / len(whole))
+    text = cache.caption_features(frozen.text, table.captions, 5, FULL)
+    assert cache.together([whole, text]).seconds > spent.seconds
 
 
 def test_precisions_are_kept_apart(frozen, table, folder):
@@ -380,63 +438,56 @@ def test_weights_without_a_fingerprint_are_never_kept(frozen, table, folder):
 
 @pytest.mark.parametrize("what", ["images", "captions"])
 def test_more_than_the_limit_is_an_error_before_anything_is_written(frozen, table, what, folder):
-    rows = len(table.images if what == "images" else table.captions)
+    rows = len(table.images if what == "images" else set(table.captions))
     fits, tight = (Cache(dtype="float32", max_gib=size / 2**30) for size in (rows * 32 * 4, rows * 32 * 4 - 1))
     fill = {
         "images": lambda config: cache.image_features(frozen.vision, table.images, 5, config),
         "captions": lambda config: cache.caption_features(frozen.text, table.captions, 5, config),
     }[what]
-    said = rf"the cache of {rows} {what} would take .*B, more than cache.max_gib = .*--set cache.prefix=false"
+    said = rf"the cache of \d+ {what} would take .*B, more than cache.max_gib = .*--set cache.prefix=false"
     with pytest.raises(UserError, match=said):
         fill(tight)
-    assert not folder.exists()
-    assert len(fill(fits)) == rows
+    assert not list(folder.rglob("*.rows"))
+    assert len(fill(fits)) >= rows
 
 
-def test_a_stop_in_the_middle_leaves_nothing_that_is_found(frozen, table, folder, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
+def test_a_stop_in_the_middle_keeps_what_was_computed(frozen, table, folder, monkeypatch):
+    def stop(_, done, total):
+        if done > 4:
+            raise KeyboardInterrupt
 
+    monkeypatch.setattr(cache, "_BATCH", 2)
+    monkeypatch.setattr(row_store, "_BLOCK_SECONDS", 0)
     with monkeypatch.context() as patch:
         patch.setattr(cache, "progress", stop)
         with pytest.raises(KeyboardInterrupt):
             cache.image_features(frozen.vision, table.images, 5, FULL)
-    assert [path.name for path in folder.iterdir()] == ["CACHEDIR.TAG"]
-    assert cache.list_entries() == []
-    assert len(cache.image_features(frozen.vision, table.images, 5, FULL)) == len(table.images)
-    assert [entry.rows for entry in cache.list_entries()] == [len(table.images)]
+    assert 2 <= rows_in(folder)[0] <= 6
+    found = cache.image_features(frozen.vision, table.images, 5, FULL)
+    assert rows_in(folder) == [len(table.images)]
+    row_files.clear()
+    np.testing.assert_allclose(
+        found.values, cache.image_features(frozen.vision, table.images, 5, FULL).values, atol=1e-6
+    )
 
 
 def test_what_is_on_disk_can_be_listed_and_cleared(frozen, table, folder):
-    assert cache.list_entries() == []
+    assert row_blocks.entries() == []
     prepare(frozen, table, FULL)
-    found = cache.list_entries()
-    assert [(entry.what, entry.rows) for entry in found] == [("captions", 20), ("images", 10)]
-    assert [entry.bytes for entry in found] == [20 * 32 * 4, 10 * 32 * 4]
-    assert cache.clear() > sum(entry.bytes for entry in found)
-    assert cache.list_entries() == stores_in(folder) == []
-
-
-@pytest.mark.parametrize("damage", ["flip", "cut", "rows"])
-def test_a_damaged_store_is_computed_again(damage, frozen, table, folder, monkeypatch):
-    right = cache.image_features(frozen.vision, table.images, 5, FULL).values.copy()
-    (path,) = folder.glob("*.array")
-    whole = path.read_bytes()
-    if damage == "rows":  # a whole file of another number of rows
-        name = path.stem
-        path.unlink()
-        facts = {"what": "images", "rows": 2, "seconds": 1, "cpu_seconds": 1}
-        cache.array_cache.write(name, (2, 32), "float32", lambda values: values.fill(7) or facts)
-    else:
-        path.write_bytes(whole[:-1] if damage == "cut" else bytes([whole[0] ^ 1]) + whole[1:])
-    monkeypatch.setattr(cache.array_cache, "_CHECKED", set())
-    for _ in range(2):
-        assert np.array_equal(cache.image_features(frozen.vision, table.images, 5, FULL).values, right)
-    assert len(cache.list_entries()) == 1
+    distinct = len(set(table.captions))
+    found = sorted(row_blocks.entries(), key=lambda entry: entry.space.what)
+    assert [(entry.space.what, entry.rows, entry.bytes) for entry in found] == [
+        ("captions", distinct, distinct * 32 * 4),
+        ("images", 10, 10 * 32 * 4),
+    ]
+    assert [entry.space.tower for entry in found] == [str(tiny.text()), str(tiny.vision())]
+    assert row_files.clear() > sum(entry.bytes for entry in found)
+    assert row_blocks.entries() == []
+    assert [path.name for path in folder.iterdir()] == ["CACHEDIR.TAG"]
 
 
 def test_the_folder_is_in_the_users_cache_unless_told(monkeypatch, tmp_path):
-    assert cache.folder() == tmp_path / "cache" / "features"
+    assert row_files.folder() == tmp_path / "cache" / "features"
     monkeypatch.delenv("POLYALIGN_CACHE")
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert str(cache.folder()) == "/home/somebody/.cache/polyalign/features"
+    assert str(row_files.folder()) == "/home/somebody/.cache/polyalign/features"

@@ -6,8 +6,7 @@ from PIL import Image
 
 from polyalign.data import image_prints
 from polyalign.data.pairs import FileImage
-from polyalign.models import feature_cache as cache
-from polyalign.utils import array_cache
+from polyalign.utils import row_blocks, row_files, row_store
 
 
 class Counted(FileImage):
@@ -94,6 +93,15 @@ def test_what_is_missing_is_said_and_is_looked_for_each_time(images, monkeypatch
     assert look(images)[1].problem is None
 
 
+def test_only_images_that_were_added_are_opened(images, tmp_path, monkeypatch):
+    first = look(images[:4])
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "0.png")  # changed
+    forget(monkeypatch)
+    found = look(images)
+    assert Counted.opened == 4 + 2
+    assert same(found[1:4], first[1:])
+
+
 def test_the_hash_and_thumbnail_are_those_of_the_picture(tmp_path):
     ramp = np.tile(np.arange(64, dtype=np.uint8)[None, :, None] * 4, (64, 1, 3))
     Image.fromarray(ramp).save(tmp_path / "ramp.png")
@@ -105,19 +113,22 @@ def test_the_hash_and_thumbnail_are_those_of_the_picture(tmp_path):
 
 def test_what_is_kept_is_listed_and_cleared_with_the_rest_of_the_cache(images):
     look(images)
-    (entry,) = cache.list_entries()
-    assert (entry.what, entry.rows) == ("checks", 5)
-    assert cache.clear() > 0
-    assert cache.list_entries() == []
+    (entry,) = row_blocks.entries()
+    assert (entry.space.what, entry.rows) == ("checks", 5)
+    assert row_files.clear() > 0
+    assert row_blocks.entries() == []
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"\x93NUMPY\x01\x00", b"\0" * 5000])
-def test_a_damaged_cache_is_told_and_made_again(images, monkeypatch, caplog, content):
+@pytest.mark.parametrize("name", ["rows.sqlite", ""])
+@pytest.mark.parametrize("content", [b"[]", b"\x93NUMPY\x01\x00", b"\0" * 5000])
+def test_a_damaged_cache_is_told_and_made_again(images, monkeypatch, caplog, content, name):
     first = look(images)
-    (kept,) = array_cache.folder().glob("prints-*")
-    kept.write_bytes(content)
+    (kept,) = row_files.folder().glob("prints-*")
+    name = name or next(kept.glob("*.rows")).name
+    (kept / name).write_bytes(content)
+    monkeypatch.setattr(row_store, "_CHECKED", set())
     for opened in (10, 10):
         forget(monkeypatch)
         assert same(look(images), first)
         assert Counted.opened == opened
-    assert len([one for one in caplog.messages if str(kept) in one or kept.stem in one]) == 1
+    assert len([one for one in caplog.messages if str(kept) in one]) == (0 if name == "rows.sqlite" else 1)

@@ -9,7 +9,7 @@ from huggingface_hub import HfApi, constants
 from polyalign.config.plugins import plugin_names
 from polyalign.config.resolve import resolve
 from polyalign.experiments import costs, plan, run_folders
-from polyalign.utils import array_cache
+from polyalign.utils import row_blocks, row_files
 from tests import tiny
 
 STRATEGIES = plugin_names("strategies")
@@ -38,7 +38,7 @@ def test_a_run_in_the_starter_world_takes_what_the_plan_says(strategy, tmp_path)
     changes = {"source": sizes, "optim": {"min_steps": 8, "epochs": 1, "batch_size": 32}, "train": {"evals": 2}}
     changes |= {"data": {"budget": "64-pairs"}}
     said = plan.forecast("starter", "sw", [strategy], changes)
-    assert not list(array_cache.folder().glob("*"))  # nothing is left behind
+    assert not list(row_files.folder().glob("*"))  # nothing is left behind
     run = run_folders.train_into(
         tmp_path / "run", resolve("starter", "sw", strategy, changes), resume=False, overwrite=False
     )
@@ -46,7 +46,7 @@ def test_a_run_in_the_starter_world_takes_what_the_plan_says(strategy, tmp_path)
     assert (said.pairs, said.images, said.steps) == (run.pairs, run.images, run.steps)
     [row] = said.rows
     assert (row.trainable, row.total) == (run.trainable, run.total)
-    assert row.cache.amount == sum(card.bytes for card in array_cache.cards())
+    assert row.cache.amount == sum(card.bytes for card in row_blocks.entries())
     assert run.seconds / FACTOR < row.time.amount < max(run.seconds, 0.5) * FACTOR
     assert run.peak_memory_bytes / 2 < row.memory.amount < 2 * run.peak_memory_bytes
     assert (row.cache.how, row.time.how, row.memory.how, row.lacks) == ("measured", "measured", "estimated", ())

@@ -29,11 +29,12 @@ class Tower(nn.Module, ABC):
 
     ``width`` is the size of the features. ``is_staged`` says whether the blocks run once each, in order, so that the
     forward pass can be cut between them. ``variant`` identifies what is computed with the weights, ``fingerprint`` the
-    pretrained weights; it is None where they are random.
+    pretrained weights; it is None where they are random. ``place`` is the folder or hub name of the tower.
     """
 
     kind: str
     name: str
+    place = ""
     variant: str
     on_input = ""  # continues "cannot be run"
 

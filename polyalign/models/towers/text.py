@@ -63,7 +63,7 @@ class TextTower(Tower):
             config.use_cache = False  # a decoder's keys are for generation
         self.head = head
         self.tokenizer = tokenizer
-        self.revision = spec.revision
+        self.revision, self.place = spec.revision, spec.model
         self.max_tokens = spec.max_tokens
         self.prompt = spec.prompt or ""
         self.lower_case = False

@@ -64,7 +64,7 @@ def build_vision(
     if pretrained and weights is not None:
         _load_weights(model, weights)
     tower = VisionTower(model.eval(), preprocessing or _preprocessing(model, stated, args), spec.pooling, fresh)
-    tower.source = (name, args)
+    tower.source, tower.place = (name, args), spec.model
     if pretrained:
         tower.fingerprint = fingerprint(model)
     if pretrained and weights is not None and preprocessing is None:
