@@ -102,6 +102,47 @@ def test_clearing_keeps_what_is_in_use(run, model, photos, cache):  # noqa: F811
     assert list(cache.iterdir()) == [used]
 
 
+def test_the_cache_names_towers_models_and_folders_and_clears_one_by_name(run, model, photos, cache):  # noqa: F811
+    for folder in (photos, photos / "sub"):
+        assert run("search", model, "red", "--images", folder)[0] == 0
+    found = json.loads(run("cache", "list", "--json")[1])
+    indexes = [one for one in found if one["what"] == "photos"]
+    assert {one["folder"] for one in indexes} == {str(photos), str(photos / "sub")}
+    assert {one["model"] for one in indexes} == {str(model)}
+    shown = run("cache", "list")[1]
+    assert all(one["name"] in shown and one["folder"] in shown for one in indexes)
+    towers = {one["model"] for one in found if one not in indexes}
+    assert towers <= {str(tiny.text()), str(tiny.vision())}
+    code, out, _ = run("cache", "clear", indexes[0]["name"])
+    assert code == 0
+    assert "freed" in out
+    assert [path.name for path in cache.iterdir()] == [indexes[1]["name"]]
+    code, out, err = run("cache", "clear", indexes[0]["name"])
+    assert (code, out) == (2, "")
+    assert err == f"error: nothing is cached as '{indexes[0]['name']}': see `polyalign cache list`\n"
+
+
+def test_prune_deletes_the_folder_that_was_not_searched_for_longest(run, model, photos, cache):  # noqa: F811
+    kept = []
+    for folder in (photos, photos / "sub"):
+        assert run("search", model, "red", "--images", folder)[0] == 0
+        (new,) = set(cache.iterdir()) - set(kept)
+        kept.append(new)
+    for place in (*kept, *(cache.parent / "features").rglob("*.rows")):
+        os.utime(place, (100, 100))
+    assert run("search", model, "red", "--images", photos)[0] == 0  # now the last used
+    size = sum(path.stat().st_size for path in kept[0].iterdir())
+    code, out, _ = run("cache", "prune", "--max-gib", size * 1.5 / 2**30)
+    assert code == 0
+    assert kept[1].name in out
+    assert list(cache.iterdir()) == kept[:1]
+    assert run("cache", "prune", "--max-gib", 0)[0] == 0
+    assert not list(cache.iterdir())
+    assert json.loads(run("cache", "list", "--json")[1]) == []
+    code, _, err = run("cache", "prune")
+    assert (code, "--max-gib" in err) == (2, True)
+
+
 def test_a_second_search_of_a_changed_folder_waits(run, model, photos, cache, monkeypatch):  # noqa: F811
     words = ("search", model, "red", "--images", photos)
     assert run(*words)[0] == 0
