@@ -79,7 +79,7 @@ def languages(source: str, known: Iterable[Lang]) -> list[str]:
         UserError: the file cannot be read, or has another format, with names in one language.
     """
     try:
-        table = files.read_json(Path(source)) if source.endswith(".json") else {}
+        table = _read_object(Path(source)) if source.endswith(".json") else {}
     except UserError:
         table = {}
     if not _is_babel(table):
@@ -91,10 +91,7 @@ def _read(path: Path, lang: Lang) -> dict[str, Any]:
     if path.suffix in _TABLES:
         return _from_table(sheet.read(path), lang)
     if path.suffix == ".json":
-        table = files.read_json(path)
-        if not isinstance(table, dict):
-            raise UserError(f'{path} is not of the form {{"class": "name"}}')
-        return table
+        return _read_object(path)
     names: dict[str, list[str]] = {}
     for number, line in enumerate(files.lines(path), start=1):
         if line.strip():
@@ -103,6 +100,13 @@ def _read(path: Path, lang: Lang) -> dict[str, Any]:
                 raise UserError(f'{path}, line {number} is not "class<TAB>name": {line[:60]!r}')
             names.setdefault(key, []).append(name)
     return names
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    table = files.read_json(path)
+    if not isinstance(table, dict):
+        raise UserError(f'{path} is not of the form {{"class": "name"}}')
+    return table
 
 
 def _from_table(table: sheet.Sheet, lang: Lang) -> dict[str, list[str]]:

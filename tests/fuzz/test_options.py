@@ -108,7 +108,7 @@ def test_the_commands_are_found() -> None:
 
 
 @pytest.mark.parametrize(("path", "command"), COMMANDS, ids=["-".join(path) for path, _ in COMMANDS])
-@cases(20)
+@cases(14)
 @given(data=st.data())
 def test_any_options(world: Path, path: tuple[str, ...], command: Any, data: st.DataObject) -> None:
     arguments, written = data.draw(command_lines(path, command))

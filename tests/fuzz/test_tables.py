@@ -113,7 +113,7 @@ every_format = pytest.mark.parametrize("suffix", FORMATS)
 
 
 @every_format
-@cases(24)
+@cases(20)
 @given(data=st.data())
 def test_damaged_bytes(world: Path, suffix: str, data: st.DataObject) -> None:
     content = data.draw(mutated(FORMATS[suffix](rows(world))))
@@ -122,7 +122,7 @@ def test_damaged_bytes(world: Path, suffix: str, data: st.DataObject) -> None:
 
 
 @every_format
-@cases(24)
+@cases(20)
 @given(data=st.data())
 def test_any_cells(world: Path, suffix: str, data: st.DataObject) -> None:
     own = cells if suffix in (".csv", ".tsv") else cells | json_values
@@ -149,7 +149,7 @@ def test_deep_json(world: Path, text: str, key: str) -> None:
         read(box, f'{{"{key}": {text}}}\n'.encode(), ".jsonl")
 
 
-@cases(24)
+@cases(20)
 @given(data=st.data())
 def test_any_column_settings(world: Path, data: st.DataObject) -> None:
     keys = (

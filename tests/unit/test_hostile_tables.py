@@ -300,7 +300,10 @@ def test_a_pipe_or_folder_in_place_of_a_table_is_refused(tmp_path, name):
 
 @many
 @given(
-    st.sampled_from([".tsv", ".json"]), st.binary(max_size=80) | values.map(lambda value: json.dumps(value).encode())
+    st.sampled_from([".tsv", ".json", ".csv", ".jsonl"]),
+    st.binary(max_size=80)
+    | values.map(lambda value: json.dumps(value).encode())
+    | values.map(lambda value: json.dumps({"class": value, "name": value}).encode()),
 )
 def test_any_file_of_class_names_is_read_or_refused(tmp_path, ending, content):
     path = tmp_path / f"names{ending}"

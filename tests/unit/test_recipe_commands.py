@@ -53,7 +53,7 @@ def test_show_fits_a_terminal_and_follows_its_options(run):
     assert "Language qu." in words
     assert "* optim.lr 0.5 (default 0.001)" in words
     assert "* optim.batch_size 512 (default 256)" in words
-    assert "optim.epochs 15 optim.min_steps" in words
+    assert "optim.epochs 15 * optim.min_steps 300 (default 0)" in words
     assert "strategy.rank 8" in words
     assert "`micro_batch` limits memory" in words
 
